@@ -1,0 +1,1504 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the weights of an nginx upstream in step with the load of its vLLM nodes.
+
+One run is one tick, and data flows one way:
+
+    collect   scrape every node's /metrics              (network, no privileges)
+    decide    samples + memory + config -> plan         (pure: no I/O, no clock)
+    apply     plan -> upstream file, nginx -t, reload,  (root, trusts nothing it reads)
+              proof that the new file is live, or rollback
+
+`run` does all of it; under systemd `collect` runs as an unprivileged user and hands its plan to
+`apply` through a file. Exit codes: 0 done or nothing to do, 1 failed with the live configuration
+intact or restored, 2 usage or configuration error, 75 another run holds the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import hashlib
+import ipaddress
+import itertools
+import json
+import math
+import os
+import queue
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import MISSING, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    import requests
+
+# requests, prometheus_client and jinja2 are imported where they are used: each half of a tick
+# loads only what it needs, and `apply`, which runs as root, never loads the metrics parser.
+
+__version__ = "0.1.0"
+
+EXIT_FAILED, EXIT_USAGE, EXIT_LOCKED = 1, 2, 75
+NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
+POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
+PRINTABLE = re.compile(r"[ -~]{0,300}")
+MAX_WEIGHT = 100
+
+
+class FailureError(Exception):
+    """A foreseeable fault. Its text is the one line the operator reads."""
+
+    def __init__(self, message: str, code: int = EXIT_FAILED) -> None:
+        """Keep the line and the exit code it ends with."""
+        super().__init__(message)
+        self.code = code
+
+
+# --- Settings: dataclasses that say what they allow ------------------------------------------
+
+
+def setting(allowed: str, check: Callable[[Any], bool], default: Any = MISSING) -> Any:
+    """Declare a dataclass field with its check and the words that describe what it allows."""
+    return field(default=default, metadata={"allowed": allowed, "check": check})
+
+
+def number(low: float, high: float, default: Any = MISSING) -> Any:
+    """Declare a number within [low, high]."""
+    return setting(f"a number from {low:g} to {high:g}", lambda v: low <= v <= high, default)
+
+
+def choice(*options: str, default: Any = MISSING) -> Any:
+    """Declare one of several words."""
+    return setting("one of " + ", ".join(options), lambda v: v in options, default)
+
+
+def text(pattern: re.Pattern[str], allowed: str, default: Any = MISSING) -> Any:
+    """Declare a text that a pattern matches from end to end."""
+    return setting(allowed, lambda v: bool(pattern.fullmatch(v)), default)
+
+
+def path_setting(default: Any = MISSING) -> Any:
+    """Declare an absolute path."""
+    return setting("an absolute path", lambda v: v.startswith("/") and v.isprintable(), default)
+
+
+def is_ip(value: str) -> bool:
+    """Tell whether a text is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return "%" not in value  # a zone such as fe80::1%eth0 is not portable into nginx
+
+
+def is_host(value: str) -> bool:
+    """Tell whether a text is an IP address or a host name."""
+    return is_ip(value) or bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
+
+
+ARGV = setting("a list of at least one word", lambda v: len(v) > 0, ())
+URL = re.compile(r"https?://[!-~]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrape:
+    """How /metrics is read. timeout_seconds bounds one whole response, not one packet."""
+
+    path: str = text(re.compile(r"/[!-~]*"), "a path that starts with /", "/metrics")
+    timeout_seconds: float = number(0.1, 60, 5.0)
+    max_bytes: int = number(1024, 2**28, 4 * 2**20)
+    workers: int = number(1, 1024, 32)
+    api_key_file: str | None = path_setting(None)
+    ca_file: str | None = path_setting(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NginxSettings:
+    """Where the upstream goes, and how nginx is tested, reloaded and asked what is live."""
+
+    upstream_file: str = path_setting("/etc/nginx/vllm-nginx-lb/upstream.conf")
+    upstream_template: str | None = path_setting(None)
+    test_command: tuple[str, ...] = dataclasses.field(default=("nginx", "-t"), metadata=ARGV.metadata)
+    reload_command: tuple[str, ...] = dataclasses.field(default=("nginx", "-s", "reload"), metadata=ARGV.metadata)
+    confirm_url: str | None = text(URL, "an http(s) URL, or null", None)
+    confirm_timeout_seconds: float = number(0.1, 60, 5.0)
+    min_reload_interval_seconds: float = number(0, 86400, 30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """When a node goes down (fall), comes back (rise), and when its last reading is too old."""
+
+    fall: int = number(1, 1000, 3)
+    rise: int = number(1, 1000, 2)
+    stale_after_seconds: float = number(1, 86400, 180.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One vLLM server."""
+
+    name: str = text(NAME, "1 to 63 of A-Z a-z 0-9 . _ -")
+    host: str = setting("an IP address or a host name", is_host)
+    port: int = number(1, 65535, 18090)
+    scheme: str = choice("http", "https", default="http")
+    capacity: float = number(0.01, 100, 1.0)
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One upstream block: its nodes, its balancing method and the policy that weighs them."""
+
+    name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
+    method: str = choice("least_conn", "round_robin", "random_two_least_conn", default="least_conn")
+    keepalive: int = number(0, 65535, 64)
+    keepalive_timeout_seconds: int = number(1, 3600, 2)
+    max_fails: int = number(0, 10**6, 10)
+    fail_timeout_seconds: int = number(1, 86400, 60)
+    policy: str = setting(
+        "one of stepped, static",
+        lambda v: v in POLICIES,
+        "stepped",
+    )
+    nodes: tuple[Node, ...] = setting("a list of at least one node", lambda v: len(v) > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvStep:
+    """One rung of the ladder: from this KV-cache usage (ratio) on, this weight."""
+
+    at_least: float = number(0, 1)
+    weight: int = number(1, MAX_WEIGHT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """The ladder: KV usage picks a level, each further sign of load moves it one level down."""
+
+    levels: tuple[int, ...] = setting(
+        f"weights from {MAX_WEIGHT} to 1, falling",
+        lambda v: len(v) > 0 and all(0 < w <= MAX_WEIGHT for w in v) and all(a > b for a, b in itertools.pairwise(v)),
+        (100, 60, 30, 10),
+    )
+    kv_cache: tuple[KvStep, ...] = (
+        KvStep(at_least=0.92, weight=10),
+        KvStep(at_least=0.85, weight=30),
+        KvStep(at_least=0.75, weight=60),
+    )
+    max_waiting: int = number(0, 10**6, 0)
+    max_running: int = number(0, 10**6, 8)
+    downgrade_on_preemption: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """The settings of each policy that has any."""
+
+    stepped: Stepped = Stepped()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the operator decides."""
+
+    state_directory: str = path_setting("/var/lib/vllm-nginx-lb")
+    scrape: Scrape = Scrape()
+    nginx: NginxSettings = NginxSettings()
+    health: Health = Health()
+    pools: tuple[Pool, ...] = setting("a list of at least one pool", lambda v: len(v) > 0)
+    policies: Policies = Policies()
+
+
+def build(kind: Any, value: Any, where: str, problems: list[str], allowed: str = "") -> Any:
+    """Turn plain data into `kind`, a settings class or a type one of its fields has.
+
+    What does not fit adds a line `where: value: expected ...` to `problems`, and MISSING comes back.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build_record(kind, value, where, problems)
+    if get_origin(kind) is UnionType:
+        kinds = [each for each in get_args(kind) if each is not type(None)]
+        return None if value is None else build(kinds[0], value, where, problems, allowed)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            problems.append(f"{where}: {shown(value)}: expected {allowed or 'a list'}")
+            return MISSING
+        items = [build(get_args(kind)[0], v, f"{where}[{i}]", problems) for i, v in enumerate(value)]
+        return MISSING if MISSING in items else tuple(items)
+    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool) or not is_finite(value):
+        problems.append(f"{where}: {shown(value)}: expected {allowed or words}")
+        return MISSING
+    return float(value) if kind is float else value
+
+
+def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """Turn a mapping into the settings class `kind`; see `build`."""
+    if not isinstance(value, dict):
+        problems.append(f"{where}: {shown(value)}: expected a mapping")
+        return MISSING
+    prefix = f"{where}." if where else ""
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    problems += [
+        f"{prefix}{shown(key)}: unknown key: expected one of {', '.join(fields)}" for key in value if key not in fields
+    ]
+    hints = get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for name, each in fields.items():
+        allowed = each.metadata.get("allowed", "")
+        if name not in value:
+            if each.default is MISSING:
+                problems.append(f"{prefix}{name}: missing: expected {allowed or 'a value'}")
+                found[name] = MISSING
+            continue
+        found[name] = built = build(hints[name], value[name], prefix + name, problems, allowed)
+        check = each.metadata.get("check")
+        if built is not MISSING and built is not None and check and not check(built):
+            problems.append(f"{prefix}{name}: {shown(value[name])}: expected {allowed}")
+            found[name] = MISSING
+    return MISSING if MISSING in found.values() else kind(**found)
+
+
+def is_finite(value: Any) -> bool:
+    """Tell whether a scalar is fit for arithmetic: YAML and JSON can both carry NaN."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def shown(value: Any) -> str:
+    """Quote a value for a message, printable and short."""
+    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."  # noqa: PLR2004 - one line
+
+
+def cross_check(config: Config) -> Iterator[str]:
+    """Yield a line for each problem that no single field shows."""
+    first_seen: dict[str, str] = {}
+    for p, pool in enumerate(config.pools):
+        items = [(f"pools[{p}].name", pool.name, "a pool")]
+        for n, node in enumerate(pool.nodes):
+            where = f"pools[{p}].nodes[{n}]"
+            address = f"{node.host.lower()}:{node.port}"
+            items += [(f"{where}.name", node.name, "a node"), (f"{where}.host", address, "an address")]
+        for where, value, kind in items:
+            earlier = first_seen.setdefault(f"{kind} {value}", where)
+            if earlier != where:
+                yield f"{where}: {value!r}: already used by {earlier}: expected {kind} of its own"
+        if all(node.drain for node in pool.nodes):
+            yield f"pools[{p}].nodes: every node has drain: true: expected at least one that serves"
+    stepped = config.policies.stepped
+    for k, step in enumerate(stepped.kv_cache):
+        if step.weight not in stepped.levels:
+            yield f"policies.stepped.kv_cache[{k}].weight: {step.weight}: expected one of levels {list(stepped.levels)}"
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the configuration; every problem is one line of a FailureError with exit code 2."""
+    # The C loader reads 1,000 nodes in a tenth of the time; some builds of PyYAML lack it.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        raw = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
+    except OSError as error:
+        raise FailureError(f"{path}: {error.strerror}: expected a readable configuration", EXIT_USAGE) from error
+    except yaml.YAMLError as error:
+        raise FailureError(f"{path}: not YAML: {' '.join(str(error).split())}", EXIT_USAGE) from error
+    problems: list[str] = []
+    config = build(Config, raw, "", problems)
+    if config is not MISSING and not problems:
+        problems = list(cross_check(config))
+    if problems:
+        raise FailureError("\n".join(f"{path}: {problem.removeprefix(': ')}" for problem in problems), EXIT_USAGE)
+    assert isinstance(config, Config)  # tells the type checker what build() returned
+    return config
+
+
+# --- Parse: the text of /metrics -> one reading -------------------------------------------------
+
+# vLLM's metric names without their prefix, which is "vllm:", or "vllm_" behind some scrapers.
+# Names match exactly: num_requests_waiting_by_reason and num_preemptions_created are not wanted.
+# kv_cache_usage_perc was gpu_cache_usage_perc before vLLM 0.9.
+METRICS = {
+    "kv_cache_usage_perc": "kv",
+    "gpu_cache_usage_perc": "kv",
+    "num_requests_waiting": "waiting",
+    "num_requests_running": "running",
+    "num_preemptions_total": "preemptions",
+    "engine_sleep_state": "sleep",
+}
+# The parser takes 10 ms for a whole scrape of 50 KB, this filter a fraction of one.
+WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
+MAX_LINE_BYTES, MAX_LINES = 4096, 4096
+
+
+class UnreadableError(Exception):
+    """A node answered, but its answer cannot be used. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One good scrape of one node, over all its engines."""
+
+    kv_cache_usage: float  # ratio 0..1, the fullest engine
+    waiting: int  # requests queued, summed
+    running: int  # requests in a batch, summed
+    preemptions: int  # since the node started, summed
+    engines: int  # at least 1
+    awake: bool
+
+
+def parse_metrics(body: bytes) -> Reading:
+    """Read one node's load out of its /metrics; raise UnreadableError for anything dubious."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    lines = WANTED_LINE.findall(body)
+    if len(lines) > MAX_LINES or any(len(line) > MAX_LINE_BYTES for line in lines):
+        raise UnreadableError("metrics far larger than vLLM's")
+    found: dict[str, dict[tuple[str, ...], float]] = {kind: {} for kind in METRICS.values()}
+    engines = set()
+    try:
+        for family in text_string_to_metric_families(b"\n".join(lines).decode() + "\n"):
+            for sample in family.samples:
+                kind = METRICS[sample.name[len("vllm:") :]]
+                key = (sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items())))
+                if key in found[kind]:
+                    raise UnreadableError(f"{sample.name} comes twice with the same labels")
+                found[kind][key] = plausible(sample.name, kind, sample.value)
+                if kind == "sleep" and sample.labels.get("sleep_state") != "awake":
+                    del found[kind][key]
+                engines.add(sample.labels.get("engine", ""))
+    except UnreadableError:
+        raise
+    except Exception as error:  # the parser does not say what it may raise
+        raise UnreadableError("not in the Prometheus text format") from error
+    for kind in ("kv", "waiting", "running", "preemptions"):
+        if not found[kind]:
+            raise UnreadableError(f"no vllm:{next(name for name, k in METRICS.items() if k == kind)}")
+    return Reading(
+        kv_cache_usage=max(found["kv"].values()),
+        waiting=int(sum(found["waiting"].values())),
+        running=int(sum(found["running"].values())),
+        preemptions=int(sum(found["preemptions"].values())),
+        engines=len(engines),
+        awake=not found["sleep"] or any(found["sleep"].values()),
+    )
+
+
+def plausible(name: str, kind: str, value: float) -> float:
+    """Return the value if vLLM could have meant it: finite, not negative, a ratio up to 1, else a count."""
+    if kind == "kv" and 0 <= value <= 1:
+        return value
+    if kind != "kv" and 0 <= value <= 2**53 and value == int(value):
+        return value
+    raise UnreadableError(f"{name} is {value:g}")
+
+
+# --- Collect: one scrape of every node ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one scrape of one node brought."""
+
+    address: str | None  # the IP to write into the upstream; None if the name never resolved
+    seconds: float  # how long the scrape took
+    reading: Reading | None = None
+    error: str | None = None  # why there is no reading
+    answered: bool = True  # False: no HTTP answer at all, which counts towards health.fall
+
+
+@dataclass(slots=True)
+class Job:
+    """A scrape under way. The scraping thread writes `answered` and `address`, the main thread reads them."""
+
+    node: Node
+    address: str | None
+    started: float
+    answered: bool = False
+
+
+# A scrape without an answer after this many seconds waits for the network, not for a processor:
+# it stops counting towards scrape.workers, so that dead nodes never hold up live ones.
+BLOCKED_AFTER_SECONDS = 0.1
+
+
+def scrape_all(
+    nodes: Sequence[Node], settings: Scrape, api_key: str | None, addresses: Mapping[str, str | None]
+) -> dict[str, Sample]:
+    """Scrape every node in threads, each under its own deadline; always returns a sample per node.
+
+    A thread whose node is still dripping bytes at the deadline is left behind; it is a daemon and
+    ends with the process. `addresses` are the last known ones, for names that do not resolve now.
+    """
+    import requests  # noqa: F401 - once here, not in many threads at once
+
+    results: queue.SimpleQueue[tuple[Job, Sample]] = queue.SimpleQueue()
+    pending, active, samples = deque(nodes), dict[str, Job](), dict[str, Sample]()
+    while pending or active:
+        now = time.monotonic()
+        for job in [job for job in active.values() if now - job.started > settings.timeout_seconds]:
+            del active[job.node.name]
+            error = f"no {'complete ' if job.answered else ''}answer within {settings.timeout_seconds:g} s"
+            samples[job.node.name] = Sample(job.address, now - job.started, error=error, answered=job.answered)
+        busy = sum(job.answered or now - job.started < BLOCKED_AFTER_SECONDS for job in active.values())
+        for _ in range(min(len(pending), settings.workers - busy)):
+            node = pending.popleft()
+            job = active[node.name] = Job(node, addresses.get(node.name), now)
+            threading.Thread(target=scrape_job, args=(job, settings, api_key, results), daemon=True).start()
+        with contextlib.suppress(queue.Empty):
+            while active:
+                job, sample = results.get(timeout=BLOCKED_AFTER_SECONDS / 2)
+                if active.pop(job.node.name, None):
+                    samples[job.node.name] = sample
+                if pending:
+                    break
+    return samples
+
+
+def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.SimpleQueue[tuple[Job, Sample]]) -> None:
+    """Resolve and scrape one node, and put its sample on the queue, whatever happens."""
+    import requests
+
+    reading, error = None, None
+    try:
+        job.address = resolve(job.node, job.address)
+        reading = parse_metrics(fetch_metrics(job, settings, api_key))
+    except UnreadableError as unreadable:
+        error = str(unreadable)
+    except (OSError, requests.RequestException) as fault:
+        error = network_reason(fault)
+    except Exception as fault:  # noqa: BLE001 - a node must not be able to end the tick
+        error = f"unexpected {type(fault).__name__}"
+    seconds = time.monotonic() - job.started
+    results.put((job, Sample(job.address, seconds, reading, error, job.answered)))
+
+
+def resolve(node: Node, last: str | None) -> str:
+    """Return the IP to write for a node, keeping the last one as long as its name still leads there.
+
+    Raises:
+        OSError: the name does not resolve.
+    """
+    if is_ip(node.host):
+        return node.host
+    found = [str(info[4][0]) for info in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)]
+    usable = [address for address in found if is_ip(address)]
+    if not usable:
+        raise OSError(f"{node.host} has no usable address")
+    return last if last in usable else usable[0]
+
+
+def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
+    """GET one node's metrics; raise UnreadableError for an answer that cannot be metrics."""
+    host = f"[{job.node.host}]" if ":" in job.node.host else job.node.host
+    headers = {
+        "Accept": "text/plain;version=0.0.4",
+        "Accept-Encoding": "identity",  # a compressed answer could unpack to anything
+        "Connection": "close",
+        "User-Agent": f"vllm-nginx-lb/{__version__}",
+    }
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    with (
+        http_session() as session,
+        session.get(
+            f"{job.node.scheme}://{host}:{job.node.port}{settings.path}",
+            headers=headers,
+            timeout=settings.timeout_seconds,
+            allow_redirects=False,
+            stream=True,
+            verify=settings.ca_file or True,
+        ) as response,
+    ):
+        job.answered = True
+        hint = " (see scrape.api_key_file)" if response.status_code in (401, 403) else ""
+        if response.status_code != 200:  # noqa: PLR2004 - HTTP's own number
+            raise UnreadableError(f"HTTP {response.status_code}{hint}")
+        content_type = response.headers.get("Content-Type", "none")
+        if not content_type.lower().startswith("text/plain"):
+            raise UnreadableError(f"content type {printable(content_type)} instead of text/plain")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnreadableError("compressed although asked not to be")
+        body = bytearray()
+        for chunk in response.raw.stream(65536, decode_content=False):
+            body += chunk
+            if len(body) > settings.max_bytes:
+                raise UnreadableError(f"more than {settings.max_bytes} bytes")
+    return bytes(body)
+
+
+def http_session() -> requests.Session:
+    """Make a session that ignores the environment's proxies and .netrc."""
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
+def network_reason(error: BaseException) -> str:
+    """Find the few words that matter, such as "connection refused", in an error from requests."""
+    reasons = [printable(type(error).__name__)]
+    todo: list[Any] = [error]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, OSError) and each.strerror:
+            reasons.append(each.strerror)
+        if isinstance(each, BaseException):
+            todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+    return printable(reasons[-1]).lower()
+
+
+def printable(value: str) -> str:
+    """Make any text fit for one line of a log, a status file or a terminal."""
+    return re.sub(r"[^ -~]", "?", value)[:120]
+
+
+# --- Decide: samples -> plan ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeMemory:
+    """What one tick leaves for the next about a node. Times are seconds of the monotonic clock."""
+
+    up: bool | None = None  # None: neither read nor given up so far
+    weight: int | None = number(0, MAX_WEIGHT, None)
+    failures: int = number(0, 2**53, 0)  # scrapes without an answer, in a row
+    successes: int = number(0, 2**53, 0)  # good scrapes, in a row
+    read_at: float | None = None
+    preemptions: int | None = None
+    address: str | None = setting("an IP address", is_ip, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """What is decided for one node, and why. Weight 0 is written as nginx's `down`."""
+
+    name: str = text(NAME, "a node's name")
+    address: str | None = setting("an IP address", is_ip)
+    state: str = choice("up", "down", "unknown", "drained")
+    kv_cache_usage: float | None = number(0, 1)
+    waiting: int | None = number(0, 2**60)
+    running: int | None = number(0, 2**60)
+    preemptions_delta: int | None = number(0, 2**60)
+    engines: int | None = number(1, MAX_LINES)
+    weight: int = number(0, MAX_WEIGHT)
+    previous_weight: int | None = number(0, MAX_WEIGHT)
+    reason: str = text(PRINTABLE, "printable text")
+    scrape_seconds: float = number(0, 86400)
+    error: str | None = text(PRINTABLE, "printable text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """One pool's nodes, and why its weights were held although they should have moved."""
+
+    name: str = text(POOL_NAME, "a pool's name")
+    held: str | None = text(PRINTABLE, "printable text")
+    nodes: tuple[NodePlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `collect` hands to `apply`."""
+
+    version: int = number(1, 1)
+    decided_at: str = text(re.compile(r"[0-9T:.Z+-]{20,40}"), "an RFC 3339 time")
+    pools: tuple[PoolPlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a policy sees of a node that could be read."""
+
+    reading: Reading
+    preemptions_delta: int  # since the previous reading
+
+
+def weigh_stepped(pool: Pool, policies: Policies, seen: Mapping[str, Observation]) -> dict[str, tuple[int, str]]:
+    """Weigh each node by the published ladder, alone: KV usage, then waiting, preemptions, running."""
+    return {node.name: stepped_weight(seen[node.name], policies.stepped) for node in pool.nodes if node.name in seen}
+
+
+def stepped_weight(seen: Observation, rules: Stepped) -> tuple[int, str]:
+    """Return the ladder's weight for one node, and the reasons for it."""
+    reading = seen.reading
+    steps = sorted(rules.kv_cache, key=lambda step: step.at_least, reverse=True)
+    reached = next((step for step in steps if reading.kv_cache_usage >= step.at_least), None)
+    if reached:
+        reasons = [f"kv {reading.kv_cache_usage:.2f} >= {reached.at_least:g}"]
+    else:
+        limit = f" < {steps[-1].at_least:g}" if steps else ""
+        reasons = [f"kv {reading.kv_cache_usage:.2f}{limit}"]
+    if reading.waiting > rules.max_waiting:
+        reasons.append(f"waiting {reading.waiting} > {rules.max_waiting}")
+    if rules.downgrade_on_preemption and seen.preemptions_delta > 0:
+        reasons.append(f"{seen.preemptions_delta} new preemptions")
+    if reading.running > rules.max_running * reading.engines:
+        reasons.append(f"running {reading.running / reading.engines:g} > {rules.max_running} per engine")
+    level = rules.levels.index(reached.weight if reached else rules.levels[0]) + len(reasons) - 1
+    return rules.levels[min(level, len(rules.levels) - 1)], ", ".join(reasons)
+
+
+def weigh_static(pool: Pool, _policies: Policies, seen: Mapping[str, Observation]) -> dict[str, tuple[int, str]]:
+    """Weigh each node by its configured capacity; the largest of the pool gets 100."""
+    return {
+        node.name: (static_weight(pool, node), f"capacity {node.capacity:g}")
+        for node in pool.nodes
+        if node.name in seen
+    }
+
+
+def static_weight(pool: Pool, node: Node) -> int:
+    """Return a node's share of the pool's largest capacity, from 1 to 100."""
+    return max(1, round(MAX_WEIGHT * node.capacity / max(each.capacity for each in pool.nodes)))
+
+
+# A policy weighs the nodes of a pool that could be read: name -> (weight 1..100, reason).
+POLICIES: dict[str, Callable[[Pool, Policies, Mapping[str, Observation]], dict[str, tuple[int, str]]]] = {
+    "stepped": weigh_stepped,
+    "static": weigh_static,
+}
+
+
+def lowest_weight(pool: Pool, node: Node, policies: Policies) -> int:
+    """Return the trickle that lets a node prove itself: where it starts, and where a stale one ends."""
+    return static_weight(pool, node) if pool.policy == "static" else policies.stepped.levels[-1]
+
+
+def decide(
+    config: Config,
+    samples: Mapping[str, Sample],
+    memory: Mapping[str, NodeMemory],
+    drained: AbstractSet[str],
+    now: float,
+) -> tuple[tuple[PoolPlan, ...], dict[str, NodeMemory]]:
+    """Decide every node's state and weight: a pure function, `now` in seconds of the monotonic clock."""
+    plans: list[PoolPlan] = []
+    remembered: dict[str, NodeMemory] = {}
+    for pool in config.pools:
+        before = {node.name: memory.get(node.name, NodeMemory()) for node in pool.nodes}
+        after = {node.name: observe(before[node.name], samples[node.name], config.health, now) for node in pool.nodes}
+        seen = {
+            name: Observation(reading, preemptions_delta(before[name], reading))
+            for name in before
+            if (reading := samples[name].reading)
+        }
+        verdicts = POLICIES[pool.policy](pool, config.policies, seen)
+        nodes = []
+        for node in pool.nodes:
+            was, now_is, sample = before[node.name], after[node.name], samples[node.name]
+            lowest = lowest_weight(pool, node, config.policies)
+            if sample.reading and sample.reading.awake:
+                state, weight, reason = judge_read(was, now_is, verdicts[node.name], lowest, config.health)
+            elif sample.reading:
+                state, weight, reason = "down", 0, "asleep"
+            else:
+                error = sample.error or "no reading"
+                state, weight, reason = judge_unread(was, now_is, error, lowest, config.health, now)
+            if node.drain or node.name in drained:
+                by = "in the inventory" if node.drain else "by the operator"
+                state, weight, reason = "drained", 0, f"drained {by}"
+            elif not sample.address:
+                weight = 0
+            nodes.append(plan_node(node, was, sample, seen.get(node.name), (state, weight, reason)))
+        plan = hold_if_needed(pool, config.policies, nodes, any_read=bool(seen))
+        plans.append(plan)
+        remembered |= {each.name: dataclasses.replace(after[each.name], weight=each.weight) for each in plan.nodes}
+    return tuple(plans), remembered
+
+
+def observe(was: NodeMemory, sample: Sample, health: Health, now: float) -> NodeMemory:
+    """Count a node's good and failed scrapes, and move it between up and down."""
+    # A monotonic clock starts again at boot: a time from "the future" is from before it.
+    read_at = None if was.read_at is None else min(was.read_at, now)
+    reading = sample.reading
+    if reading and reading.awake:
+        successes = was.successes + 1
+        return NodeMemory(
+            up=was.up is not False or successes >= health.rise,
+            successes=successes,
+            read_at=now,
+            preemptions=reading.preemptions,
+            address=sample.address,
+        )
+    failures = 0 if sample.answered else was.failures + 1
+    return NodeMemory(
+        up=False if reading or failures >= health.fall else was.up,
+        failures=failures,
+        read_at=read_at,
+        preemptions=reading.preemptions if reading else was.preemptions,
+        address=sample.address,
+    )
+
+
+def preemptions_delta(was: NodeMemory, reading: Reading) -> int:
+    """Return new preemptions; none on first sight, nor when the counter started again."""
+    return 0 if was.preemptions is None else max(0, reading.preemptions - was.preemptions)
+
+
+def judge_read(
+    was: NodeMemory, now_is: NodeMemory, verdict: tuple[int, str], lowest: int, health: Health
+) -> tuple[str, int, str]:
+    """Return the state, weight and reason of a node that could be read and is awake."""
+    if not now_is.up:
+        return "down", 0, f"{now_is.successes} of {health.rise} good scrapes"
+    if was.up is False:
+        return "up", lowest, f"back after {now_is.successes} good scrapes, starting low"
+    return "up", *verdict
+
+
+def judge_unread(
+    was: NodeMemory, now_is: NodeMemory, error: str, lowest: int, health: Health, now: float
+) -> tuple[str, int, str]:
+    """Return the state, weight and reason of a node that could not be read."""
+    counted = f"{error} ({now_is.failures} of {health.fall})" if now_is.failures else error
+    if now_is.up is False:
+        return "down", 0, f"{error}, {now_is.failures} in a row" if now_is.failures else error
+    if now_is.read_at is None:
+        return "unknown", lowest, f"{counted}, never read"
+    age = now - now_is.read_at
+    if was.weight and age <= health.stale_after_seconds:
+        return "unknown", was.weight, f"{counted}, last weight held"
+    return "unknown", lowest, f"{counted}, not read for {age:.0f} s"
+
+
+def plan_node(
+    node: Node, was: NodeMemory, sample: Sample, seen: Observation | None, verdict: tuple[str, int, str]
+) -> NodePlan:
+    """Put together what the plan and the status say of a node."""
+    state, weight, reason = verdict
+    reading = seen.reading if seen else None
+    return NodePlan(
+        name=node.name,
+        address=sample.address,
+        state=state,
+        kv_cache_usage=reading.kv_cache_usage if reading else None,
+        waiting=reading.waiting if reading else None,
+        running=reading.running if reading else None,
+        preemptions_delta=seen.preemptions_delta if seen else None,
+        engines=reading.engines if reading else None,
+        weight=weight,
+        previous_weight=was.weight,
+        reason=reason,
+        scrape_seconds=round(sample.seconds, 4),
+        error=sample.error,
+    )
+
+
+def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *, any_read: bool) -> PoolPlan:
+    """Never let a pool go empty: keep its last weights when no node can be read, or none would serve."""
+    if any_read and any(node.weight for node in nodes):
+        return PoolPlan(name=pool.name, held=None, nodes=tuple(nodes))
+    why = "no node would be left to serve" if any_read else "no node can be read"
+    lowest = {node.name: lowest_weight(pool, node, policies) for node in pool.nodes}
+
+    def held(node: NodePlan) -> int:
+        if node.state == "drained" or not node.address:
+            return 0
+        return lowest[node.name] if node.previous_weight is None else node.previous_weight
+
+    weights = {node.name: held(node) for node in nodes}
+    if not any(weights.values()):  # nothing to go back to: let every node that may serve prove itself
+        serving = [node for node in nodes if node.state != "drained"] or nodes
+        weights |= {node.name: lowest[node.name] for node in serving if node.address}
+    kept = [dataclasses.replace(node, weight=weights[node.name]) for node in nodes]
+    return PoolPlan(name=pool.name, held=f"{why}, last weights kept", nodes=tuple(kept))
+
+
+# --- Plan: what apply believes of it ----------------------------------------------------------------
+
+
+def check_plan(raw: Any, config: Config) -> Plan:
+    """Validate a plan as if an attacker had written it: it may move weights, and nothing else.
+
+    Raises:
+        FailureError: naming the first problem.
+    """
+    problems: list[str] = []
+    plan = build(Plan, raw, "plan", problems)
+    if plan is not MISSING and not problems:
+        problems = list(plan_problems(plan, config))
+    if problems:
+        raise FailureError(f"plan refused: {printable(problems[0])}: the next collect writes a new one")
+    assert isinstance(plan, Plan)  # tells the type checker what build() returned
+    return plan
+
+
+def plan_problems(plan: Plan, config: Config) -> Iterator[str]:
+    """Yield what in a well-formed plan does not agree with the configuration."""
+    if [pool.name for pool in plan.pools] != [pool.name for pool in config.pools]:
+        yield "its pools are not the configured ones"
+        return
+    for planned, pool in zip(plan.pools, config.pools, strict=True):
+        if [node.name for node in planned.nodes] != [node.name for node in pool.nodes]:
+            yield f"pool {pool.name}: its nodes are not the configured ones"
+            return
+        if not any(node.weight for node in planned.nodes):
+            yield f"pool {pool.name}: no node would serve"
+        for at, node in zip(planned.nodes, pool.nodes, strict=True):
+            if at.address is None and at.weight:
+                yield f"node {node.name}: a weight without an address"
+            if at.address and is_ip(node.host) and at.address != node.host:
+                yield f"node {node.name}: address {at.address} instead of {node.host}"
+
+
+# --- Render: plan -> the upstream file ----------------------------------------------------------------
+
+UPSTREAM_TEMPLATE = """\
+{% for pool in pools %}
+
+upstream {{ pool.name }} {
+    zone {{ pool.name }} 1m;
+{% if pool.method == "least_conn" %}
+    least_conn;
+{% elif pool.method == "random_two_least_conn" %}
+    random two least_conn;
+{% endif %}
+{% for server in pool.servers %}
+    server {{ server.address }}:{{ server.port }} {{ "weight=%d" % server.weight if server.weight else "down" }}\
+ max_fails={{ pool.max_fails }} fail_timeout={{ pool.fail_timeout_seconds }}s; # {{ server.name }}
+{% endfor %}
+{% if pool.keepalive %}
+    keepalive {{ pool.keepalive }};
+    keepalive_timeout {{ pool.keepalive_timeout_seconds }}s;
+{% endif %}
+}
+{% endfor %}
+"""
+GENERATION_LINE = re.compile(r'^map "" \$vllm_nginx_lb_generation \{ default "([0-9a-z]{1,64})"; \}$', re.MULTILINE)
+
+
+def render(config: Config, pools: Sequence[PoolPlan], template: str) -> str:
+    """Return the upstream file for a plan; its first lines carry the generation, a hash of the rest.
+
+    Nodes whose name never resolved are left out. Raises FailureError (exit code 2) for a faulty template.
+    """
+    import jinja2
+
+    context = []
+    for planned, pool in zip(pools, config.pools, strict=True):
+        servers = [
+            {
+                "name": node.name,
+                "address": f"[{at.address}]" if ":" in at.address else at.address,
+                "port": node.port,
+                "weight": at.weight,
+            }
+            for at, node in zip(planned.nodes, pool.nodes, strict=True)
+            if at.address
+        ]
+        plain = {each.name: getattr(pool, each.name) for each in dataclasses.fields(pool)}
+        context.append(plain | {"servers": servers})
+    environment = jinja2.Environment(  # noqa: S701 - nginx configuration, not HTML
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        body = environment.from_string(template).render(pools=context)
+    except jinja2.TemplateError as error:
+        line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise FailureError(f"nginx.upstream_template:{line} {printable(str(error.message))}", EXIT_USAGE) from error
+    generation = hashlib.sha256(body.encode()).hexdigest()[:16]
+    return (
+        f"# Written by vllm-nginx-lb {__version__}; a change made here is overwritten.\n"
+        f'map "" $vllm_nginx_lb_generation {{ default "{generation}"; }}\n{body}'
+    )
+
+
+def generation_of(upstream: str) -> str | None:
+    """Return the generation an upstream file declares."""
+    found = GENERATION_LINE.search(upstream)
+    return found[1] if found else None
+
+
+def membership(upstream: str) -> str:
+    """Return an upstream file with everything removed that a mere change of weights changes."""
+    return re.sub(r"\bweight=\d+", "weight", GENERATION_LINE.sub("", upstream))
+
+
+# --- Apply: publish safely ------------------------------------------------------------------------------
+
+MAX_BACKUPS = 10
+COMMAND_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Nginx:
+    """The running nginx, and the one file of its configuration that is ours."""
+
+    settings: NginxSettings
+
+    @property
+    def file(self) -> Path:
+        """The upstream file."""
+        return Path(self.settings.upstream_file)
+
+    def read(self) -> str:
+        """Return the upstream file's text, or an empty one where there is none yet."""
+        try:
+            return self.file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def command(self, words: Sequence[str]) -> str | None:
+        """Run a command; return None if it succeeded, else the line of its output that says why not."""
+        path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian keeps nginx, off a user's PATH
+        try:
+            done = subprocess.run(  # noqa: S603 - the words come from the root-owned configuration
+                words,
+                env={"PATH": path, "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=COMMAND_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise FailureError(f"{words[0]} cannot be run: {printable(str(error))}") from error
+        if done.returncode == 0:
+            return None
+        lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no output"]
+        telling = next((line for line in lines if "[emerg]" in line), lines[-1])
+        return f"{' '.join(words)}: {re.sub(r'[^ -~]', '?', telling)}"
+
+    def test(self) -> str | None:
+        """Run nginx's own check of its whole configuration; return what it says against it."""
+        return self.command(self.settings.test_command)
+
+    def running_generation(self) -> str | None:
+        """Return the generation that nginx's workers serve; without confirm_url, the one in the file.
+
+        None means that nginx answers, with a configuration that is not ours.
+
+        Raises:
+            FailureError: nginx does not answer.
+        """
+        if not self.settings.confirm_url:
+            return generation_of(self.read())
+        import requests
+
+        try:
+            with (
+                http_session() as session,
+                session.get(
+                    self.settings.confirm_url,
+                    headers={"Connection": "close"},
+                    timeout=self.settings.confirm_timeout_seconds,
+                    allow_redirects=False,
+                ) as answer,
+            ):
+                return answer.text.strip() if answer.ok and len(answer.content) < 100 else None  # noqa: PLR2004 - a hash
+        except requests.RequestException as error:
+            url, why = self.settings.confirm_url, network_reason(error)
+            raise FailureError(f"nginx does not answer at {url} ({why}): is it running?") from error
+
+    def await_generation(self, wanted: str | None) -> str | None:
+        """Wait until nginx's workers serve a generation; return None when they do, else what they serve."""
+        deadline = time.monotonic() + self.settings.confirm_timeout_seconds
+        while True:
+            try:
+                running = self.running_generation()
+                said = f"generation {running} is still live"
+            except FailureError as failure:  # between old and new workers a connection may be refused
+                running, said = None, str(failure)
+            if running is not None and running == wanted:
+                return None
+            if time.monotonic() > deadline:
+                return f"the reload did not take: {printable(said)}"
+            time.sleep(0.02)
+
+    def go_live(self, upstream: str) -> str | None:
+        """Put a text in place, test, reload, confirm; return None, or the fault of the first step that fails."""
+        write_atomically(self.file, upstream, 0o644)
+        wanted = generation_of(upstream)
+        return (
+            self.test()
+            or self.command(self.settings.reload_command)
+            or (self.await_generation(wanted) if wanted else None)
+        )
+
+    def publish(self, upstream: str, *, current_is_good: bool) -> None:
+        """Make a text the live upstream, or put the last good one back.
+
+        Raises:
+            RolledBackError: it could not be published; the last good file is back and live.
+            FailureError: it could not be published, and going back failed too.
+        """
+        before = self.read()
+        if current_is_good and before:
+            self.keep_backup(before)
+        elif self.backups():
+            before = self.backups()[0].read_text(encoding="utf-8")
+        fault = self.go_live(upstream)
+        if fault is None:
+            return
+        if not before:
+            self.file.unlink(missing_ok=True)
+            raise FailureError(f"{fault}; there was no earlier file to go back to")
+        again = self.go_live(before)
+        if again:
+            raise FailureError(f"{fault}; going back failed too: {again}")
+        raise RolledBackError(f"{fault}; rolled back to generation {generation_of(before)}")
+
+    def keep_backup(self, upstream: str) -> None:
+        """Keep a good upstream file beside the live one, and at most MAX_BACKUPS of them.
+
+        They lie in nginx's directory, not in the state directory: what `rollback` makes live must come
+        from where only root can write.
+        """
+        backup = self.file.with_name(f"{self.file.name}.{generation_of(upstream) or 'foreign'}.bak")
+        write_atomically(backup, upstream, 0o644)
+        for old in self.backups()[MAX_BACKUPS:]:
+            old.unlink(missing_ok=True)
+
+    def backups(self) -> list[Path]:
+        """Return the backups, newest first."""
+        found = self.file.parent.glob(f"{self.file.name}.*.bak")
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+class RolledBackError(FailureError):
+    """A change was not accepted, and the previous configuration is live again."""
+
+
+def apply(config: Config, plan: Plan) -> tuple[str, str | None]:
+    """Make a plan live if that is due; return the outcome and the live generation.
+
+    Raises:
+        FailureError: nothing was changed, or what was changed is back (RolledBackError).
+    """
+    nginx = Nginx(config.nginx)
+    wanted = render(config, plan.pools, load_template(config))
+    current, running = nginx.read(), nginx.running_generation()
+    if current == wanted and running == generation_of(wanted):
+        return "unchanged", running
+    only_weights = running == generation_of(current) and membership(current) == membership(wanted)
+    if only_weights and file_age_seconds(nginx.file) < config.nginx.min_reload_interval_seconds:
+        return "deferred", running
+    complaint = nginx.test()
+    if complaint and str(nginx.file) not in complaint:
+        raise FailureError(f"nothing changed, the nginx configuration is already broken elsewhere: {complaint}")
+    nginx.publish(wanted, current_is_good=complaint is None)
+    return "reloaded", generation_of(wanted)
+
+
+def load_template(config: Config) -> str:
+    """Return the upstream template: the operator's, or the one built in."""
+    if not config.nginx.upstream_template:
+        return UPSTREAM_TEMPLATE
+    try:
+        return Path(config.nginx.upstream_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailureError(f"nginx.upstream_template: {error}: expected a readable file", EXIT_USAGE) from error
+
+
+def file_age_seconds(path: Path) -> float:
+    """Return how long ago a file was written; infinite when the clock has since gone back."""
+    age = time.time() - path.stat().st_mtime
+    return age if age >= 0 else math.inf
+
+
+# --- Files: state, plan, status -------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: str, mode: int) -> None:
+    """Replace a file in one step: readers see the old text or the new one, and a power cut keeps either.
+
+    Safe in a directory somebody else can write to: it neither follows links nor reuses a file it finds.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FailureError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_json(path: Path, max_bytes: int = 2**26) -> Any:
+    """Read a JSON file that somebody else may have put there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FailureError: it is not a regular file, too large, or not JSON.
+    """
+    try:
+        # Neither follow a link nor wait for the far end of a pipe.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FailureError(f"{path} is not a regular file: remove it")
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise FailureError(f"{path} is larger than {max_bytes} bytes: remove it")
+        return json.loads(content)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FailureError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FailureError(f"{path} is not JSON") from error
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state directory."""
+
+    directory: Path
+
+    @contextlib.contextmanager
+    def lock(self, wait_seconds: float = 0) -> Iterator[None]:
+        """Hold the one lock that every changing command takes; exit code 75 if another run keeps it."""
+        try:
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(self.directory / "lock", flags, 0o644)
+        except OSError as error:
+            raise FailureError(f"{self.directory}: {error.strerror}: expected a writable directory") from error
+        try:
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise FailureError("another run holds the lock", EXIT_LOCKED) from error
+                    time.sleep(0.05)
+            with contextlib.suppress(PermissionError):  # root and the service's user share it
+                os.fchmod(handle, 0o644)
+            yield
+        finally:
+            os.close(handle)
+
+    def write(self, name: str, data: Any, mode: int = 0o644) -> None:
+        """Write one JSON file."""
+        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", mode)
+
+    def memory(self) -> dict[str, NodeMemory]:
+        """Return what the last tick remembered, or nothing if there is no such file or it is damaged."""
+        problems: list[str] = []
+        try:
+            raw = read_json(self.directory / "memory.json")
+            nodes = raw.items() if isinstance(raw, dict) else ()
+            memory = {name: build(NodeMemory, value, name, problems) for name, value in nodes}
+        except FileNotFoundError:
+            return {}
+        except FailureError as failure:
+            problems, memory = [str(failure)], {}
+        if problems:
+            log(WARNING, f"memory of earlier ticks dropped, starting afresh: {printable(problems[0])}")
+            return {}
+        return memory
+
+    def drained(self) -> set[str]:
+        """Return the names drained by `drain`."""
+        try:
+            raw = read_json(self.directory / "drained.json")
+        except FileNotFoundError:
+            return set()
+        if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
+            raise FailureError(f"{self.directory / 'drained.json'}: expected a list of node names")
+        return set(raw)
+
+    def plan(self, config: Config) -> Plan:
+        """Return the plan that `collect` left, validated."""
+        try:
+            return check_plan(read_json(self.directory / "plan.json"), config)
+        except FileNotFoundError as error:
+            raise FailureError(f"{self.directory / 'plan.json'} is missing: run collect first") from error
+
+    def record(self, plan: Plan, outcome: str, generation: str | None, error: str | None) -> None:
+        """Write status.json and metrics.prom (for node_exporter's textfile collector)."""
+        status = dataclasses.asdict(plan)
+        status |= {
+            "generation": generation,
+            "applied": outcome in ("reloaded", "unchanged"),
+            "outcome": outcome,
+            "error": error,
+        }
+        self.write("status.json", status)
+        lines = [
+            "# HELP vllm_nginx_lb_last_tick_success Whether the last tick ended without a fault.",
+            "# TYPE vllm_nginx_lb_last_tick_success gauge",
+            f"vllm_nginx_lb_last_tick_success {int(error is None)}",
+            "# HELP vllm_nginx_lb_last_tick_timestamp_seconds When the last tick ended.",
+            "# TYPE vllm_nginx_lb_last_tick_timestamp_seconds gauge",
+            f"vllm_nginx_lb_last_tick_timestamp_seconds {time.time():.3f}",
+            "# HELP vllm_nginx_lb_node_weight Decided weight; 0 is out of rotation.",
+            "# TYPE vllm_nginx_lb_node_weight gauge",
+        ]
+        for pool in plan.pools:
+            for node in pool.nodes:
+                labels = f'pool="{pool.name}",node="{node.name}",state="{node.state}"'
+                lines.append(f"vllm_nginx_lb_node_weight{{{labels}}} {node.weight}")
+        write_atomically(self.directory / "metrics.prom", "\n".join(lines) + "\n", 0o644)
+
+
+# --- Log and tables -------------------------------------------------------------------------------------
+
+ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+
+
+def log(priority: int, message: str) -> None:
+    """Write a line to stderr; for the journal with its priority, on a terminal without debug lines."""
+    journal = "JOURNAL_STREAM" in os.environ
+    for line in message.splitlines():
+        if journal:
+            print(f"<{priority}>{line}", file=sys.stderr)
+        elif priority <= INFO:
+            print(line, file=sys.stderr)
+
+
+def log_health(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], after: Mapping[str, NodeMemory]) -> None:
+    """Log each node whose health changed in this tick, and nothing of those that stay as they were."""
+    for pool in pools:
+        for node in pool.nodes:
+            was, now_is = memory.get(node.name, NodeMemory()), after[node.name]
+            if node.error and (was.successes > 0 or was == NodeMemory() or was.up != now_is.up):
+                log(WARNING, f"{pool.name}/{node.name}: {node.state}: {node.reason}")
+            elif now_is.up and was.up is False:
+                log(NOTICE, f"{pool.name}/{node.name}: up: {node.reason}")
+
+
+def log_weights(plan: Plan) -> None:
+    """Log each weight that was changed by this tick."""
+    for pool in plan.pools:
+        for node in pool.nodes:
+            if node.weight != node.previous_weight:
+                was = "new" if node.previous_weight is None else node.previous_weight
+                log(NOTICE, f"{pool.name}/{node.name}: weight {was} -> {node.weight} ({node.reason})")
+
+
+def table(pools: Sequence[PoolPlan]) -> str:
+    """Return the plan as a table for people."""
+    rows: list[tuple[str, ...]] = [("POOL", "NODE", "STATE", "KV", "WAITING", "RUNNING", "WEIGHT", "REASON")]
+    for pool in pools:
+        for node in pool.nodes:
+            kv = "-" if node.kv_cache_usage is None else f"{node.kv_cache_usage:.2f}"
+            counts = ["-" if value is None else str(value) for value in (node.waiting, node.running)]
+            rows.append((pool.name, node.name, node.state, kv, *counts, str(node.weight), node.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+
+
+# --- Commands --------------------------------------------------------------------------------------------
+
+
+def read_api_key(settings: Scrape) -> str | None:
+    """Return the bearer token for /metrics, which no message ever shows."""
+    if not settings.api_key_file:
+        return None
+    try:
+        key = Path(settings.api_key_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not ASCII"
+        raise FailureError(f"scrape.api_key_file: {settings.api_key_file}: {why}", EXIT_USAGE) from error
+    if not re.fullmatch(r"[!-~]+", key):
+        raise FailureError(f"scrape.api_key_file: {settings.api_key_file}: expected one line with the key", EXIT_USAGE)
+    return key
+
+
+def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dict[str, NodeMemory]]:
+    """Scrape and decide; return the plan, the memory before and the memory after. Writes nothing."""
+    memory = state.memory()
+    nodes = [node for pool in config.pools for node in pool.nodes]
+    addresses = {name: each.address for name, each in memory.items()}
+    samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
+    pools, after = decide(config, samples, memory, state.drained(), time.monotonic())
+    decided_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Plan(version=1, decided_at=decided_at, pools=pools), memory, after
+
+
+def collect_command(config: Config, state: State) -> None:
+    """Scrape, decide, and leave the plan for apply."""
+    plan, memory, after = look(config, state)
+    log_health(plan.pools, memory, after)
+    state.write("plan.json", dataclasses.asdict(plan))
+    state.write("memory.json", {name: dataclasses.asdict(each) for name, each in after.items()})
+
+
+def apply_command(config: Config, state: State) -> None:
+    """Make the plan live and record how that went."""
+    plan = state.plan(config)
+    try:
+        outcome, generation = apply(config, plan)
+    except FailureError as failure:
+        outcome = "rolled_back" if isinstance(failure, RolledBackError) else "failed"
+        state.record(plan, outcome, None, str(failure))
+        raise
+    held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
+    state.record(plan, outcome, generation, held)
+    if outcome == "reloaded":
+        log_weights(plan)
+    log(NOTICE if outcome == "reloaded" else DEBUG, f"{outcome}: generation {generation}")
+    if held:
+        raise FailureError(held)
+
+
+def dry_run(config: Config, state: State) -> None:
+    """Print what a tick would decide, and the difference it would make to the upstream file."""
+    plan, _, _ = look(config, state)
+    print(table(plan.pools))
+    wanted = render(config, plan.pools, load_template(config))
+    current = Nginx(config.nginx).read()
+    name = config.nginx.upstream_file
+    changes = difflib.unified_diff(
+        current.splitlines(keepends=True), wanted.splitlines(keepends=True), name, f"{name} (wanted)"
+    )
+    print("\n" + ("".join(changes) or "The upstream file would not change."))
+
+
+def status_command(state: State, *, as_json: bool) -> None:
+    """Print the last decision."""
+    path = state.directory / "status.json"
+    try:
+        status = read_json(path)
+    except FileNotFoundError as error:
+        raise FailureError(f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)") from error
+    if as_json:
+        print(json.dumps(status, indent=1))
+        return
+    problems: list[str] = []
+    wanted = {each.name for each in dataclasses.fields(Plan)}
+    plan = build(Plan, {key: value for key, value in status.items() if key in wanted}, "status", problems)
+    if problems:
+        raise FailureError(f"{path} is not one of this version's: {problems[0]}")
+    print(table(plan.pools))
+    fault = f": {status.get('error')}" if status.get("error") else ""
+    print(f"\n{status.get('outcome')} at {plan.decided_at}, generation {status.get('generation')}{fault}")
+
+
+def check_config_command(config: Config) -> None:
+    """Print the effective configuration. Keys are in files of their own, of which it shows the path."""
+    nodes_up = {node.name: Sample("192.0.2.1", 0.0, error="-") for pool in config.pools for node in pool.nodes}
+    pools, _ = decide(config, nodes_up, {}, set(), 0.0)
+    render(config, pools, load_template(config))  # a faulty template shows here, not in the next tick
+    print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False), end="")
+
+
+def drain_command(config: Config, state: State, name: str, *, drain: bool) -> None:
+    """Take a node out of rotation until `undrain`, or end that; the next tick makes it so."""
+    pool = next((pool for pool in config.pools if name in [node.name for node in pool.nodes]), None)
+    if pool is None:
+        known = ", ".join(node.name for each in config.pools for node in each.nodes)
+        raise FailureError(f"no node {shown(name)}: expected one of {known}", EXIT_USAGE)
+    drained = state.drained()
+    out = {node.name for node in pool.nodes if node.drain} | drained
+    if drain and not {node.name for node in pool.nodes} - out - {name}:
+        raise FailureError(f"{name} is the last node of pool {pool.name} that serves: undrain another one first")
+    if drain == (name in drained):
+        print(f"{name} is {'already' if drain else 'not'} drained")
+        return
+    state.write("drained.json", sorted(drained ^ {name}))
+    print(f"{name} {'drained' if drain else 'undrained'}; the next tick makes it live, requests under way finish")
+
+
+def rollback_command(config: Config) -> None:
+    """Make the newest backup that differs from the present file live again."""
+    nginx = Nginx(config.nginx)
+    current = nginx.read()
+    backup = next((path for path in nginx.backups() if path.read_text(encoding="utf-8") != current), None)
+    if backup is None:
+        raise FailureError(f"no backup beside {nginx.file}: nothing to go back to")
+    complaint = nginx.test()
+    nginx.publish(backup.read_text(encoding="utf-8"), current_is_good=complaint is None)
+    print(f"{backup.name} is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; argparse exits with code 2 on a usage error."""
+    assert __doc__  # python -OO is not supported
+    parser = argparse.ArgumentParser(prog="vllm-nginx-lb", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--config", type=Path, default=Path("/etc/vllm-nginx-lb/config.yml"), metavar="PATH")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="one tick: collect, decide, apply")
+    run.add_argument("--dry-run", action="store_true", help="print the decision and the diff, change nothing")
+    commands.add_parser("collect", help="scrape the nodes and write the plan (unprivileged)")
+    commands.add_parser("apply", help="validate the plan and make it live (root)")
+    status = commands.add_parser("status", help="show the last decision")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("check-config", help="validate and print the effective configuration")
+    for name, words in (("drain", "take a node out of rotation"), ("undrain", "put it back")):
+        commands.add_parser(name, help=words).add_argument("node", metavar="NODE")
+    commands.add_parser("rollback", help="make the previous upstream file live again")
+    return parser.parse_args(arguments)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Run one command."""
+    config = load_config(options.config)
+    state = State(Path(config.state_directory))
+    match options.command:
+        case "run" if options.dry_run:
+            dry_run(config, state)
+        case "run":
+            with state.lock():
+                collect_command(config, state)
+                apply_command(config, state)
+        case "collect":
+            with state.lock():
+                collect_command(config, state)
+        case "apply":
+            with state.lock():
+                apply_command(config, state)
+        case "status":
+            status_command(state, as_json=options.json)
+        case "check-config":
+            check_config_command(config)
+        case "rollback":
+            with state.lock(wait_seconds=15):
+                rollback_command(config)
+        case command:
+            with state.lock(wait_seconds=15):
+                drain_command(config, state, options.node, drain=command == "drain")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    options = parse_arguments(arguments)
+    try:
+        execute(options)
+    except FailureError as failure:
+        log(ERROR, str(failure))
+        return failure.code
+    except BrokenPipeError:  # the reader of our output has gone
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
