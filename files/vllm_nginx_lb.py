@@ -19,9 +19,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import fcntl
 import hashlib
+import http.client
 import ipaddress
 import itertools
 import json
@@ -35,6 +35,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from dataclasses import MISSING, dataclass, field
 from datetime import UTC, datetime
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 
     import requests
 
-# requests, prometheus_client and jinja2 are imported where they are used: each half of a tick
-# loads only what it needs, and `apply`, which runs as root, never loads the metrics parser.
+# requests, prometheus_client and jinja2 are imported where they are used: each half of a tick loads
+# only what it needs, and `apply`, which runs as root, loads neither the HTTP client nor the parser.
 
 __version__ = "0.1.0"
 
@@ -455,8 +457,8 @@ def scrape_all(
         now = time.monotonic()
         for job in [job for job in active.values() if now - job.started > settings.timeout_seconds]:
             del active[job.node.name]
-            error = f"no {'complete ' if job.answered else ''}answer within {settings.timeout_seconds:g} s"
-            samples[job.node.name] = Sample(job.address, now - job.started, error=error, answered=job.answered)
+            error = timeout_reason(job, settings)
+            samples[job.node.name] = Sample(job.address, now - job.started, None, error, job.answered)
         busy = sum(job.answered or now - job.started < BLOCKED_AFTER_SECONDS for job in active.values())
         for _ in range(min(len(pending), settings.workers - busy)):
             node = pending.popleft()
@@ -482,6 +484,8 @@ def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.S
         reading = parse_metrics(fetch_metrics(job, settings, api_key))
     except UnreadableError as unreadable:
         error = str(unreadable)
+    except requests.Timeout:
+        error = timeout_reason(job, settings)
     except (OSError, requests.RequestException) as fault:
         error = network_reason(fault)
     except Exception as fault:  # noqa: BLE001 - a node must not be able to end the tick
@@ -551,6 +555,11 @@ def http_session() -> requests.Session:
     session = requests.Session()
     session.trust_env = False
     return session
+
+
+def timeout_reason(job: Job, settings: Scrape) -> str:
+    """Say what did not come in time."""
+    return f"no {'complete ' if job.answered else ''}answer within {settings.timeout_seconds:g} s"
 
 
 def network_reason(error: BaseException) -> str:
@@ -702,7 +711,8 @@ def decide(
             if (reading := samples[name].reading)
         }
         verdicts = POLICIES[pool.policy](pool, config.policies, seen)
-        nodes = []
+        nodes: list[NodePlan] = []
+        serving: dict[tuple[str, int], str] = {}  # two names of one server would double its share
         for node in pool.nodes:
             was, now_is, sample = before[node.name], after[node.name], samples[node.name]
             lowest = lowest_weight(pool, node, config.policies)
@@ -718,6 +728,10 @@ def decide(
                 state, weight, reason = "drained", 0, f"drained {by}"
             elif not sample.address:
                 weight = 0
+            elif twin := serving.get((sample.address, node.port)):
+                state, weight, reason = "down", 0, f"same address as {twin}"
+            else:
+                serving[sample.address, node.port] = node.name
             nodes.append(plan_node(node, was, sample, seen.get(node.name), (state, weight, reason)))
         plan = hold_if_needed(pool, config.policies, nodes, any_read=bool(seen))
         plans.append(plan)
@@ -819,8 +833,10 @@ def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *,
     if not any(weights.values()):  # nothing to go back to: let every node that may serve prove itself
         serving = [node for node in nodes if node.state != "drained"] or nodes
         weights |= {node.name: lowest[node.name] for node in serving if node.address}
+    first = all(node.previous_weight is None for node in nodes)
+    held_at = "all start at the lowest weight" if first else "last weights kept"
     kept = [dataclasses.replace(node, weight=weights[node.name]) for node in nodes]
-    return PoolPlan(name=pool.name, held=f"{why}, last weights kept", nodes=tuple(kept))
+    return PoolPlan(name=pool.name, held=f"{why}, {held_at}", nodes=tuple(kept))
 
 
 # --- Plan: what apply believes of it ----------------------------------------------------------------
@@ -853,7 +869,12 @@ def plan_problems(plan: Plan, config: Config) -> Iterator[str]:
             return
         if not any(node.weight for node in planned.nodes):
             yield f"pool {pool.name}: no node would serve"
+        serving: set[tuple[str | None, int]] = set()
         for at, node in zip(planned.nodes, pool.nodes, strict=True):
+            if at.weight and (at.address, node.port) in serving:
+                yield f"node {node.name}: address {at.address} twice in the pool"
+            if at.weight:
+                serving.add((at.address, node.port))
             if at.address is None and at.weight:
                 yield f"node {node.name}: a weight without an address"
             if at.address and is_ip(node.host) and at.address != node.host:
@@ -884,15 +905,16 @@ upstream {{ pool.name }} {
 {% endfor %}
 """
 GENERATION_LINE = re.compile(r'^map "" \$vllm_nginx_lb_generation \{ default "([0-9a-z]{1,64})"; \}$', re.MULTILINE)
+CHECKSUM_LINE = re.compile(
+    r"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: ([0-9a-f]{64})\n"
+)
 
 
-def render(config: Config, pools: Sequence[PoolPlan], template: str) -> str:
-    """Return the upstream file for a plan; its first lines carry the generation, a hash of the rest.
+def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str, Any]]:
+    """Return what the upstream template sees as `pools`: each pool's settings and its `servers`.
 
-    Nodes whose name never resolved are left out. Raises FailureError (exit code 2) for a faulty template.
+    Nodes whose name never resolved are left out.
     """
-    import jinja2
-
     context = []
     for planned, pool in zip(pools, config.pools, strict=True):
         servers = [
@@ -905,8 +927,24 @@ def render(config: Config, pools: Sequence[PoolPlan], template: str) -> str:
             for at, node in zip(planned.nodes, pool.nodes, strict=True)
             if at.address
         ]
-        plain = {each.name: getattr(pool, each.name) for each in dataclasses.fields(pool)}
+        plain = {each.name: getattr(pool, each.name) for each in dataclasses.fields(pool) if each.name != "nodes"}
         context.append(plain | {"servers": servers})
+    return context
+
+
+def generation_for(context: list[dict[str, Any]], template: str) -> str:
+    """Return the name of a wanted upstream file: a hash of all that goes into it, known before it is rendered."""
+    return hashlib.sha256(json.dumps([context, template]).encode()).hexdigest()[:16]
+
+
+def render(context: list[dict[str, Any]], template: str) -> str:
+    """Return the upstream file: a checksum, the generation, and the template's output.
+
+    Raises:
+        FailureError: the template is faulty (exit code 2).
+    """
+    import jinja2
+
     environment = jinja2.Environment(  # noqa: S701 - nginx configuration, not HTML
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -915,11 +953,15 @@ def render(config: Config, pools: Sequence[PoolPlan], template: str) -> str:
     except jinja2.TemplateError as error:
         line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise FailureError(f"nginx.upstream_template:{line} {printable(str(error.message))}", EXIT_USAGE) from error
-    generation = hashlib.sha256(body.encode()).hexdigest()[:16]
-    return (
-        f"# Written by vllm-nginx-lb {__version__}; a change made here is overwritten.\n"
-        f'map "" $vllm_nginx_lb_generation {{ default "{generation}"; }}\n{body}'
-    )
+    rest = f'map "" $vllm_nginx_lb_generation {{ default "{generation_for(context, template)}"; }}\n{body}'
+    checksum = hashlib.sha256(rest.encode()).hexdigest()
+    return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {checksum}\n{rest}"
+
+
+def is_intact(upstream: str) -> bool:
+    """Tell whether an upstream file is as it was written, by its checksum."""
+    found = CHECKSUM_LINE.match(upstream)
+    return found is not None and found[1] == hashlib.sha256(upstream[found.end() :].encode()).hexdigest()
 
 
 def generation_of(upstream: str) -> str | None:
@@ -930,7 +972,7 @@ def generation_of(upstream: str) -> str | None:
 
 def membership(upstream: str) -> str:
     """Return an upstream file with everything removed that a mere change of weights changes."""
-    return re.sub(r"\bweight=\d+", "weight", GENERATION_LINE.sub("", upstream))
+    return re.sub(r"\bweight=\d+", "weight", GENERATION_LINE.sub("", CHECKSUM_LINE.sub("", upstream)))
 
 
 # --- Apply: publish safely ------------------------------------------------------------------------------
@@ -992,22 +1034,17 @@ class Nginx:
         """
         if not self.settings.confirm_url:
             return generation_of(self.read())
-        import requests
-
+        # Not requests: what runs as root loads as little as it can, and this is one GET to the host itself.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with (
-                http_session() as session,
-                session.get(
-                    self.settings.confirm_url,
-                    headers={"Connection": "close"},
-                    timeout=self.settings.confirm_timeout_seconds,
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                return answer.text.strip() if answer.ok and len(answer.content) < 100 else None  # noqa: PLR2004 - a hash
-        except requests.RequestException as error:
+            with opener.open(self.settings.confirm_url, timeout=self.settings.confirm_timeout_seconds) as answer:
+                said = answer.read(100).decode("ascii", errors="replace").strip()
+        except urllib.error.HTTPError:
+            return None
+        except (OSError, http.client.HTTPException) as error:
             url, why = self.settings.confirm_url, network_reason(error)
             raise FailureError(f"nginx does not answer at {url} ({why}): is it running?") from error
+        return said if re.fullmatch(r"[0-9a-z]{1,64}", said) else None
 
     def await_generation(self, wanted: str | None) -> str | None:
         """Wait until nginx's workers serve a generation; return None when they do, else what they serve."""
@@ -1085,18 +1122,20 @@ def apply(config: Config, plan: Plan) -> tuple[str, str | None]:
         FailureError: nothing was changed, or what was changed is back (RolledBackError).
     """
     nginx = Nginx(config.nginx)
-    wanted = render(config, plan.pools, load_template(config))
+    context, template = template_context(config, plan.pools), load_template(config)
+    generation = generation_for(context, template)
     current, running = nginx.read(), nginx.running_generation()
-    if current == wanted and running == generation_of(wanted):
+    if running == generation == generation_of(current) and is_intact(current):
         return "unchanged", running
+    wanted = render(context, template)
     only_weights = running == generation_of(current) and membership(current) == membership(wanted)
     if only_weights and file_age_seconds(nginx.file) < config.nginx.min_reload_interval_seconds:
         return "deferred", running
     complaint = nginx.test()
     if complaint and str(nginx.file) not in complaint:
         raise FailureError(f"nothing changed, the nginx configuration is already broken elsewhere: {complaint}")
-    nginx.publish(wanted, current_is_good=complaint is None)
-    return "reloaded", generation_of(wanted)
+    nginx.publish(wanted, current_is_good=complaint is None and running == generation_of(current))
+    return "reloaded", generation
 
 
 def load_template(config: Config) -> str:
@@ -1280,24 +1319,16 @@ def log(priority: int, message: str) -> None:
             print(line, file=sys.stderr)
 
 
-def log_health(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], after: Mapping[str, NodeMemory]) -> None:
-    """Log each node whose health changed in this tick, and nothing of those that stay as they were."""
+def log_changes(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], after: Mapping[str, NodeMemory]) -> None:
+    """Log what this tick changed: a node's health as a warning, a weight as a notice."""
     for pool in pools:
         for node in pool.nodes:
             was, now_is = memory.get(node.name, NodeMemory()), after[node.name]
             if node.error and (was.successes > 0 or was == NodeMemory() or was.up != now_is.up):
                 log(WARNING, f"{pool.name}/{node.name}: {node.state}: {node.reason}")
-            elif now_is.up and was.up is False:
-                log(NOTICE, f"{pool.name}/{node.name}: up: {node.reason}")
-
-
-def log_weights(plan: Plan) -> None:
-    """Log each weight that was changed by this tick."""
-    for pool in plan.pools:
-        for node in pool.nodes:
             if node.weight != node.previous_weight:
-                was = "new" if node.previous_weight is None else node.previous_weight
-                log(NOTICE, f"{pool.name}/{node.name}: weight {was} -> {node.weight} ({node.reason})")
+                before = "new" if node.previous_weight is None else node.previous_weight
+                log(NOTICE, f"{pool.name}/{node.name}: weight {before} -> {node.weight}: {node.reason}")
 
 
 def table(pools: Sequence[PoolPlan]) -> str:
@@ -1345,7 +1376,7 @@ def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dic
 def collect_command(config: Config, state: State) -> None:
     """Scrape, decide, and leave the plan for apply."""
     plan, memory, after = look(config, state)
-    log_health(plan.pools, memory, after)
+    log_changes(plan.pools, memory, after)
     state.write("plan.json", dataclasses.asdict(plan))
     state.write("memory.json", {name: dataclasses.asdict(each) for name, each in after.items()})
 
@@ -1361,18 +1392,18 @@ def apply_command(config: Config, state: State) -> None:
         raise
     held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
     state.record(plan, outcome, generation, held)
-    if outcome == "reloaded":
-        log_weights(plan)
-    log(NOTICE if outcome == "reloaded" else DEBUG, f"{outcome}: generation {generation}")
+    log(DEBUG if outcome == "unchanged" else NOTICE, f"{outcome}: generation {generation}")
     if held:
         raise FailureError(held)
 
 
 def dry_run(config: Config, state: State) -> None:
     """Print what a tick would decide, and the difference it would make to the upstream file."""
+    import difflib
+
     plan, _, _ = look(config, state)
     print(table(plan.pools))
-    wanted = render(config, plan.pools, load_template(config))
+    wanted = render(template_context(config, plan.pools), load_template(config))
     current = Nginx(config.nginx).read()
     name = config.nginx.upstream_file
     changes = difflib.unified_diff(
@@ -1405,7 +1436,7 @@ def check_config_command(config: Config) -> None:
     """Print the effective configuration. Keys are in files of their own, of which it shows the path."""
     nodes_up = {node.name: Sample("192.0.2.1", 0.0, error="-") for pool in config.pools for node in pool.nodes}
     pools, _ = decide(config, nodes_up, {}, set(), 0.0)
-    render(config, pools, load_template(config))  # a faulty template shows here, not in the next tick
+    render(template_context(config, pools), load_template(config))  # a faulty template shows here, not in the next tick
     print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False), end="")
 
 

@@ -1,0 +1,167 @@
+"""Faults that can be switched on while the node runs, and what they do to its answers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+METRICS, API, BOTH = "metrics", "api", "both"
+
+# How often something that waits looks whether its client is still there. aiohttp tells a handler of a
+# lost connection in a different way in each of the versions this runs with; looking works with all.
+POLL_SECONDS = 0.1
+
+# Pieces of a dripped answer per second.
+_DRIPS_PER_SECOND = 10
+
+_HTML = "<!DOCTYPE html><html><head><title>It works!</title></head><body><h1>It works!</h1></body></html>"
+
+
+class SettingError(ValueError):
+    """A setting of the control endpoint that is not allowed; the message says which, and what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a fault accepts: its scopes, the first being the default, and an optional number."""
+
+    scopes: tuple[str, ...]
+    parameter: str = ""
+    default: int = 0
+    allowed: range = range(0)
+
+
+_ANY_SCOPE = (BOTH, METRICS, API)
+KINDS: Final[Mapping[str, Kind]] = {
+    "hang": Kind(_ANY_SCOPE),
+    "slow_drip": Kind(_ANY_SCOPE, "bytes_per_second", 200, range(1, 10**9)),
+    "status": Kind(_ANY_SCOPE, "code", 500, range(200, 600)),
+    "wrong_content": Kind(_ANY_SCOPE),
+    "close": Kind(_ANY_SCOPE),
+    "refuse": Kind((BOTH,)),
+    "nan": Kind((METRICS,)),
+    "frozen": Kind((METRICS,)),
+    "counter_reset": Kind((METRICS,)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that is on: for which answers, and its number if it has one."""
+
+    scope: str
+    number: int = 0
+
+
+def parse_fault(name: str, settings: object) -> Fault:
+    """Check a fault's settings, `{}` for the defaults.
+
+    Raises:
+        SettingError: unknown fault, setting or scope, or a number out of range; the message names what is allowed.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise SettingError(f"faults.{name}: unknown; allowed: {', '.join(KINDS)}")
+    if not isinstance(settings, dict):
+        raise SettingError(f"faults.{name}: must be an object, or null to end it")
+    unknown = settings.keys() - {"scope", kind.parameter}
+    if unknown:
+        raise SettingError(f"faults.{name}.{min(unknown)}: unknown setting")
+    scope = settings.get("scope", kind.scopes[0])
+    if scope not in kind.scopes:
+        raise SettingError(f"faults.{name}.scope: {scope!r}: allowed: {', '.join(kind.scopes)}")
+    number = settings.get(kind.parameter, kind.default)
+    if kind.parameter and (type(number) is not int or number not in kind.allowed):
+        allowed = f"{kind.allowed.start} to {kind.allowed.stop - 1}"
+        raise SettingError(f"faults.{name}.{kind.parameter}: {number!r}: allowed: {allowed}")
+    return Fault(scope, number)
+
+
+def fault_as_json(name: str, fault: Fault) -> dict[str, object]:
+    """Return the settings that would switch the fault on."""
+    parameter = KINDS[name].parameter
+    return {"scope": fault.scope} | ({parameter: fault.number} if parameter else {})
+
+
+def is_connected(request: web.BaseRequest) -> bool:
+    """Whether the client is still there."""
+    return request.transport is not None and not request.transport.is_closing()
+
+
+class Faults:
+    """The faults that are on, applied to answers on their way out.
+
+    Attributes:
+        active: by name; only the control endpoint changes it.
+    """
+
+    def __init__(self) -> None:
+        """Start without faults."""
+        self.active: dict[str, Fault] = {}
+
+    def find(self, name: str, request: web.BaseRequest) -> Fault | None:
+        """Return the fault if it is on for the path of this request."""
+        scope = METRICS if request.path == "/metrics" else API
+        fault = self.active.get(name)
+        return fault if fault and fault.scope in {scope, BOTH} else None
+
+    async def replace_answer(self, request: web.BaseRequest) -> web.Response | None:
+        """Return the answer to give instead of the true one, if any; a hang holds the request first."""
+        while self.find("hang", request) and is_connected(request):  # noqa: ASYNC110 - see POLL_SECONDS
+            await asyncio.sleep(POLL_SECONDS)
+        status = self.find("status", request)
+        if status:
+            error = {"message": "simulated fault", "type": "SimulatedFault", "param": None, "code": status.number}
+            return web.json_response({"error": error}, status=status.number)
+        if self.find("wrong_content", request):
+            return web.Response(text=_HTML, content_type="text/html")
+        return None
+
+    async def spoil_answer(self, request: web.BaseRequest, answer: web.StreamResponse) -> web.StreamResponse:
+        """Send a complete answer drop by drop or only in part, if a fault says so."""
+        if not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
+            return answer
+        if not (self.find("slow_drip", request) or self.find("close", request)):
+            return answer
+        spoiled = web.StreamResponse(status=answer.status, headers=answer.headers)
+        spoiled.content_length = len(answer.body)
+        await spoiled.prepare(request)
+        await self.write(request, spoiled, answer.body)
+        return spoiled
+
+    async def write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
+        """Write a piece of an answer.
+
+        Raises:
+            ConnectionResetError: the client is gone, or a fault has just closed its connection.
+        """
+        if not is_connected(request):
+            raise ConnectionResetError("the client is gone")
+        drip, close = self.find("slow_drip", request), self.find("close", request)
+        if close:
+            await response.write(data[: max(1, len(data) // 2)])
+            if request.transport:
+                request.transport.close()
+            raise ConnectionResetError("closed by a simulated fault")
+        if not drip:
+            await response.write(data)
+            return
+        await self._drip(request, response, data, drip.number)
+
+    async def _drip(
+        self, request: web.BaseRequest, response: web.StreamResponse, data: bytes, bytes_per_second: int
+    ) -> None:
+        """Write data in small pieces for as long as the fault is on, and the rest at once."""
+        size = -(-bytes_per_second // _DRIPS_PER_SECOND)
+        sent = 0
+        while sent < len(data) and self.find("slow_drip", request):
+            await response.write(data[sent : sent + size])
+            sent += size
+            await asyncio.sleep(size / bytes_per_second)
+        await response.write(data[sent:])

@@ -1,0 +1,155 @@
+"""Runs the engines of one node in real time and hands their tokens to whoever waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from simulator.engine import Engine, EngineConfig, Request
+from simulator.metrics import EngineMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simulator.engine import StepReport
+
+# How far behind the clock an engine may be and still catch up step by step. What a busy machine
+# loses beyond that is lost, as it is for a real engine whose process got no CPU.
+CATCH_UP_SECONDS = 1.0
+
+
+class Generation:
+    """One accepted request, seen from the side that answers it."""
+
+    __slots__ = ("_changed", "_each_token", "lane", "request")
+
+    def __init__(self, request: Request, lane: Lane, *, each_token: bool) -> None:
+        """Follow a request; wake the reader at each token, or at the last one only."""
+        self.request = request
+        self.lane = lane
+        self._each_token = each_token
+        self._changed = asyncio.Event()
+
+    async def progress(self) -> int:
+        """Wait for news and return how many tokens there are now."""
+        await self._changed.wait()
+        self._changed.clear()
+        return self.request.generated
+
+    def notify(self) -> None:
+        """Tell the reader that the request moved on."""
+        if self._each_token or self.request.finished:
+            self._changed.set()
+
+    def abort(self) -> None:
+        """Give up; nothing happens if it is already complete."""
+        self.lane.abort(self)
+        self._changed.set()
+
+
+class Lane:
+    """One engine and the task that drives it."""
+
+    def __init__(self, config: EngineConfig, speed: float) -> None:
+        """Create an idle engine."""
+        self.engine = Engine(config, speed)
+        self.metrics = EngineMetrics(self.engine)
+        self.wake = asyncio.Event()
+        self._open: dict[Request, Generation] = {}
+
+    @property
+    def load(self) -> int:
+        """Requests running and waiting."""
+        return len(self.engine.running) + len(self.engine.waiting)
+
+    def submit(self, request: Request, *, each_token: bool) -> Generation:
+        """Queue a request.
+
+        Raises:
+            ValueError: the engine can never serve it.
+        """
+        self.engine.submit(request, asyncio.get_running_loop().time())
+        generation = Generation(request, self, each_token=each_token)
+        self._open[request] = generation
+        self.wake.set()
+        return generation
+
+    def abort(self, generation: Generation) -> None:
+        """Take an unfinished request out of the engine."""
+        if self._open.pop(generation.request, None):
+            self.engine.abort(generation.request)
+            self.metrics.ended["abort"] += 1
+
+    async def drive(self) -> None:
+        """Run steps for ever. A late step does not shift the next one: the engine catches up."""
+        now = asyncio.get_running_loop().time
+        free_at = now()
+        while True:
+            ends_at = self._begin(free_at, now())
+            if ends_at is None:
+                self.wake.clear()
+                await self.wake.wait()
+                free_at = now()
+                continue
+            # Even a late step yields once, so that catching up does not starve the connections.
+            await asyncio.sleep(max(0.0, ends_at - now()))
+            self._deliver(self.engine.finish())
+            free_at = ends_at
+
+    def _begin(self, free_at: float, now: float) -> float | None:
+        if self.metrics.sleep_level:
+            return None
+        ends_at = self.engine.begin(max(free_at, now - CATCH_UP_SECONDS))
+        if ends_at is None and self.engine.waiting:  # they arrived after the moment being caught up
+            ends_at = self.engine.begin(now)
+        return ends_at
+
+    def _deliver(self, report: StepReport) -> None:
+        self.metrics.observe_step(report)
+        for request in report.advanced:
+            generation = self._open.pop(request) if request.finished else self._open[request]
+            generation.notify()
+
+
+class Node:
+    """Several engines behind one address; a request goes to the least loaded one."""
+
+    def __init__(self, name: str, model: str, config: EngineConfig, *, engines: int, speed: float) -> None:
+        """Create idle engines; run() sets them going."""
+        self.name = name
+        self.model = model
+        self.config = config
+        self.lanes: Sequence[Lane] = [Lane(config, speed) for _ in range(engines)]
+
+    @property
+    def speed(self) -> float:
+        """Pace of the engines; 1 is what the configuration says."""
+        return self.lanes[0].engine.speed
+
+    @speed.setter
+    def speed(self, value: float) -> None:
+        for lane in self.lanes:
+            lane.engine.speed = value
+
+    @property
+    def sleep_level(self) -> int:
+        """0 awake, 1 weights offloaded, 2 everything discarded. Engines asleep keep requests waiting."""
+        return self.lanes[0].metrics.sleep_level
+
+    @sleep_level.setter
+    def sleep_level(self, value: int) -> None:
+        for lane in self.lanes:
+            lane.metrics.sleep_level = value
+            lane.wake.set()
+
+    def submit(self, request: Request, *, each_token: bool) -> Generation:
+        """Queue a request at the least loaded engine.
+
+        Raises:
+            ValueError: no engine can ever serve it.
+        """
+        return min(self.lanes, key=lambda lane: lane.load).submit(request, each_token=each_token)
+
+    async def run(self) -> None:
+        """Drive all engines until cancelled."""
+        await asyncio.gather(*(lane.drive() for lane in self.lanes))

@@ -1,0 +1,238 @@
+"""A real nginx on loopback, nodes that answer whatever a test wants, and the script as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
+SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
+
+
+def free_port() -> int:
+    """Return a port nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Poll until a condition holds, and fail when it does not within the deadline."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        pause.wait(0.02)
+
+
+class FakeNode:
+    """An HTTP server on 127.0.0.1 whose /metrics a test decides; every answer names the node."""
+
+    def __init__(self, name: str) -> None:
+        """Listen, and answer as an idle vLLM node."""
+        self.name = name
+        self.load = {"kv": 0.1, "waiting": 0.0, "running": 1.0, "preemptions": 0.0}
+        self.answer: Callable[[BaseHTTPRequestHandler], None] | None = None
+        self.headers: list[dict[str, str]] = []
+        node = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path != "/metrics":
+                    respond(self, node.name.encode())
+                    return
+                node.headers.append(dict(self.headers.items()))
+                if node.answer:
+                    node.answer(self)
+                else:
+                    respond(self, node.metrics().encode())
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.port = int(self.server.server_address[1])
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        self.thread.start()
+
+    def metrics(self) -> str:
+        """Return the load in vLLM's words."""
+        labels = '{engine="0",model_name="m"}'
+        return (
+            f"vllm:kv_cache_usage_perc{labels} {self.load['kv']}\n"
+            f"vllm:num_requests_waiting{labels} {self.load['waiting']}\n"
+            f"vllm:num_requests_running{labels} {self.load['running']}\n"
+            f"vllm:num_preemptions_total{labels} {self.load['preemptions']}\n"
+        )
+
+    def stop(self) -> None:
+        """Close the listening socket: connections are refused from now on."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(5)
+
+
+def respond(
+    handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, content_type: str = "text/plain", **headers: str
+) -> None:
+    """Answer one request."""
+    handler.send_response(status)
+    handler.send_header("Content-Type", content_type)
+    handler.send_header("Content-Length", str(len(body)))
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        handler.wfile.write(body)
+
+
+@dataclass
+class Stack:
+    """An nginx with the upstream file, its nodes, and the script's configuration."""
+
+    directory: Path
+    nodes: list[FakeNode]
+    status_port: int
+    ingress_port: int
+    binary: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def upstream(self) -> Path:
+        """The upstream file."""
+        return self.directory / "upstream" / "upstream.conf"
+
+    @property
+    def nginx(self) -> list[str]:
+        """The command line of the nginx binary with this stack's configuration."""
+        return [self.binary, "-p", str(self.directory), "-c", str(self.directory / "nginx.conf")]
+
+    def write_nginx(self, extra: str = "") -> None:
+        """Write nginx.conf; `extra` stands for what somebody else configures in the same nginx."""
+        (self.directory / "nginx.conf").write_text(f"""
+            pid nginx.pid; error_log error.log; worker_processes 1; events {{}}
+            http {{
+                access_log off; map_hash_bucket_size 256;
+                include {self.upstream};
+                {extra}
+                server {{ listen 127.0.0.1:{self.status_port};
+                    location = /generation {{ default_type text/plain;
+                        return 200 "$vllm_nginx_lb_generation\\n"; }} }}
+                server {{ listen 127.0.0.1:{self.ingress_port};
+                    location / {{ proxy_pass http://llm_cluster; proxy_set_header Connection "";
+                        proxy_http_version 1.1; }} }}
+            }}""")
+
+    def write_config(self) -> Path:
+        """Write config.yml; JSON is YAML."""
+        path = self.directory / "config.yml"
+        path.write_text(json.dumps(self.config))
+        return path
+
+    def script(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the script; a traceback fails the test."""
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), "--config", str(self.write_config()), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | environment,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def run(self, expect: int = 0, *arguments: str) -> str:
+        """Run one tick and return what it says on stderr."""
+        done = self.script("run", *arguments)
+        assert done.returncode == expect, done.stderr
+        return done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """Return status.json."""
+        return dict(json.loads((self.directory / "state" / "status.json").read_text()))
+
+    def weights(self) -> dict[str, int]:
+        """Return the decided weights."""
+        return {node["name"]: node["weight"] for pool in self.status()["pools"] for node in pool["nodes"]}
+
+    def generation(self) -> str:
+        """Return the generation that nginx's workers serve."""
+        return fetch(self.status_port, "/generation").strip()
+
+    def await_generation(self, wanted: str) -> None:
+        """Wait until every answer comes from workers with this generation: the old ones take a moment to leave."""
+        wait_for(lambda: {self.generation() for _ in range(5)} == {wanted})
+
+    def worker_pids(self) -> set[str]:
+        """Return the processes of nginx's workers."""
+        master = (self.directory / "nginx.pid").read_text().strip()
+        return set(Path(f"/proc/{master}/task/{master}/children").read_text().split())
+
+
+def fetch(port: int, path: str) -> str:
+    """GET a page of 127.0.0.1 with a connection of its own."""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: test\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            return answer.read().partition(b"\r\n\r\n")[2].decode()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Start nginx with the seed and three idle nodes; end both afterwards."""
+    binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert binary, "nginx is missing: make system-packages installs it"
+    (tmp_path / "upstream").mkdir()
+    nodes = [FakeNode(name) for name in ("node-a", "node-b", "node-c")]
+    it = Stack(tmp_path, nodes, free_port(), free_port(), binary)
+    it.config = {
+        "state_directory": str(tmp_path / "state"),
+        "scrape": {"timeout_seconds": 2},
+        "nginx": {
+            "upstream_file": str(it.upstream),
+            "test_command": [*it.nginx, "-t", "-q"],
+            "reload_command": [*it.nginx, "-s", "reload"],
+            "confirm_url": f"http://127.0.0.1:{it.status_port}/generation",
+            "confirm_timeout_seconds": 3,
+            "min_reload_interval_seconds": 0,
+        },
+        "pools": [
+            {
+                "name": "llm_cluster",
+                "nodes": [{"name": node.name, "host": "127.0.0.1", "port": node.port} for node in nodes],
+            }
+        ],
+    }
+    it.upstream.write_text(SEED)
+    it.write_nginx()
+    master = subprocess.Popen([*it.nginx, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: master.poll() is None and (tmp_path / "nginx.pid").exists())
+        yield it
+    finally:
+        master.send_signal(signal.SIGTERM)
+        master.wait(10)
+        for node in nodes:
+            node.stop()

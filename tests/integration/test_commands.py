@@ -1,0 +1,177 @@
+"""The commands an operator types, each as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.integration.conftest import SCRIPT, SEED, Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_version_and_help() -> None:
+    for option, words in (("--version", "vllm-nginx-lb "), ("--help", "check-config")):
+        done = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, check=True)
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "required: COMMAND"), (["jump"], "invalid choice: 'jump'"), (["drain"], "required: NODE")],
+)
+def test_usage_errors(arguments: list[str], words: str) -> None:
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_every_command_refuses_a_bad_configuration_and_touches_nothing(stack: Stack) -> None:
+    stack.config["scrape"]["timeout_seconds"] = -1
+    for arguments in (["run"], ["collect"], ["apply"], ["check-config"], ["status"], ["rollback"], ["drain", "node-a"]):
+        done = stack.script(*arguments)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"{stack.directory}/config.yml: scrape.timeout_seconds: -1: expected a number from 0.1 to 60\n"
+        )
+    assert stack.upstream.read_text() == SEED
+    assert not (stack.directory / "state").exists()
+
+
+def test_check_config_prints_the_effective_configuration(stack: Stack) -> None:
+    done = stack.script("check-config")
+    assert done.returncode == 0
+    effective = yaml.safe_load(done.stdout)
+    assert effective["scrape"]["workers"] == 32
+    assert effective["pools"][0]["nodes"][0]["name"] == "node-a"
+
+
+def test_check_config_finds_a_faulty_template(stack: Stack) -> None:
+    template = stack.directory / "template.j2"
+    template.write_text("{{ oops }}")
+    stack.config["nginx"]["upstream_template"] = str(template)
+    done = stack.script("check-config")
+    assert (done.returncode, done.stderr) == (2, "nginx.upstream_template: 'oops' is undefined\n")
+
+
+def test_dry_run_changes_nothing(stack: Stack) -> None:
+    stack.nodes[0].load["kv"] = 0.95
+    done = stack.script("run", "--dry-run")
+    assert done.returncode == 0
+    assert "llm_cluster  node-a  up     0.95  0        1        10      kv 0.95 >= 0.92" in done.stdout
+    assert f"+    server 127.0.0.1:{stack.nodes[0].port} weight=10 " in done.stdout
+    assert stack.upstream.read_text() == SEED
+    assert not (stack.directory / "state").exists()
+    stack.run()
+    assert "The upstream file would not change." in stack.script("run", "--dry-run").stdout
+
+
+def test_status_for_people_and_for_programs(stack: Stack) -> None:
+    done = stack.script("status")
+    assert done.returncode == 1
+    assert "status.json is missing: no tick has ended yet" in done.stderr
+    stack.run()
+    assert "node-a  up     0.10  0        1        100     kv 0.10 < 0.75" in stack.script("status").stdout
+    assert json.loads(stack.script("status", "--json").stdout) == stack.status()
+    assert (stack.directory / "state" / "status.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_metrics_for_the_textfile_collector(stack: Stack) -> None:
+    stack.run()
+    text = (stack.directory / "state" / "metrics.prom").read_text()
+    assert 'vllm_nginx_lb_node_weight{pool="llm_cluster",node="node-a",state="up"} 100\n' in text
+    assert "vllm_nginx_lb_last_tick_success 1\n" in text
+
+
+def test_drain_and_undrain(stack: Stack) -> None:
+    stack.run()
+    assert "node-a drained; the next tick makes it live" in stack.script("drain", "node-a").stdout
+    assert "node-a is already drained" in stack.script("drain", "node-a").stdout
+    stack.run()
+    assert stack.weights() == {"node-a": 0, "node-b": 100, "node-c": 100}
+    assert f"server 127.0.0.1:{stack.nodes[0].port} down" in stack.upstream.read_text()
+    assert "node-a undrained" in stack.script("undrain", "node-a").stdout
+    assert "node-a is not drained" in stack.script("undrain", "node-a").stdout
+    stack.run()
+    assert stack.weights()["node-a"] == 100
+
+
+def test_the_last_node_cannot_be_drained(stack: Stack) -> None:
+    stack.script("drain", "node-a")
+    stack.script("drain", "node-b")
+    done = stack.script("drain", "node-c")
+    assert done.returncode == 1
+    assert done.stderr == "node-c is the last node of pool llm_cluster that serves: undrain another one first\n"
+
+
+def test_an_unknown_node_is_named_with_the_known_ones(stack: Stack) -> None:
+    done = stack.script("drain", "node-z")
+    assert (done.returncode, done.stderr) == (2, "no node 'node-z': expected one of node-a, node-b, node-c\n")
+
+
+def test_rollback(stack: Stack) -> None:
+    done = stack.script("rollback")
+    assert (done.returncode, done.stderr) == (1, f"no backup beside {stack.upstream}: nothing to go back to\n")
+    stack.run()
+    first = stack.upstream.read_text()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    done = stack.script("rollback")
+    assert done.returncode == 0, done.stderr
+    assert "is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it" in done.stdout
+    assert stack.upstream.read_text() == first
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+
+
+def test_backups_are_bounded(stack: Stack) -> None:
+    for port in range(20001, 20015):
+        stack.config["pools"][0]["nodes"][0]["port"] = port
+        stack.run()
+    assert len(list(stack.upstream.parent.glob("*.bak"))) == 10
+
+
+def test_collect_and_apply_are_the_two_halves_of_a_run(stack: Stack) -> None:
+    assert "run collect first" in stack.script("apply").stderr
+    assert stack.script("collect").returncode == 0
+    assert stack.upstream.read_text() == SEED
+    assert stack.script("apply").returncode == 0
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "link", "pipe", "foreign"])
+def test_apply_trusts_no_plan(stack: Stack, tmp_path: Path, damage: str) -> None:
+    stack.script("collect")
+    plan = stack.directory / "state" / "plan.json"
+    content = plan.read_text()
+    plan.unlink()
+    if damage == "truncated":
+        plan.write_text(content[:100])
+    elif damage == "foreign":
+        plan.write_text(content.replace("127.0.0.1", "127.0.0.9"))
+    elif damage == "link":
+        (tmp_path / "elsewhere").write_text(content)
+        plan.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(plan)
+    done = stack.script("apply")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert stack.upstream.read_text() == SEED
+
+
+def test_a_damaged_memory_is_dropped_with_a_warning(stack: Stack) -> None:
+    stack.run()
+    for content in ("{", '{"node-a": {"weight": "heavy"}}', "[]"):
+        (stack.directory / "state" / "memory.json").write_text(content)
+        done = stack.script("run")
+        assert done.returncode == 0
+        assert ("memory of earlier ticks dropped" in done.stderr) == (content != "[]")
+        assert stack.weights()["node-a"] == 100

@@ -1,0 +1,282 @@
+"""One tick against a real nginx and real sockets."""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.conftest import FakeNode, Stack, fetch, respond, wait_for
+
+if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
+    from pathlib import Path
+
+
+def test_the_first_tick_replaces_the_seed(stack: Stack) -> None:
+    said = stack.run()
+    assert "llm_cluster/node-a: weight new -> 100: kv 0.10 < 0.75" in said
+    status = stack.status()
+    assert (status["version"], status["outcome"], status["applied"], status["error"]) == (1, "reloaded", True, None)
+    assert status["generation"] != "seed"
+    stack.await_generation(status["generation"])
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+    node = status["pools"][0]["nodes"][0]
+    assert (node["state"], node["kv_cache_usage"], node["waiting"], node["running"]) == ("up", 0.1, 0, 1)
+
+
+def test_nothing_new_means_no_reload(stack: Stack) -> None:
+    stack.run()
+    wait_for(lambda: len(stack.worker_pids()) == 1)
+    before, workers = stack.upstream.stat(), stack.worker_pids()
+    for _ in range(3):
+        stack.run()
+    assert stack.upstream.stat() == before
+    assert stack.worker_pids() == workers
+    assert stack.status()["outcome"] == "unchanged"
+
+
+def test_requests_follow_the_weights(stack: Stack) -> None:
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
+    seen = collections.Counter(fetch(stack.ingress_port, "/v1/models") for _ in range(210))
+    assert seen == {"node-a": 10, "node-b": 100, "node-c": 100}
+
+
+def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[2].stop()
+    assert "node-c: unknown: connection refused (1 of 3), last weight held" in stack.run()
+    stack.run()
+    assert "node-c: down: connection refused, 3 in a row" in stack.run()
+    assert stack.weights()["node-c"] == 0
+    assert f"127.0.0.1:{stack.nodes[2].port} down" in stack.upstream.read_text()
+    assert "node-c" not in {fetch(stack.ingress_port, "/v1/models") for _ in range(20)}
+    assert stack.run() == ""  # a fault that lasts is not logged again
+    stack.nodes[2] = FakeNode("node-c")
+    stack.config["pools"][0]["nodes"][2]["port"] = stack.nodes[2].port
+    stack.run()
+    assert "weight 0 -> 10: back after 2 good scrapes, starting low" in stack.run()
+    assert "weight 10 -> 100" in stack.run()
+
+
+def test_all_nodes_unreachable_is_one_clear_line_and_changes_nothing(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    for node in stack.nodes:
+        node.stop()
+    for _ in range(4):
+        said = stack.run(1)
+        assert said.splitlines()[-1] == "pool llm_cluster: no node can be read, last weights kept"
+        assert stack.upstream.read_text() == live
+    assert stack.status()["error"] == "pool llm_cluster: no node can be read, last weights kept"
+    stack.await_generation(stack.status()["generation"])
+
+
+def answer(body: bytes, status: int = 200, content_type: str = "text/plain", **headers: str) -> object:
+    return lambda handler: respond(handler, body, status, content_type, **headers)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    """Send an answer that never ends, a byte at a time."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/plain")
+    handler.end_headers()
+    pause = threading.Event()
+    for _ in range(300):
+        try:
+            handler.wfile.write(b"#")
+        except OSError:
+            return
+        pause.wait(0.05)
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    """Send an answer that never ends, as fast as it goes."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/plain")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(100_000):
+        try:
+            handler.wfile.write(b"# endless\n" * 1000)
+        except OSError:
+            return
+
+
+def hang(_handler: BaseHTTPRequestHandler) -> None:
+    """Answer nothing for longer than anybody waits."""
+    threading.Event().wait(6)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (answer(b"", 500), "HTTP 500"),
+        (answer(b"", 401), "HTTP 401 (see scrape.api_key_file)"),
+        (answer(b"", 302, Location="http://127.0.0.1:1/"), "HTTP 302"),
+        (answer(b"<html>", 200, "text/html"), "content type text/html instead of text/plain"),
+        (answer(b"\x1f\x8b", Content_Encoding="gzip"), "compressed although asked not to be"),
+        (answer(b"hello"), "no vllm:kv_cache_usage_perc"),
+        (answer(b'vllm:kv_cache_usage_perc{engine="0"} NaN\n'), "vllm:kv_cache_usage_perc is nan"),
+        (drip, "no complete answer within 1 s"),
+        (endless, "more than 4194304 bytes"),
+        (hang, "no answer within 1 s (1 of 3)"),
+    ],
+    ids=["500", "401", "redirect", "html", "gzip", "no-metrics", "nan", "drip", "endless", "hang"],
+)
+def test_an_unreadable_node_holds_its_weight(stack: Stack, behaviour: object, reason: str) -> None:
+    stack.config["scrape"]["timeout_seconds"] = 1
+    stack.nodes[1].load["kv"] = 0.8
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.nodes[1].answer = behaviour  # type: ignore[assignment]
+    said = stack.run()
+    assert f"llm_cluster/node-b: unknown: {reason}, last weight held" in said
+    assert stack.weights()["node-b"] == 60
+    assert stack.upstream.read_text() == live
+
+
+def test_a_hanging_node_does_not_delay_the_others(stack: Stack) -> None:
+    stack.config["scrape"] |= {"timeout_seconds": 1, "workers": 1}
+    stack.nodes[0].answer = hang
+    stack.nodes[1].answer = hang
+    stack.run()
+    states = {node["name"]: node for node in stack.status()["pools"][0]["nodes"]}
+    assert [states[name]["state"] for name in ("node-a", "node-b", "node-c")] == ["unknown", "unknown", "up"]
+
+
+def test_the_scrape_asks_for_what_it_can_read(stack: Stack, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret-key\n")
+    stack.config["scrape"]["api_key_file"] = str(key)
+    said = stack.script("run", http_proxy="http://127.0.0.1:1", https_proxy="http://127.0.0.1:1")
+    assert said.returncode == 0
+    headers = stack.nodes[0].headers[0]
+    assert headers["Authorization"] == "Bearer secret-key"
+    assert headers["Accept"] == "text/plain;version=0.0.4"
+    assert headers["Accept-Encoding"] == "identity"
+    assert "secret-key" not in said.stderr + stack.script("check-config").stdout
+
+
+def test_weight_changes_wait_for_the_interval_and_membership_changes_do_not(stack: Stack) -> None:
+    stack.run()
+    stack.config["nginx"]["min_reload_interval_seconds"] = 3600
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    assert (stack.status()["outcome"], stack.status()["applied"]) == ("deferred", False)
+    assert "weight=10 " not in stack.upstream.read_text()
+    stack.script("drain", "node-b")
+    stack.run()
+    assert stack.status()["outcome"] == "reloaded"
+    assert "weight=10 " in stack.upstream.read_text()
+
+
+def test_a_broken_foreign_file_is_named_and_nothing_is_touched(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    (stack.directory / "other.conf").write_text("no_such_directive on;\n")
+    stack.write_nginx("include other.conf;")
+    stack.nodes[0].load["kv"] = 0.95
+    said = stack.run(1)
+    assert "the nginx configuration is already broken elsewhere" in said
+    assert 'unknown directive "no_such_directive"' in said
+    assert "other.conf:1" in said
+    assert stack.upstream.read_text() == live
+    assert stack.status()["outcome"] == "failed"
+
+
+def test_a_file_that_nginx_refuses_is_rolled_back(stack: Stack) -> None:
+    stack.run()
+    live, generation = stack.upstream.read_text(), stack.status()["generation"]
+    template = stack.directory / "template.j2"
+    template.write_text("upstream llm_cluster { no_such_directive; }\n")
+    stack.config["nginx"]["upstream_template"] = str(template)
+    said = stack.run(1)
+    assert 'unknown directive "no_such_directive"' in said
+    assert f"rolled back to generation {generation}" in said
+    assert stack.upstream.read_text() == live
+    stack.await_generation(generation)
+    assert (stack.status()["outcome"], stack.status()["applied"]) == ("rolled_back", False)
+
+
+def test_a_reload_that_does_not_take_is_found_and_rolled_back(stack: Stack) -> None:
+    stack.run()
+    live, generation = stack.upstream.read_text(), stack.status()["generation"]
+    with FakePort() as port:
+        stack.write_nginx(f"server {{ listen 127.0.0.1:{port}; }}")  # passes nginx -t, but cannot be bound
+        stack.nodes[0].load["kv"] = 0.95
+        said = stack.run(1)
+    assert f"the reload did not take: generation {generation} is still live" in said
+    assert stack.upstream.read_text() == live
+    assert stack.status()["outcome"] == "rolled_back"
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+    assert stack.status()["generation"] != generation
+    stack.await_generation(stack.status()["generation"])
+
+
+class FakePort:
+    """A port that somebody else listens on."""
+
+    def __enter__(self) -> int:
+        """Listen."""
+        self.node = FakeNode("other")
+        return self.node.port
+
+    def __exit__(self, *_error: object) -> None:
+        """Stop listening."""
+        self.node.stop()
+
+
+def test_renamed_but_never_reloaded_is_repaired(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.config["nginx"]["reload_command"] = ["/bin/true"]
+    stack.config["nginx"]["confirm_timeout_seconds"] = 0.2
+    wanted = stack.script("run", "--dry-run").stdout
+    assert "+    server 127.0.0.1" in wanted
+    assert "weight=10 " in wanted
+    stack.run(1)
+    stack.config["nginx"]["reload_command"] = [*stack.nginx, "-s", "reload"]
+    stack.run()
+    stack.await_generation(stack.status()["generation"])
+
+
+def test_an_edit_by_hand_is_overwritten(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.upstream.write_text(live.replace("weight=100", "weight=1", 1))
+    stack.run()
+    assert stack.upstream.read_text() == live
+    stack.upstream.write_text("garbage")
+    stack.run()
+    assert stack.upstream.read_text() == live
+
+
+def test_a_missing_directory_and_a_stopped_nginx_are_named(stack: Stack) -> None:
+    stack.config["nginx"]["confirm_url"] = "http://127.0.0.1:1/generation"
+    assert "nginx does not answer at http://127.0.0.1:1/generation (connection refused)" in stack.run(1)
+    stack.config["nginx"] |= {"confirm_url": None, "upstream_file": "/nonexistent/upstream.conf"}
+    assert "/nonexistent/upstream.conf cannot be written: No such file or directory" in stack.run(1)
+    stack.config["nginx"]["test_command"] = ["/nonexistent/nginx", "-t"]
+    assert "/nonexistent/nginx cannot be run" in stack.run(1)
+
+
+def test_a_second_run_is_told_so(stack: Stack) -> None:
+    stack.run()
+    with (stack.directory / "state" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = stack.script("run")
+    assert (done.returncode, done.stderr) == (75, "another run holds the lock\n")
+
+
+def test_priorities_in_the_journal(stack: Stack) -> None:
+    done = stack.script("run", JOURNAL_STREAM="8:1")
+    assert "<5>llm_cluster/node-a: weight new -> 100" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("<5>reloaded: generation ")
+    assert stack.script("run", JOURNAL_STREAM="8:1").stderr.startswith("<7>unchanged")

@@ -1,0 +1,207 @@
+"""The decision: states, holding, draining, and the guard that never lets a pool go empty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vllm_nginx_lb as lb
+from tests.unit.samples import config, good, refused, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2", "c": "127.0.0.3"}
+
+
+class Fleet:
+    """A pool ticking every 10 s of a clock of its own."""
+
+    def __init__(self, *names: str, drained: frozenset[str] = frozenset(), **sections: Any) -> None:
+        """Start with nothing remembered."""
+        self.config = config(*names, **sections)
+        self.memory: Mapping[str, lb.NodeMemory] = {}
+        self.now = 1000.0
+        self.drained = drained
+
+    def tick(self, **samples: lb.Sample) -> dict[str, tuple[str, int]]:
+        """Decide once and return each node's state and weight; nodes not named are idle."""
+        idle = {node.name: good(node.host) for node in self.config.pools[0].nodes}
+        self.now += 10
+        plans, self.memory = lb.decide(self.config, idle | samples, self.memory, self.drained, self.now)
+        self.pool = plans[0]
+        return {node.name: (node.state, node.weight) for node in plans[0].nodes}
+
+    def reason(self, name: str) -> str:
+        """Return why a node has its weight."""
+        return next(node.reason for node in self.pool.nodes if node.name == name)
+
+
+def test_first_sight_gets_its_weight_at_once() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(b=good("127.0.0.2", kv_cache_usage=0.9)) == {"a": ("up", 100), "b": ("up", 30)}
+    assert fleet.reason("b") == "kv 0.90 >= 0.85"
+
+
+def test_refused_three_times_is_down_and_two_good_scrapes_bring_it_back_low() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick()
+    assert fleet.tick(b=refused("127.0.0.2"))["b"] == ("unknown", 100)
+    assert fleet.reason("b") == "connection refused (1 of 3), last weight held"
+    assert fleet.tick(b=refused("127.0.0.2"))["b"] == ("unknown", 100)
+    assert fleet.tick(b=refused("127.0.0.2"))["b"] == ("down", 0)
+    assert fleet.reason("b") == "connection refused, 3 in a row"
+    assert fleet.tick()["b"] == ("down", 0)
+    assert fleet.reason("b") == "1 of 2 good scrapes"
+    assert fleet.tick()["b"] == ("up", 10)
+    assert fleet.reason("b") == "back after 2 good scrapes, starting low"
+    assert fleet.tick()["b"] == ("up", 100)
+
+
+def test_a_good_scrape_ends_the_count_of_failures() -> None:
+    fleet = Fleet("a", "b")
+    for _ in range(4):
+        fleet.tick(b=refused("127.0.0.2"))
+        fleet.tick(b=refused("127.0.0.2"))
+        assert fleet.tick()["b"] == ("up", 100)
+
+
+def test_a_failure_ends_the_count_of_good_scrapes() -> None:
+    fleet = Fleet("a", "b")
+    for _ in range(3):
+        fleet.tick(b=refused("127.0.0.2"))
+    for _ in range(3):
+        assert fleet.tick()["b"] == ("down", 0)
+        assert fleet.tick(b=refused("127.0.0.2"))["b"] == ("down", 0)
+
+
+def test_unreadable_holds_its_weight_then_goes_to_the_lowest_level() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick(b=good("127.0.0.2", kv_cache_usage=0.8))
+    for _ in range(18):
+        assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 60)
+    assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 10)
+    assert fleet.reason("b") == "HTTP 500, not read for 190 s"
+    assert fleet.tick()["b"] == ("up", 100)
+
+
+def test_never_read_starts_at_the_lowest_level() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 10)
+    assert fleet.reason("b") == "HTTP 500, never read"
+
+
+def test_a_down_node_is_not_brought_back_by_an_unreadable_answer() -> None:
+    fleet = Fleet("a", "b")
+    for _ in range(3):
+        fleet.tick(b=refused("127.0.0.2"))
+    assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("down", 0)
+
+
+def test_asleep_is_no_target() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick()
+    assert fleet.tick(b=good("127.0.0.2", awake=False))["b"] == ("down", 0)
+    assert fleet.reason("b") == "asleep"
+    assert fleet.tick()["b"] == ("down", 0)
+    assert fleet.tick()["b"] == ("up", 10)
+
+
+def test_preemptions_count_only_when_new() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(b=good("127.0.0.2", preemptions=500))["b"] == ("up", 100)
+    assert fleet.tick(b=good("127.0.0.2", preemptions=501))["b"] == ("up", 60)
+    assert fleet.tick(b=good("127.0.0.2", preemptions=501))["b"] == ("up", 100)
+    assert fleet.tick(b=good("127.0.0.2", preemptions=3))["b"] == ("up", 100)
+    fleet.tick(b=unreadable("127.0.0.2"))
+    assert fleet.tick(b=good("127.0.0.2", preemptions=4))["b"] == ("up", 60)
+
+
+def test_draining_by_inventory_and_by_operator() -> None:
+    fleet = Fleet(
+        drained=frozenset({"b", "gone"}),
+        pool={
+            "nodes": [
+                {"name": "a", "host": "127.0.0.1", "drain": True},
+                {"name": "b", "host": "127.0.0.2"},
+                {"name": "c", "host": "127.0.0.3"},
+            ]
+        },
+    )
+    assert fleet.tick() == {"a": ("drained", 0), "b": ("drained", 0), "c": ("up", 100)}
+    assert (fleet.reason("a"), fleet.reason("b")) == ("drained in the inventory", "drained by the operator")
+    fleet.drained = frozenset()
+    assert fleet.tick()["b"] == ("up", 100)
+
+
+def test_no_node_readable_keeps_the_last_weights() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick(b=good("127.0.0.2", kv_cache_usage=0.8))
+    for _ in range(30):
+        states = fleet.tick(a=refused("127.0.0.1"), b=refused("127.0.0.2"))
+        assert {name: weight for name, (_, weight) in states.items()} == {"a": 100, "b": 60}
+        assert fleet.pool.held == "no node can be read, last weights kept"
+    assert fleet.tick() == {"a": ("down", 100), "b": ("down", 60)}
+    assert fleet.pool.held == "no node would be left to serve, last weights kept"
+    assert fleet.tick() == {"a": ("up", 10), "b": ("up", 10)}
+
+
+def test_the_first_tick_without_any_reading_lets_every_node_try() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(a=refused(), b=refused("127.0.0.2")) == {"a": ("unknown", 10), "b": ("unknown", 10)}
+    assert fleet.pool.held == "no node can be read, all start at the lowest weight"
+
+
+def test_the_last_serving_node_stays_when_the_others_are_drained() -> None:
+    fleet = Fleet("a", "b", drained=frozenset({"a"}))
+    fleet.tick()
+    for _ in range(5):
+        assert fleet.tick(b=refused("127.0.0.2"))["b"][1] == 100
+
+
+def test_a_name_without_an_address_is_left_out() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(b=refused(None))["b"] == ("unknown", 0)
+
+
+def test_two_names_of_one_server_share_one_place() -> None:
+    fleet = Fleet("a", "b")
+    assert fleet.tick(b=good("127.0.0.1")) == {"a": ("up", 100), "b": ("down", 0)}
+    assert fleet.reason("b") == "same address as a"
+
+
+def test_static_weights_do_not_move_with_load() -> None:
+    nodes = [{"name": "a", "host": "127.0.0.1"}, {"name": "b", "host": "127.0.0.2", "capacity": 0.5}]
+    fleet = Fleet(pool={"policy": "static", "nodes": nodes})
+    busy = good("127.0.0.2", kv_cache_usage=1.0, waiting=50)
+    assert fleet.tick(b=busy) == {"a": ("up", 100), "b": ("up", 50)}
+    for _ in range(30):
+        assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 50)
+
+
+def test_a_reboot_does_not_make_readings_from_the_future() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick()
+    fleet.now = 5.0
+    assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 100)
+    fleet.now = 300.0
+    assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 10)
+
+
+SAMPLES = st.sampled_from([good, refused, unreadable, lambda address: good(address, awake=False)])
+
+
+@given(st.lists(st.tuples(SAMPLES, SAMPLES, SAMPLES), min_size=1, max_size=12), st.sets(st.sampled_from("abc")))
+@settings(max_examples=200)
+def test_no_sequence_empties_the_pool(ticks: list[tuple[object, ...]], drained: set[str]) -> None:
+    fleet = Fleet("a", "b", "c", drained=frozenset(drained))
+    for makers in ticks:
+        samples = {name: make(ADDRESSES[name]) for name, make in zip("abc", makers, strict=True)}  # type: ignore[operator]
+        before = {name: each.weight for name, each in fleet.memory.items()}
+        decided = fleet.tick(**samples)
+        assert any(weight for _, weight in decided.values())
+        assert all(weight == 0 or weight >= 10 for _, weight in decided.values())
+        if not any(sample.reading for sample in samples.values()) and any(before.values()):
+            assert {name: weight for name, (_, weight) in decided.items()} == before

@@ -1,0 +1,61 @@
+"""The policies: the ladder on every combination of its inputs, and static weights.
+
+The ladder's text: levels 100, 60, 30, 10. KV-cache usage of 0.92 and more gives 10, of 0.85 and more
+30, of 0.75 and more 60, else 100. Then waiting requests, new preemptions, and more than 8 running
+requests per engine each move the weight one place down; the last level is the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+import vllm_nginx_lb as lb
+from tests.unit.samples import config, reading
+
+KV = {0.0: 100, 0.5: 100, 0.7499: 100, 0.75: 60, 0.8499: 60, 0.85: 30, 0.9199: 30, 0.92: 10, 1.0: 10}
+WAITING = {0: False, 1: True, 40: True}
+RUNNING_PER_ENGINE = {0: False, 7: False, 8: False, 9: True, 200: True}
+PREEMPTIONS = {0: False, 1: True, 9: True}
+AFTER_DOWNGRADES = {100: [100, 60, 30, 10], 60: [60, 30, 10, 10], 30: [30, 10, 10, 10], 10: [10, 10, 10, 10]}
+
+
+@pytest.mark.parametrize("engines", [1, 2, 8])
+def test_the_ladder_on_every_combination(engines: int) -> None:
+    seen = 0
+    for kv, waiting, running, preemptions in itertools.product(KV, WAITING, RUNNING_PER_ENGINE, PREEMPTIONS):
+        signs = WAITING[waiting] + RUNNING_PER_ENGINE[running] + PREEMPTIONS[preemptions]
+        load = reading(kv_cache_usage=kv, waiting=waiting, running=running * engines, engines=engines)
+        weight, reason = lb.stepped_weight(lb.Observation(load, preemptions), lb.Stepped())
+        assert weight == AFTER_DOWNGRADES[KV[kv]][signs], (kv, waiting, running, preemptions, reason)
+        seen += 1
+    assert seen == 9 * 3 * 5 * 3
+
+
+def test_the_reason_names_every_sign() -> None:
+    load = reading(kv_cache_usage=0.41, waiting=3, running=20, engines=2)
+    assert lb.stepped_weight(lb.Observation(load, 2), lb.Stepped()) == (
+        10,
+        "kv 0.41 < 0.75, waiting 3 > 0, 2 new preemptions, running 10 > 8 per engine",
+    )
+
+
+def test_one_engine_too_many_is_per_engine() -> None:
+    load = reading(running=17, engines=2)
+    assert lb.stepped_weight(lb.Observation(load, 0), lb.Stepped())[0] == 60
+
+
+def test_thresholds_come_from_the_configuration() -> None:
+    rules = lb.Stepped(levels=(90, 5), kv_cache=(), max_waiting=5, max_running=100, downgrade_on_preemption=False)
+    calm = reading(kv_cache_usage=1.0, waiting=5, running=100)
+    assert lb.stepped_weight(lb.Observation(calm, 7), rules) == (90, "kv 1.00")
+    assert lb.stepped_weight(lb.Observation(reading(waiting=6), 0), rules)[0] == 5
+
+
+def test_static_weights_follow_capacity() -> None:
+    nodes = [{"name": f"n{c}", "host": f"127.0.0.{i}", "capacity": c} for i, c in enumerate([0.01, 1, 2, 4], 1)]
+    pool = config(pool={"policy": "static", "nodes": nodes}).pools[0]
+    seen = {node.name: lb.Observation(reading(kv_cache_usage=1.0), 5) for node in pool.nodes}
+    weights = {name: weight for name, (weight, _) in lb.weigh_static(pool, lb.Policies(), seen).items()}
+    assert weights == {"n0.01": 1, "n1": 25, "n2": 50, "n4": 100}

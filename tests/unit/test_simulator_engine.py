@@ -1,0 +1,217 @@
+"""The simulated engine in virtual time: its limits, its order, preemption, abort and determinism."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.engine import Engine, EngineConfig, Request, StepReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SMALL = EngineConfig(
+    max_num_batched_tokens=8,
+    max_num_seqs=3,
+    num_blocks=8,
+    block_size=4,
+    step_seconds=1.0,
+    prefill_token_seconds=0.125,
+    decode_sequence_seconds=0.25,
+)
+
+
+def check_limits(engine: Engine, report: StepReport) -> None:
+    config = engine.config
+    assert 0 < report.prefill_tokens + report.decodes <= config.max_num_batched_tokens
+    assert len(engine.running) <= config.max_num_seqs
+    assert engine.used_blocks == sum(request.blocks for request in engine.running)
+    assert 0 <= engine.used_blocks <= config.num_blocks
+    assert all(request.computed <= request.blocks * config.block_size for request in engine.running)
+    in_order = [request.arrived_at for request in (*engine.running, *engine.waiting)]
+    assert in_order == sorted(in_order)
+
+
+def run(engine: Engine, arrivals: Iterable[tuple[float, Request]]) -> list[StepReport]:
+    """Submit requests at their times and step until all are done, checking the limits at every step."""
+    pending = sorted(arrivals, key=lambda arrival: arrival[0])
+    reports, now = [], 0.0
+    while pending or engine.running or engine.waiting:
+        while pending and pending[0][0] <= now:
+            at, request = pending.pop(0)
+            engine.submit(request, at)
+        ends_at = engine.begin(now)
+        if ends_at is None:
+            now = pending[0][0]
+            continue
+        report = engine.finish()
+        check_limits(engine, report)
+        reports.append(report)
+        now = ends_at
+    return reports
+
+
+def step(engine: Engine, now: float = 0.0) -> StepReport:
+    assert engine.begin(now) is not None
+    return engine.finish()
+
+
+def test_a_step_costs_its_base_its_prompt_tokens_and_its_continuing_sequences() -> None:
+    engine = Engine(SMALL)
+    engine.submit(Request("first", prompt_tokens=4, max_tokens=3), 0.0)
+    assert engine.begin(0.0) == 1.5  # base + 4 prompt tokens
+    engine.finish()
+    engine.submit(Request("second", prompt_tokens=2, max_tokens=1), 1.5)
+    assert engine.begin(1.5) == 3.0  # base + one continuing sequence + 2 prompt tokens
+    assert engine.finish().decodes == 1
+    engine.speed = 0.5
+    assert engine.begin(3.0) == 3.0 + 2 * 1.25
+
+
+def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
+    engine = Engine(SMALL)
+    request = Request("long", prompt_tokens=20, max_tokens=2)
+    reports = run(engine, [(0.0, request)])
+    assert [report.prefill_tokens for report in reports] == [8, 8, 4, 0]
+    assert [len(report.advanced) for report in reports] == [0, 0, 1, 1]
+    assert request.first_token_at == reports[2].ends_at
+    assert request.token_gap == reports[3].ends_at - reports[2].ends_at
+
+
+def test_running_requests_come_before_a_waiting_prompt() -> None:
+    engine = Engine(SMALL)
+    engine.submit(Request("running", prompt_tokens=1, max_tokens=5), 0.0)
+    step(engine)
+    engine.submit(Request("late", prompt_tokens=20, max_tokens=1), 1.0)
+    report = step(engine, 2.0)
+    assert (report.decodes, report.prefill_tokens) == (1, SMALL.max_num_batched_tokens - 1)
+
+
+def test_first_come_first_served() -> None:
+    engine = Engine(SMALL)
+    requests = [Request(str(number), prompt_tokens=3, max_tokens=4) for number in range(8)]
+    reports = run(engine, [(number / 100, request) for number, request in enumerate(requests)])
+    finished = [request.request_id for report in reports for request in report.finished]
+    assert finished == [str(number) for number in range(8)]
+
+
+def test_a_request_is_not_served_before_it_arrives() -> None:
+    engine = Engine(SMALL)
+    engine.submit(Request("future", prompt_tokens=1, max_tokens=1), 5.0)
+    assert engine.begin(4.0) is None
+    assert engine.begin(5.0) is not None
+
+
+def test_a_full_cache_throws_out_the_youngest_which_starts_over_and_still_gets_every_token() -> None:
+    engine = Engine(SMALL)
+    old, young = (Request(name, prompt_tokens=8, max_tokens=20) for name in ("old", "young"))
+    reports = run(engine, [(0.0, old), (0.1, young)])
+    preempted = [request.request_id for report in reports for request in report.preempted]
+    assert preempted
+    assert set(preempted) == {"young"}
+    assert (old.preemptions, young.preemptions, engine.counters.preemptions) == (0, *[len(preempted)] * 2)
+    assert (old.generated, young.generated) == (20, 20)
+    assert engine.counters.generation_tokens == 40
+    assert engine.counters.prompt_tokens == 16  # recomputing does not count again
+    assert sum(report.prefill_tokens for report in reports) > 16  # though it was done
+    assert engine.free_blocks == SMALL.num_blocks
+
+
+def test_a_preempted_request_waits_in_front_of_the_queue() -> None:
+    engine = Engine(replace(SMALL, max_num_seqs=2))
+    old, young, never_run = (Request(name, prompt_tokens=8, max_tokens=20) for name in ("old", "young", "new"))
+    for number, request in enumerate((old, young, never_run)):
+        engine.submit(request, float(number) / 10)
+    now = 1.0
+    while not young.preemptions:
+        now = step(engine, now).ends_at
+    assert list(engine.waiting) == [young, never_run]
+    assert (young.blocks, young.computed) == (0, 0)
+
+
+def test_abort_frees_the_blocks_and_leaves_the_others_alone() -> None:
+    engine = Engine(SMALL)
+    gone, stays, queued = (Request(name, prompt_tokens=4, max_tokens=6) for name in ("gone", "stays", "queued"))
+    for request in (gone, stays):
+        engine.submit(request, 0.0)
+    engine.begin(0.0)
+    engine.submit(queued, 0.5)
+    engine.abort(gone)  # in the middle of a step
+    engine.abort(queued)
+    assert engine.running == [stays]
+    assert not engine.waiting
+    assert engine.used_blocks == stays.blocks
+    assert engine.finish().advanced == [stays]
+    engine.abort(gone)  # again: nothing happens
+    run(engine, [])
+    assert (gone.generated, queued.generated, stays.generated) == (0, 0, 6)
+    assert engine.free_blocks == SMALL.num_blocks
+
+
+def test_a_request_that_can_never_fit_is_refused() -> None:
+    engine = Engine(SMALL)
+    longest = SMALL.longest_request
+    assert longest == 8 * 4 + 1  # the last output token needs no room
+    engine.submit(Request("fits", prompt_tokens=longest - 3, max_tokens=3), 0.0)
+    with pytest.raises(ValueError, match=r"30 prompt tokens and 4 output tokens make 34, above .* of 33"):
+        engine.submit(Request("too long", prompt_tokens=longest - 3, max_tokens=4), 0.0)
+    with pytest.raises(ValueError, match="at least one prompt token and one output token"):
+        engine.submit(Request("empty", prompt_tokens=0, max_tokens=4), 0.0)
+
+
+def test_a_configuration_names_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="block_size: 0: must be at least 1"):
+        EngineConfig(block_size=0)
+    with pytest.raises(ValueError, match="step_seconds: 0: must be above 0"):
+        EngineConfig(step_seconds=0)
+
+
+def test_steps_alternate() -> None:
+    engine = Engine(SMALL)
+    with pytest.raises(RuntimeError, match="without begin"):
+        engine.finish()
+    engine.submit(Request("one", prompt_tokens=1, max_tokens=2), 0.0)
+    engine.begin(0.0)
+    with pytest.raises(RuntimeError, match="before finish"):
+        engine.begin(1.0)
+
+
+configs = st.builds(
+    EngineConfig,
+    max_num_batched_tokens=st.integers(1, 40),
+    max_num_seqs=st.integers(1, 6),
+    num_blocks=st.integers(4, 20),
+    block_size=st.integers(1, 8),
+    step_seconds=st.floats(0.01, 1),
+)
+sizes = st.lists(st.tuples(st.floats(0, 50), st.integers(1, 60), st.integers(1, 40)), max_size=12)
+
+
+@given(configs, sizes)
+def test_every_request_that_fits_gets_exactly_its_tokens(
+    config: EngineConfig, wanted: list[tuple[float, int, int]]
+) -> None:
+    def simulate() -> tuple[Engine, list[StepReport], list[Request]]:
+        engine = Engine(config)
+        arrivals = [
+            (at, Request(str(number), prompt, output))
+            for number, (at, prompt, output) in enumerate(sorted(wanted))
+            if prompt + output <= config.longest_request
+        ]
+        return engine, run(engine, arrivals), [request for _, request in arrivals]
+
+    engine, reports, requests = simulate()
+    assert [request.generated for request in requests] == [request.max_tokens for request in requests]
+    assert engine.counters.generation_tokens == sum(request.max_tokens for request in requests)
+    assert engine.counters.prompt_tokens == sum(request.prompt_tokens for request in requests)
+    assert engine.counters.preemptions == sum(request.preemptions for request in requests)
+    assert engine.free_blocks == config.num_blocks
+
+    _, again, _ = simulate()
+    assert [(r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in again] == [
+        (r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in reports
+    ]
