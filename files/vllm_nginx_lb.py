@@ -904,7 +904,7 @@ upstream {{ pool.name }} {
 }
 {% endfor %}
 """
-GENERATION_LINE = re.compile(r'^map "" \$vllm_nginx_lb_generation \{ default "([0-9a-z]{1,64})"; \}$', re.MULTILINE)
+GENERATION_MAP = re.compile(r'map "" \$vllm_nginx_lb_generation \{\s*default "([0-9a-z]{1,64})";\s*\}')
 CHECKSUM_LINE = re.compile(
     r"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: ([0-9a-f]{64})\n"
 )
@@ -966,13 +966,13 @@ def is_intact(upstream: str) -> bool:
 
 def generation_of(upstream: str) -> str | None:
     """Return the generation an upstream file declares."""
-    found = GENERATION_LINE.search(upstream)
+    found = GENERATION_MAP.search(upstream)
     return found[1] if found else None
 
 
 def membership(upstream: str) -> str:
     """Return an upstream file with everything removed that a mere change of weights changes."""
-    return re.sub(r"\bweight=\d+", "weight", GENERATION_LINE.sub("", CHECKSUM_LINE.sub("", upstream)))
+    return re.sub(r"\bweight=\d+", "weight", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
 
 
 # --- Apply: publish safely ------------------------------------------------------------------------------
