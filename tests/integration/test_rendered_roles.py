@@ -1,0 +1,403 @@
+"""The files the roles write, as the programs that read them see them: nginx, systemd and the script."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from email.message import Message
+
+ROOT = Path(__file__).resolve().parents[2]
+ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+DEADLINE_SECONDS = 20
+
+TEMPLATES: dict[str, list[str]] = {
+    "nginx_ingress": ["etc/nginx/conf.d/vllm-nginx-lb.conf", "etc/nginx/vllm-nginx-lb/upstream.conf"],
+    "vllm_nginx_lb": [
+        "etc/vllm-nginx-lb/config.yml",
+        "etc/systemd/system/vllm-nginx-lb.service",
+        "etc/systemd/system/vllm-nginx-lb.timer",
+    ],
+}
+NODES = {
+    "node-a": {"ansible_host": "192.0.2.1"},
+    "node-b": {"ansible_host": "2001:db8::2", "vllm_capacity": 0.5, "vllm_drain": True},
+    "node-c": {"ansible_host": "node-c.example", "vllm_port": 8000, "vllm_pool": "batch"},
+}
+# Two ingress hosts: one as it comes, one with much of what can be set.
+TUNED = {
+    "nginx_ingress_server_names": ["llm.example", "*.llm.example"],
+    "nginx_ingress_upstream_headers_enabled": True,
+    "nginx_ingress_client_max_body_size_mib": 1,
+    "vllm_nginx_lb_pools": {"batch": {"policy": "static", "max_fails": 0}},
+    "vllm_nginx_lb_stale_after_seconds": "60",
+    "vllm_nginx_lb_interval_seconds": 20,
+}
+SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the roles wrote for one ingress host: everything below `root`, instead of below /."""
+
+    root: Path
+    port: int
+    status_port: int
+
+    def text(self, name: str) -> str:
+        """Return one of the files."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
+    """Run tasks for the ingress hosts of an inventory, on this machine, with the project's group_vars."""
+    (folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
+    (folder / "hosts.yml").write_text(yaml.safe_dump(inventory), encoding="utf-8")
+    play = {"name": "Render", "hosts": "ingress", "gather_facts": False, "tasks": tasks}
+    (folder / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    setting = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
+    result = subprocess.run(
+        [ANSIBLE_PLAYBOOK, "-i", folder / "hosts.yml", "-e", json.dumps(variables), folder / "play.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **setting},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+    """Let Ansible write every template of the roles, for each ingress host."""
+    folder = tmp_path_factory.mktemp("rendered")
+    ports = free_ports(6)
+    found = {name: Host(folder / name, ports.pop(), ports.pop()) for name in ("plain", "tuned", "secret")}
+    settings: dict[str, dict[str, Any]] = {"plain": {}, "tuned": TUNED, "secret": SECRET}
+    files = [(role, name) for role, names in TEMPLATES.items() for name in names]
+    for host in found.values():
+        for _, name in files:
+            (host.root / name).parent.mkdir(parents=True, exist_ok=True)
+    inventory = {
+        "ingress": {
+            "hosts": {
+                name: {
+                    "ansible_connection": "local",
+                    "nginx_ingress_listen_port": host.port,
+                    "nginx_ingress_status_port": host.status_port,
+                    "nginx_ingress_access_log_file": str(host.root / "upstream_trace.log"),
+                    **settings[name],
+                }
+                for name, host in found.items()
+            }
+        },
+        "vllm": {"hosts": NODES},
+    }
+    root = f"{folder}/{{{{ inventory_hostname }}}}"
+    tasks: list[dict[str, Any]] = [
+        *({"import_role": {"name": role, "tasks_from": "preflight.yml"}} for role in TEMPLATES),
+        *(
+            {"template": {"src": str(ROOT / "roles" / role / "templates" / f"{name}.j2"), "dest": f"{root}/{name}"}}
+            for role, name in files
+        ),
+    ]
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
+        "__nginx_ingress_upstream_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream.conf",
+    }
+    run_play(folder, inventory, variables, tasks)
+    return found
+
+
+# --- config.yml ---------------------------------------------------------------------------------------------------
+
+CONFIG = "etc/vllm-nginx-lb/config.yml"
+
+
+def test_config_is_what_the_inventory_says_and_the_script_takes_it(hosts: dict[str, Host]) -> None:
+    host = hosts["tuned"]
+    checked = subprocess.run(
+        [sys.executable, SCRIPT, "--config", host.root / CONFIG, "check-config"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+    written = yaml.safe_load(host.text(CONFIG))
+    assert written == yaml.safe_load(checked.stdout), "a key is left to the script's own default"
+    assert written["health"]["stale_after_seconds"] == 60
+    assert written["nginx"]["confirm_url"] == f"http://127.0.0.1:{host.status_port}/generation"
+    batch, cluster = written["pools"]
+    assert (batch["name"], batch["policy"], batch["max_fails"]) == ("batch", "static", 0)
+    assert (cluster["name"], cluster["policy"], cluster["max_fails"]) == ("llm_cluster", "stepped", 10)
+    assert cluster["nodes"] == [
+        {"name": "node-a", "host": "192.0.2.1", "port": 18090, "scheme": "http", "capacity": 1.0, "drain": False},
+        {"name": "node-b", "host": "2001:db8::2", "port": 18090, "scheme": "http", "capacity": 0.5, "drain": True},
+    ]
+    assert batch["nodes"][0]["port"] == 8000
+
+
+def test_secrets_and_templates_are_referred_to_by_path(hosts: dict[str, Host]) -> None:
+    written = hosts["secret"].text(CONFIG)
+    assert "s3cret" not in written
+    assert yaml.safe_load(written)["scrape"]["api_key_file"] == "/etc/vllm-nginx-lb/api_key"
+    assert yaml.safe_load(written)["nginx"]["upstream_template"] == "/etc/vllm-nginx-lb/upstream.conf.j2"
+
+
+# --- units --------------------------------------------------------------------------------------------------------
+
+SERVICE, TIMER = TEMPLATES["vllm_nginx_lb"][1:]
+
+
+def test_sandbox_is_tight(hosts: dict[str, Host]) -> None:
+    program = shutil.which("systemd-analyze")
+    assert program, "this test needs systemd"
+    # The threshold is in tenths: exit code 1 when the exposure is above 2.0.
+    result = subprocess.run(
+        [program, "security", "--offline=true", "--threshold=20", "--no-pager", str(hosts["plain"].root / SERVICE)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_units_follow_the_interval(hosts: dict[str, Host]) -> None:
+    assert {"OnBootSec=20s", "OnUnitActiveSec=20s", "AccuracySec=100ms"} <= set(hosts["tuned"].text(TIMER).splitlines())
+    assert "TimeoutStartSec=19s" in hosts["tuned"].text(SERVICE).splitlines()
+    assert "TimeoutStartSec=9s" in hosts["plain"].text(SERVICE).splitlines()
+
+
+# --- nginx --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
+
+    status: int = 200
+    seen: list[tuple[str, str, Message, bytes]] = field(default_factory=list)
+    port: int = 0
+
+
+@contextlib.contextmanager
+def serve(node: Node) -> Iterator[Node]:
+    """Let a node answer on a free port of 127.0.0.1."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            node.seen.append((self.command, self.path, self.headers, body))
+            answer = json.dumps({"port": node.port}).encode()
+            self.send_response(node.status)
+            self.send_header("X-Request-Id", "made-by-the-node")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST  # noqa: N815 - the name http.server calls
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    node.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+def ask(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    """Send one request; an error status is an answer too."""
+    request = urllib.request.Request(url, data=data, headers=headers or {})  # noqa: S310 - always http to 127.0.0.1
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=DEADLINE_SECONDS) as response:
+            return Answer(response.status, response.headers, response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.headers, error.read())
+
+
+@dataclass
+class Ingress:
+    """A running nginx."""
+
+    host: Host
+    url: str
+    status_url: str
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the access log's entries."""
+        return [json.loads(line) for line in self.host.text("upstream_trace.log").splitlines()]
+
+
+def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
+    """Return the command of an nginx that serves the rendered server file and writes below `folder`."""
+    assert NGINX, "these tests need nginx"
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        f"events {{ }}\nhttp {{ access_log off; client_body_temp_path {folder}/body;\n{temporary}"
+        f"include {host.root}/etc/nginx/conf.d/vllm-nginx-lb.conf; }}\n",
+        encoding="utf-8",
+    )
+    return [NGINX, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log"), *options]
+
+
+@contextlib.contextmanager
+def ingress(folder: Path, host: Host, ports: list[int]) -> Iterator[Ingress]:
+    """Run nginx on the rendered server file, with these node ports as its upstream."""
+    servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in ports)
+    (host.root / "etc/nginx/vllm-nginx-lb/upstream.conf").write_text(
+        f'upstream llm_cluster {{ {servers} }}\nmap "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
+        encoding="utf-8",
+    )
+    (host.root / "upstream_trace.log").unlink(missing_ok=True)
+    running = Ingress(host, f"http://127.0.0.1:{host.port}", f"http://127.0.0.1:{host.status_port}")
+    with subprocess.Popen(nginx_command(folder, host)) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while True:
+                with contextlib.suppress(urllib.error.URLError):
+                    if ask(f"{running.url}/health").status == 200:
+                        break
+                assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield running
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("name", ["plain", "tuned"])
+def test_seed_and_server_are_valid_for_nginx(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    result = subprocess.run(nginx_command(tmp_path, hosts[name], "-t"), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "[warn]" not in result.stderr
+    assert "seed" in hosts[name].text("etc/nginx/vllm-nginx-lb/upstream.conf")
+
+
+def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    with serve(Node()) as node, ingress(tmp_path, hosts["plain"], [node.port]) as entry:
+        forged = {"Host": "evil.example", "X-Request-Id": "forged", "Authorization": "Bearer k", "Connection": "close"}
+        answer = ask(f"{entry.url}/v1/chat/completions?key=secret", b"{}", forged)
+        assert answer.status == 200
+        method, path, headers, body = node.seen[0]
+        assert (method, path, body) == ("POST", "/v1/chat/completions?key=secret", b"{}")
+        assert headers["Host"] == "vllm"
+        assert headers["Authorization"] == "Bearer k"
+        assert headers["Connection"] is None
+        assert headers["X-Request-Id"] == answer.headers["X-Request-Id"]
+        assert answer.headers.get_all("X-Request-Id") not in (["forged"], ["made-by-the-node"])
+        assert answer.headers["X-Upstream-Addr"] is None
+
+        for path in ("/", "/v1/", "/v1/load_lora_adapter", "/metrics", "/v1/models/", "/v1/models/x", "/sleep"):
+            refused = ask(entry.url + path)
+            assert refused.status == 404
+            assert refused.headers["Content-Type"] == "application/json"
+            assert json.loads(refused.body)["error"]["code"] == "not_found"
+        assert len(node.seen) == 1
+
+        assert ask(f"{entry.url}/health").body == b"ok\n"
+        assert ask(f"{entry.url}//v1/models").status == 200, "nginx merges slashes"
+
+        entries = entry.log()
+        assert entries[0]["request_id"] == answer.headers["X-Request-Id"]
+        assert entries[0]["path"] == "/v1/chat/completions"
+        assert entries[0]["upstream_addr"] == f"127.0.0.1:{node.port}"
+        assert entries[0]["upstream_status"] == "200"
+        assert "secret" not in json.dumps(entries)
+        assert "/health" not in {each["path"] for each in entries}
+
+
+def test_post_is_tried_on_another_node_after_503_and_after_a_broken_connection(
+    tmp_path: Path, hosts: dict[str, Host]
+) -> None:
+    (dead,) = free_ports(1)
+    with (
+        serve(Node(status=503)) as busy,
+        serve(Node()) as node,
+        ingress(tmp_path, hosts["tuned"], [dead, busy.port, node.port]) as entry,
+    ):
+        for _ in range(6):
+            answer = ask(f"{entry.url}/v1/completions", b"{}")
+            assert answer.status == 200
+            assert answer.headers["X-Upstream-Addr"].endswith(f"127.0.0.1:{node.port}")
+    assert busy.seen
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 504])
+def test_other_answers_of_a_node_are_the_clients(tmp_path: Path, hosts: dict[str, Host], status: int) -> None:
+    with serve(Node(status=status)) as node, ingress(tmp_path, hosts["plain"], [node.port, node.port]) as entry:
+        answer = ask(f"{entry.url}/v1/completions", b"{}")
+        assert answer.status == status
+        assert json.loads(answer.body) == {"port": node.port}
+    assert len(node.seen) == 1
+
+
+def test_what_nginx_answers_itself_is_json(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    (dead,) = free_ports(1)
+    with ingress(tmp_path, hosts["tuned"], [dead]) as entry:
+        no_node = ask(f"{entry.url}/v1/completions", b"{}")
+        assert (no_node.status, json.loads(no_node.body)["error"]["code"]) == (502, "bad_gateway")
+        assert no_node.headers["X-Request-Id"]
+        too_large = ask(f"{entry.url}/v1/completions", b"x" * (2**20 + 1))
+        assert (too_large.status, json.loads(too_large.body)["error"]["code"]) == (413, "request_too_large")
+        assert entry.log()[0]["upstream_addr"] == f"127.0.0.1:{dead}"
+
+
+def test_status_server_tells_the_generation(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    with ingress(tmp_path, hosts["plain"], free_ports(1)) as entry:
+        assert ask(f"{entry.status_url}/generation").body == b"a" * 64 + b"\n"
+        assert b"Active connections" in ask(f"{entry.status_url}/stub_status").body
+        assert ask(f"{entry.status_url}/").status == 404
+        assert ask(f"{entry.url}/generation").status == 404
