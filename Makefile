@@ -1,0 +1,66 @@
+# What a developer and CI do, one target each. `make` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv system-packages lint test-unit test-integration test-fast test-molecule test \
+	demo demo-down bench clean
+
+PYTHON ?= python3
+VENV := .venv
+SCENARIO := default
+# Debian has nginx in a folder that is not in everybody's path.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
+export PYTHON
+# Containers with systemd in them are root's; nothing of root's is left in this folder.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env --set-home env PATH="$$PATH") \
+	env PYTHONDONTWRITEBYTECODE=1
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.made ## Make .venv from requirements/dev.txt
+
+$(VENV)/.made: requirements/dev.txt
+	tools/make-venv $(VENV) $<
+	touch $@
+
+system-packages: ## Install what the tests and the demo need of the system (apt, root or sudo)
+	tools/system-packages integration
+	tools/system-packages containers
+
+lint: venv ## Check style, types and the generated documentation
+	ansible-lint
+	yamllint --strict .
+	ruff check .
+	ruff format --check .
+	mypy
+	python docs/generate_configuration.py --check
+
+test-unit: venv ## Run the unit tests
+	pytest tests/unit
+
+test-integration: venv ## Run the integration tests, with the real nginx on loopback
+	tools/system-packages integration
+	pytest tests/integration
+
+test-fast: lint test-unit test-integration ## All but the containers, within two minutes
+
+test-molecule: venv ## Stand the whole stack up in containers (VLLM_NGINX_LB_TEST_DEBIAN=bookworm: on Debian 12)
+	tools/system-packages containers
+	$(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO)
+
+test: test-fast test-molecule ## Everything
+	@echo "make test: everything passed"
+
+demo: venv ## Show one ingress and three simulated nodes at work, about a minute of load
+	tools/system-packages containers
+	$(AS_ROOT) demo/run
+
+demo-down: venv ## Remove all that the demo made
+	$(AS_ROOT) demo/down
+
+bench: venv ## Measure what a tick costs
+	python benchmarks/tick.py
+
+clean: ## Remove the virtual environment and the caches
+	rm -rf $(VENV) .ansible .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,132 @@
+"""The scenario's stack as its tests see it: the way clients take, and a look into the containers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import openai
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Seen = TypeVar("Seen")
+
+PODMAN = "podman"
+ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+
+SCENARIO = Path(__file__).resolve().parents[1]
+PROJECT = SCENARIO.parents[1]
+INTERVAL_SECONDS = 10
+UPSTREAM_FILE = "/etc/nginx/vllm-nginx-lb/upstream.conf"
+STATUS_FILE = "/var/lib/vllm-nginx-lb/status.json"
+GENERATION_URL = "http://127.0.0.1:18091/generation"
+
+INVENTORY = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text(encoding="utf-8"))
+INGRESS = INVENTORY["ingress"]["hosts"]["ingress-1"]
+# The address of each node, by which nginx knows it. The node of the simulator sim-a is node-a, and so on.
+ADDRESSES: dict[str, str] = {
+    name.replace("sim", "node"): f"{machine['container_ip']}:18090"
+    for name, machine in INVENTORY["simulators"]["hosts"].items()
+}
+
+
+def wait_until(look: Callable[[], Seen], within_seconds: float, what: str) -> Seen:
+    """Look twice a second until there is something to see, and return it.
+
+    Raises:
+        AssertionError: there was nothing when the time was over.
+    """
+    deadline = time.monotonic() + within_seconds
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what}"
+        time.sleep(0.5)
+    return seen
+
+
+def run(host: str, *command: str, check: bool = True) -> str:
+    """Run a command in the container of an inventory host and return what it printed."""
+    container = f"{INVENTORY['containers']['vars']['containers_network']}-{host}"
+    done = subprocess.run([PODMAN, "exec", container, *command], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 or not check, f"{host}: {' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def on_ingress(*command: str, check: bool = True) -> str:
+    """Run a command on the ingress and return what it printed."""
+    return run("ingress-1", *command, check=check)
+
+
+def status(path: str = STATUS_FILE) -> dict[str, Any]:
+    """Return the balancer's last decision, or one that was kept in a file."""
+    return dict(json.loads(on_ingress("cat", path)))
+
+
+def nodes() -> dict[str, dict[str, Any]]:
+    """Return the last decision about each node, by name."""
+    return {node["name"]: node for pool in status()["pools"] for node in pool["nodes"]}
+
+
+def weights() -> dict[str, int]:
+    """Return each node's weight, by name."""
+    return {name: node["weight"] for name, node in nodes().items()}
+
+
+def upstream() -> str:
+    """Return the upstream file."""
+    return on_ingress("cat", UPSTREAM_FILE)
+
+
+def generation() -> str:
+    """Return the generation that nginx's workers answer with."""
+    fetch = f"import urllib.request as u; print(u.urlopen('{GENERATION_URL}', timeout=5).read().decode())"
+    return on_ingress("python3", "-c", fetch).strip()
+
+
+def workers() -> list[int]:
+    """Return the process ids of nginx's workers."""
+    return sorted(map(int, on_ingress("sh", "-c", "cat /proc/$(cat /run/nginx.pid)/task/*/children").split()))
+
+
+def starts_of_ticks() -> list[float]:
+    """Return when systemd started each tick that is in the journal, in monotonic seconds."""
+    unit_is_starting = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
+    lines = on_ingress("journalctl", "--output=json", unit_is_starting, "UNIT=vllm-nginx-lb.service").splitlines()
+    return [int(json.loads(line)["__MONOTONIC_TIMESTAMP"]) / 1e6 for line in lines]
+
+
+def client(address: str = INGRESS["container_ip"]) -> openai.OpenAI:
+    """Return a client of the ingress that shows every failure: it does not try again."""
+    host = f"[{address}]" if ":" in address else address
+    return openai.OpenAI(base_url=f"http://{host}:8080/v1", api_key="unused", max_retries=0, timeout=120)
+
+
+def node_that_answers(user: openai.OpenAI, number: int) -> str:
+    """Send one short request and return the name of the node that answered it."""
+    raw = user.chat.completions.with_raw_response.create(
+        model="sim", max_tokens=4, messages=[{"role": "user", "content": f"request {number}"}]
+    )
+    assert raw.parse().choices[0].message.content
+    # Several addresses: the last is the one that answered.
+    answered = str(raw.headers["x-upstream-addr"]).split(", ")[-1]
+    return next(name for name, address in ADDRESSES.items() if address == answered)
+
+
+def shares(requests: int) -> Counter[str]:
+    """Send requests through the ingress, eight at a time, and count which node answered how many."""
+    with client() as user, ThreadPoolExecutor(max_workers=8) as pool:
+        return Counter(pool.map(lambda number: node_that_answers(user, number), range(requests)))
+
+
+def play(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in the project's folder; its output has one space where it had a line break."""
+    done = subprocess.run([ANSIBLE_PLAYBOOK, *arguments], cwd=PROJECT, check=False, capture_output=True, text=True)
+    done.stdout = " ".join(done.stdout.split())
+    return done

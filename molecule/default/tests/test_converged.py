@@ -1,0 +1,89 @@
+"""After the site play ran: requests are answered, and the balancer works at its own pace."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import stack
+
+
+def test_a_plain_completion_is_answered() -> None:
+    with stack.client() as user:
+        answer = user.chat.completions.create(
+            model="sim", max_tokens=12, messages=[{"role": "user", "content": "hello"}]
+        )
+    assert answer.choices[0].message.content
+    assert answer.usage
+    assert answer.usage.completion_tokens == 12
+
+
+def test_a_completion_is_streamed() -> None:
+    with stack.client() as user:
+        chunks = list(
+            user.chat.completions.create(
+                model="sim", max_tokens=12, stream=True, messages=[{"role": "user", "content": "hello"}]
+            )
+        )
+    pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert len(pieces) == 12
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "length"
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
+def test_clients_come_in_over_ipv6() -> None:
+    with stack.client(stack.INGRESS["container_ipv6"]) as user:
+        assert [model.id for model in user.models.list()] == ["sim"]
+
+
+def test_every_node_gets_requests() -> None:
+    assert set(stack.shares(30)) == {"node-a", "node-b", "node-c"}
+
+
+def test_ticks_come_every_ten_seconds_and_reload_nothing() -> None:
+    known = len(stack.starts_of_ticks())
+    before = (stack.generation(), stack.workers())
+
+    ticks = stack.wait_until(
+        lambda: len(stack.starts_of_ticks()) >= known + 6 and stack.starts_of_ticks()[-6:],
+        within_seconds=8 * stack.INTERVAL_SECONDS,
+        what="six ticks",
+    )
+
+    assert ticks
+    assert [later - earlier for earlier, later in pairwise(ticks)] == pytest.approx([stack.INTERVAL_SECONDS] * 5, abs=1)
+    assert (stack.generation(), stack.workers()) == before
+    assert stack.status()["outcome"] == "unchanged"
+
+
+def test_systemd_finds_nothing_wrong_with_the_units() -> None:
+    units = ("vllm-nginx-lb.service", "vllm-nginx-lb.timer")
+    stack.on_ingress("systemd-analyze", "verify", "--man=no", *(f"/etc/systemd/system/{unit}" for unit in units))
+    # The threshold is ten times the exposure.
+    stack.on_ingress("systemd-analyze", "security", "--threshold=20", "vllm-nginx-lb.service")
+
+
+def test_nodes_are_read_without_privileges_and_applied_as_root() -> None:
+    owners = stack.on_ingress(
+        "stat", "--format=%n %U", "/var/lib/vllm-nginx-lb/plan.json", stack.STATUS_FILE, stack.UPSTREAM_FILE
+    )
+    assert dict(line.split() for line in owners.splitlines()) == {
+        "/var/lib/vllm-nginx-lb/plan.json": "vllm-nginx-lb",
+        stack.STATUS_FILE: "root",
+        stack.UPSTREAM_FILE: "root",
+    }
+
+
+def test_a_wrong_inventory_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    shutil.copytree(stack.SCENARIO / "inventory", tmp_path, dirs_exist_ok=True)
+    hosts = tmp_path / "hosts.yml"
+    text = hosts.read_text(encoding="utf-8")
+    hosts.write_text(text.replace("{ansible_host: sim-b}", "{ansible_host: sim-b, vllm_port: 70000}"), encoding="utf-8")
+
+    done = stack.play("-i", hosts, "site.yml")
+
+    assert done.returncode != 0
+    assert "node-b: vllm_port is 70000; allowed is 1 to 65535" in done.stdout
+    assert "PLAY [Put nginx" not in done.stdout

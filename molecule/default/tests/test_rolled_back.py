@@ -1,0 +1,13 @@
+"""After playbooks/rollback.yml went back one upstream file."""
+
+from __future__ import annotations
+
+import stack
+
+
+def test_the_former_upstream_is_live_and_nothing_will_undo_it() -> None:
+    live = stack.generation()
+    assert f'default "{live}"' in stack.upstream()
+    assert live != stack.status()["generation"], "this is still what the balancer decided last"
+    assert stack.on_ingress("systemctl", "is-active", "vllm-nginx-lb.timer", check=False).strip() == "inactive"
+    assert stack.shares(20)

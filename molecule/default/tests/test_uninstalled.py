@@ -1,0 +1,34 @@
+"""After playbooks/uninstall.yml."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+import stack
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/vllm-nginx-lb",
+        "/var/lib/vllm-nginx-lb",
+        "/etc/nginx/vllm-nginx-lb",
+        "/etc/nginx/conf.d/vllm-nginx-lb.conf",
+        "/etc/systemd/system/vllm-nginx-lb.service",
+        "/etc/systemd/system/vllm-nginx-lb.timer",
+        "/usr/local/bin/vllm_nginx_lb.py",
+        "/usr/local/bin/vllm-nginx-lb",
+    ],
+)
+def test_nothing_is_left_at(path: str) -> None:
+    stack.on_ingress("sh", "-c", f"! test -e {path} -o -L {path}")
+
+
+def test_the_user_is_gone() -> None:
+    assert not stack.on_ingress("getent", "passwd", "vllm-nginx-lb", check=False)
+
+
+def test_nginx_runs_and_no_longer_answers_clients() -> None:
+    assert stack.on_ingress("systemctl", "is-active", "nginx.service").strip() == "active"
+    with pytest.raises(openai.APIConnectionError), stack.client() as user:
+        user.models.list()

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Makes the container image of one Debian release with debootstrap and `podman import`, so that no
+# container registry is needed. Says "kept" when the image at hand was made from the same recipe.
+#
+# Usage: build_image.sh RELEASE IMAGE        (as root; RELEASE is a Debian codename)
+set -euo pipefail
+
+release=$1
+image=$2
+label=vllm-nginx-lb-test.recipe
+# What makes a plain Debian a host that Ansible can manage (python3-apt: apt in check mode), with
+# systemd as PID 1.
+packages=systemd,systemd-sysv,dbus,iproute2,ca-certificates,python3,python3-apt
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# The mirror this machine's own apt uses for Debian packages with the given label, if it uses one.
+host_mirror() {
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Label: $1" |
+        sed -n '/^https\?:/{s,/*$,,p;q}'
+}
+
+mirror=$(host_mirror Debian)
+mirror=${mirror:-http://deb.debian.org/debian}
+security=$(host_mirror Debian-Security)
+security=${security:-http://deb.debian.org/debian-security}
+
+# apt in the containers goes the way apt goes here: the same proxy, the same extra authorities.
+apt_settings=$(
+    apt-config dump | grep -E '^Acquire::https?::Proxy' || true
+    printf 'Acquire::%s;\n' 'Languages "none"' 'Retries "3"'
+)
+shopt -s nullglob
+authorities=(/usr/local/share/ca-certificates/*.crt)
+
+sources="deb $mirror $release main
+deb $mirror $release-updates main
+deb $security $release-security main"
+
+recipe=$(
+    {
+        printf '%s\n' "$release" "$sources" "$apt_settings"
+        cat "${BASH_SOURCE[0]}" "${authorities[@]}"
+    } | sha256sum | cut -d ' ' -f 1
+)
+if [[ $(podman image inspect --format "{{ index .Labels \"$label\" }}" "$image" 2>/dev/null) == "$recipe" ]]; then
+    echo kept
+    exit
+fi
+
+if [[ ! -e $keyring ]]; then
+    echo "$keyring is missing: install the package debian-archive-keyring" >&2
+    exit 1
+fi
+root=$(mktemp -d "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
+trap 'rm -rf "$root"' EXIT
+
+debootstrap --variant=minbase --include="$packages" --keyring="$keyring" --force-check-gpg \
+    "$release" "$root" "$mirror"
+
+printf '%s\n' "$sources" >"$root/etc/apt/sources.list"
+printf '%s\n' "$apt_settings" >"$root/etc/apt/apt.conf.d/80vllm-nginx-lb-test"
+if ((${#authorities[@]})); then
+    cp "${authorities[@]}" "$root/usr/local/share/ca-certificates/"
+    chroot "$root" update-ca-certificates
+fi
+# Every container gets a machine id of its own at first boot.
+: >"$root/etc/machine-id"
+rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/etc/hostname
+
+# RTMIN+3 asks systemd to power off.
+tar -C "$root" -c . | podman import --quiet \
+    --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' --change 'CMD ["/sbin/init"]' \
+    - "$image"
+echo built
