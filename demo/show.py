@@ -47,11 +47,12 @@ class Tally:
     by_phase: dict[str, collections.Counter[str]] = field(
         default_factory=lambda: collections.defaultdict(collections.Counter)
     )
+    finished: int = 0
     failed: list[str] = field(default_factory=list)
     phase: str = ""
 
     def answered(self, node: str) -> None:
-        """Count a finished stream."""
+        """Count a request when its answer begins."""
         self.answers.append((time.monotonic(), node))
         self.by_phase[self.phase][node] += 1
 
@@ -81,10 +82,11 @@ async def ask(client: openai.AsyncOpenAI, names: dict[str, str], tally: Tally) -
         raw = await client.chat.completions.with_raw_response.create(
             model="sim", messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS, stream=True
         )
-        async for _ in raw.parse():
-            pass
         address = raw.headers.get("x-upstream-addr", "").rpartition(",")[2].strip()
         tally.answered(names.get(address, address))
+        async for _ in raw.parse():
+            pass
+        tally.finished += 1
     except openai.OpenAIError as error:
         tally.failed.append(str(error))
 
@@ -193,8 +195,9 @@ def main() -> int:
     for _, phase, words in PHASES:
         share = shares(tally.by_phase[phase]).get(SLOWED, 0)
         print(f"  {phase:<9} {SLOWED} ended with weight {weights[phase]:>3} and answered {share:4.0%}: {words}")
-    total = sum(counts.total() for counts in tally.by_phase.values())
-    print(f"  {total} streams finished, {len(tally.failed)} failed{': ' + tally.failed[0] if tally.failed else ''}")
+    print(
+        f"  {tally.finished} streams finished, {len(tally.failed)} failed{': ' + tally.failed[0] if tally.failed else ''}"
+    )
     print(f"""
 It is still running. To look around:
   sudo podman exec {container} vllm-nginx-lb status

@@ -651,11 +651,8 @@ def stepped_weight(seen: Observation, rules: Stepped) -> tuple[int, str]:
     reading = seen.reading
     steps = sorted(rules.kv_cache, key=lambda step: step.at_least, reverse=True)
     reached = next((step for step in steps if reading.kv_cache_usage >= step.at_least), None)
-    if reached:
-        reasons = [f"kv {reading.kv_cache_usage:.2f} >= {reached.at_least:g}"]
-    else:
-        limit = f" < {steps[-1].at_least:g}" if steps else ""
-        reasons = [f"kv {reading.kv_cache_usage:.2f}{limit}"]
+    limit = f" >= {reached.at_least:g}" if reached else f" < {steps[-1].at_least:g}" if steps else ""
+    reasons = [f"kv {math.floor(reading.kv_cache_usage * 100) / 100:.2f}{limit}"]  # never rounded up to a limit
     if reading.waiting > rules.max_waiting:
         reasons.append(f"waiting {reading.waiting} > {rules.max_waiting}")
     if rules.downgrade_on_preemption and seen.preemptions_delta > 0:

@@ -59,3 +59,7 @@ def test_static_weights_follow_capacity() -> None:
     seen = {node.name: lb.Observation(reading(kv_cache_usage=1.0), 5) for node in pool.nodes}
     weights = {name: weight for name, (weight, _) in lb.weigh_static(pool, lb.Policies(), seen).items()}
     assert weights == {"n0.01": 1, "n1": 25, "n2": 50, "n4": 100}
+
+
+def test_a_reason_is_not_rounded_up_to_the_limit() -> None:
+    assert lb.stepped_weight(lb.Observation(reading(kv_cache_usage=0.7499), 0), lb.Stepped()) == (100, "kv 0.74 < 0.75")
