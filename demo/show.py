@@ -195,9 +195,8 @@ def main() -> int:
     for _, phase, words in PHASES:
         share = shares(tally.by_phase[phase]).get(SLOWED, 0)
         print(f"  {phase:<9} {SLOWED} ended with weight {weights[phase]:>3} and answered {share:4.0%}: {words}")
-    print(
-        f"  {tally.finished} streams finished, {len(tally.failed)} failed{': ' + tally.failed[0] if tally.failed else ''}"
-    )
+    first = f": {tally.failed[0]}" if tally.failed else ""
+    print(f"  {tally.finished} streams finished, {len(tally.failed)} failed{first}")
     print(f"""
 It is still running. To look around:
   sudo podman exec {container} vllm-nginx-lb status

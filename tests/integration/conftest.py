@@ -164,9 +164,11 @@ class Stack:
         return done
 
     def run(self, expect: int = 0, *arguments: str) -> str:
-        """Run one tick and return what it says on stderr."""
+        """Run one tick, wait until old workers are gone if it ends well, and return what it says on stderr."""
         done = self.script("run", *arguments)
         assert done.returncode == expect, done.stderr
+        if expect == 0:
+            self.await_generation(self.status()["generation"])
         return done.stderr
 
     def status(self) -> dict[str, Any]:
