@@ -63,6 +63,8 @@ if ((${#authorities[@]})); then
     cp "${authorities[@]}" "$root/usr/local/share/ca-certificates/"
     chroot "$root" update-ca-certificates
 fi
+# By this file probe_host.py knows that it is in a container.
+touch "$root/etc/vllm-nginx-lb-test"
 # Every container gets a machine id of its own at first boot.
 : >"$root/etc/machine-id"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/etc/hostname
@@ -71,4 +73,6 @@ rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/
 tar -C "$root" -c . | podman import --quiet \
     --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' --change 'CMD ["/sbin/init"]' \
     - "$image"
+# The one it replaces, unless a container still uses it.
+podman image prune --force --filter "label=$label"
 echo built

@@ -8,6 +8,7 @@ Nothing is taken from version numbers: a setting is chosen because a container s
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from itertools import product
 from pathlib import Path
 
 PODMAN = "podman"
+# A file of the image; no machine has it.
+MARKER = "/etc/vllm-nginx-lb-test"
 RUNTIMES = ("crun", "runc")
 # Some hosts forbid podman's own limits: not even root may raise a limit there.
 ULIMITS: tuple[list[str], ...] = ([], ["nofile=16384:16384", "nproc=16384:16384"])
@@ -26,17 +29,36 @@ class UnfitHostError(Exception):
     """This host cannot run the containers; the message says what to do about it."""
 
 
+def podman(*arguments: str) -> str:
+    """Run podman and return what it printed.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its stderr says why.
+    """
+    done = subprocess.run([PODMAN, *arguments], check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()
+
+
+def is_inside(container: str) -> bool:
+    """Tell whether commands for the container run in it. They may not where this root is a chroot."""
+    try:
+        podman("exec", container, "test", "-e", MARKER)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
 def start_once(image: str, runtime: str, ulimits: list[str]) -> str | None:
-    """Start a container that ends at once; return None, or what podman said against it."""
-    options = [f"--ulimit={limit}" for limit in ulimits]
-    attempt = subprocess.run(
-        [PODMAN, "--runtime", runtime, "run", "--rm", "--systemd=always", *options, image, "/bin/true"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return attempt.stderr.strip() if attempt.returncode else None
+    """Start a container and remove it; return None, or what is wrong with it."""
+    container = f"vllm-nginx-lb-probe-{os.getpid()}"
+    options = [f"--name={container}", "--detach", "--systemd=always", *(f"--ulimit={limit}" for limit in ulimits)]
+    try:
+        podman("--runtime", runtime, "run", *options, image, "sleep", "60")
+        return None if is_inside(container) else "commands run outside the container (is this a chroot?)"
+    except subprocess.CalledProcessError as problem:
+        return str(problem.stderr).strip()
+    finally:
+        podman("rm", "--force", "--ignore", "--time=0", container)
 
 
 def choose_runtime(image: str) -> tuple[str, list[str]]:
@@ -66,12 +88,7 @@ def check_network_backend() -> None:
     missing = [package for command, package in HELPERS.items() if not shutil.which(command)]
     if missing:
         raise UnfitHostError(f"missing commands; on Debian: apt install {' '.join(missing)}")
-    backend = subprocess.run(
-        [PODMAN, "info", "--format", "{{ .Host.NetworkBackend }}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    backend = podman("info", "--format", "{{ .Host.NetworkBackend }}")
     if backend != "netavark":
         raise UnfitHostError(
             f"podman's network backend is '{backend}', not netavark; on Debian: apt install netavark, then"
