@@ -37,11 +37,11 @@ lint: venv ## Check style, types and the generated documentation
 	python docs/generate_configuration.py --check
 
 test-unit: venv ## Run the unit tests
-	pytest tests/unit
+	pytest --numprocesses=auto tests/unit
 
 test-integration: venv ## Run the integration tests, with the real nginx on loopback
 	tools/system-packages integration
-	pytest tests/integration
+	pytest --numprocesses=auto tests/integration
 
 test-fast: lint test-unit test-integration ## All but the containers, within two minutes
 

@@ -19,10 +19,9 @@ host_mirror() {
         sed -n '/^https\?:/{s,/*$,,p;q}'
 }
 
+# Empty on a machine that is not Debian: debootstrap has a default of its own.
 mirror=$(host_mirror Debian)
-mirror=${mirror:-http://deb.debian.org/debian}
 security=$(host_mirror Debian-Security)
-security=${security:-http://deb.debian.org/debian-security}
 
 # apt in the containers goes the way apt goes here: the same proxy, the same extra authorities.
 apt_settings=$(
@@ -32,13 +31,9 @@ apt_settings=$(
 shopt -s nullglob
 authorities=(/usr/local/share/ca-certificates/*.crt)
 
-sources="deb $mirror $release main
-deb $mirror $release-updates main
-deb $security $release-security main"
-
 recipe=$(
     {
-        printf '%s\n' "$release" "$sources" "$apt_settings"
+        printf '%s\n' "$release" "$mirror" "$security" "$apt_settings"
         cat "${BASH_SOURCE[0]}" "${authorities[@]}"
     } | sha256sum | cut -d ' ' -f 1
 )
@@ -55,9 +50,14 @@ root=$(mktemp -d "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 
 debootstrap --variant=minbase --include="$packages" --keyring="$keyring" --force-check-gpg \
-    "$release" "$root" "$mirror"
+    "$release" "$root" ${mirror:+"$mirror"}
 
-printf '%s\n' "$sources" >"$root/etc/apt/sources.list"
+mirror=${mirror:-$(awk '$1 == "deb" { print $2; exit }' "$root/etc/apt/sources.list")}
+{
+    echo "deb $mirror $release main"
+    echo "deb $mirror $release-updates main"
+    if [[ $security ]]; then echo "deb $security $release-security main"; fi
+} >"$root/etc/apt/sources.list"
 printf '%s\n' "$apt_settings" >"$root/etc/apt/apt.conf.d/80vllm-nginx-lb-test"
 if ((${#authorities[@]})); then
     cp "${authorities[@]}" "$root/usr/local/share/ca-certificates/"
