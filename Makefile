@@ -41,7 +41,7 @@ test-unit: venv ## Run the unit tests
 
 test-integration: venv ## Run the integration tests, with the real nginx on loopback
 	tools/system-packages integration
-	pytest --numprocesses=auto tests/integration
+	pytest --numprocesses=auto --dist=loadfile tests/integration
 
 test-fast: lint test-unit test-integration ## All but the containers, within two minutes
 

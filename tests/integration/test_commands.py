@@ -132,10 +132,17 @@ def test_rollback(stack: Stack) -> None:
 
 
 def test_backups_are_bounded(stack: Stack) -> None:
-    for port in range(20001, 20015):
-        stack.config["pools"][0]["nodes"][0]["port"] = port
-        stack.run()
-    assert len(list(stack.upstream.parent.glob("*.bak"))) == 10
+    for number in range(12):
+        old = stack.upstream.with_name(f"upstream.conf.{number:016}.bak")
+        old.write_text(SEED)
+        os.utime(old, (number, number))
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    kept = {path.name for path in stack.upstream.parent.glob("*.bak")}
+    assert len(kept) == 10
+    assert "upstream.conf.0000000000000011.bak" in kept
+    assert "upstream.conf.0000000000000003.bak" not in kept
 
 
 def test_collect_and_apply_are_the_two_halves_of_a_run(stack: Stack) -> None:
@@ -169,9 +176,9 @@ def test_apply_trusts_no_plan(stack: Stack, tmp_path: Path, damage: str) -> None
 
 def test_a_damaged_memory_is_dropped_with_a_warning(stack: Stack) -> None:
     stack.run()
-    for content in ("{", '{"node-a": {"weight": "heavy"}}', "[]"):
+    for content in ("{", '{"node-a": {"weight": "heavy"}}'):
         (stack.directory / "state" / "memory.json").write_text(content)
         done = stack.script("run")
         assert done.returncode == 0
-        assert ("memory of earlier ticks dropped" in done.stderr) == (content != "[]")
+        assert "memory of earlier ticks dropped" in done.stderr
         assert stack.weights()["node-a"] == 100
