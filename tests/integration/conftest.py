@@ -184,8 +184,8 @@ class Stack:
         return fetch(self.status_port, "/generation").strip()
 
     def await_generation(self, wanted: str) -> None:
-        """Wait until every answer comes from workers with this generation: the old ones take a moment to leave."""
-        wait_for(lambda: {self.generation() for _ in range(5)} == {wanted})
+        """Wait until the old workers are gone, which may still take connections for a moment, and all is wanted."""
+        wait_for(lambda: len(self.worker_pids()) == 1 and self.generation() == wanted)
 
     def worker_pids(self) -> set[str]:
         """Return the processes of nginx's workers."""

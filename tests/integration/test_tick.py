@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.conftest import FakeNode, Stack, fetch, respond, wait_for
+from tests.integration.conftest import FakeNode, Stack, fetch, respond
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -29,7 +29,6 @@ def test_the_first_tick_replaces_the_seed(stack: Stack) -> None:
 
 def test_nothing_new_means_no_reload(stack: Stack) -> None:
     stack.run()
-    wait_for(lambda: len(stack.worker_pids()) == 1)
     before, workers = stack.upstream.stat(), stack.worker_pids()
     for _ in range(3):
         stack.run()
