@@ -111,6 +111,11 @@ def is_ip(value: str) -> bool:
     return "%" not in value  # a zone such as fe80::1%eth0 is not portable into nginx
 
 
+def canonical(host: str) -> str:
+    """Return the one spelling of an IP address or host name."""
+    return str(ipaddress.ip_address(host)) if is_ip(host) else host.lower()
+
+
 def is_host(value: str) -> bool:
     """Tell whether a text is an IP address or a host name."""
     return is_ip(value) or bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
@@ -282,7 +287,9 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Tell whether a scalar is fit for arithmetic: YAML and JSON can both carry NaN."""
+    """Tell whether a scalar is fit for arithmetic: YAML and JSON can carry NaN, and numbers of any length."""
+    if isinstance(value, int):
+        return abs(value) < 2**63
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -298,7 +305,7 @@ def cross_check(config: Config) -> Iterator[str]:
         items = [(f"pools[{p}].name", pool.name, "a pool")]
         for n, node in enumerate(pool.nodes):
             where = f"pools[{p}].nodes[{n}]"
-            address = f"{node.host.lower()}:{node.port}"
+            address = f"{canonical(node.host)}:{node.port}"
             items += [(f"{where}.name", node.name, "a node"), (f"{where}.host", address, "an address")]
         for where, value, kind in items:
             earlier = first_seen.setdefault(f"{kind} {value}", where)
@@ -320,7 +327,7 @@ def load_config(path: Path) -> Config:
         raw = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}: expected a readable configuration", EXIT_USAGE) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise FailureError(f"{path}: not YAML: {' '.join(str(error).split())}", EXIT_USAGE) from error
     problems: list[str] = []
     config = build(Config, raw, "", problems)
@@ -393,11 +400,16 @@ def parse_metrics(body: bytes) -> Reading:
     for kind in ("kv", "waiting", "running", "preemptions"):
         if not found[kind]:
             raise UnreadableError(f"no vllm:{next(name for name, k in METRICS.items() if k == kind)}")
+    sums = {
+        kind: plausible(f"the sum of {kind}", kind, sum(values.values()))
+        for kind, values in found.items()
+        if kind != "kv"
+    }
     return Reading(
         kv_cache_usage=max(found["kv"].values()),
-        waiting=int(sum(found["waiting"].values())),
-        running=int(sum(found["running"].values())),
-        preemptions=int(sum(found["preemptions"].values())),
+        waiting=int(sums["waiting"]),
+        running=int(sums["running"]),
+        preemptions=int(sums["preemptions"]),
         engines=len(engines),
         awake=not found["sleep"] or any(found["sleep"].values()),
     )
@@ -439,6 +451,7 @@ class Job:
 # A scrape without an answer after this many seconds waits for the network, not for a processor:
 # it stops counting towards scrape.workers, so that dead nodes never hold up live ones.
 BLOCKED_AFTER_SECONDS = 0.1
+BROKEN_OFF = "the answer broke off"
 
 
 def scrape_all(
@@ -477,6 +490,7 @@ def scrape_all(
 def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.SimpleQueue[tuple[Job, Sample]]) -> None:
     """Resolve and scrape one node, and put its sample on the queue, whatever happens."""
     import requests
+    import urllib3
 
     reading, error = None, None
     try:
@@ -484,10 +498,12 @@ def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.S
         reading = parse_metrics(fetch_metrics(job, settings, api_key))
     except UnreadableError as unreadable:
         error = str(unreadable)
-    except requests.Timeout:
+    except (requests.Timeout, urllib3.exceptions.TimeoutError):
         error = timeout_reason(job, settings)
     except (OSError, requests.RequestException) as fault:
         error = network_reason(fault)
+    except urllib3.exceptions.HTTPError:  # requests does not translate what happens while the body is read
+        error = BROKEN_OFF
     except Exception as fault:  # noqa: BLE001 - a node must not be able to end the tick
         error = f"unexpected {type(fault).__name__}"
     seconds = time.monotonic() - job.started
@@ -501,7 +517,7 @@ def resolve(node: Node, last: str | None) -> str:
         OSError: the name does not resolve.
     """
     if is_ip(node.host):
-        return node.host
+        return canonical(node.host)
     found = [str(info[4][0]) for info in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)]
     usable = [address for address in found if is_ip(address)]
     if not usable:
@@ -511,11 +527,14 @@ def resolve(node: Node, last: str | None) -> str:
 
 def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     """GET one node's metrics; raise UnreadableError for an answer that cannot be metrics."""
-    host = f"[{job.node.host}]" if ":" in job.node.host else job.node.host
+    # The very address that goes into the upstream; TLS needs the name, to verify it.
+    target = job.node.host if job.node.scheme == "https" or not job.address else job.address
+    host = f"[{target}]" if ":" in target else target
     headers = {
         "Accept": "text/plain;version=0.0.4",
         "Accept-Encoding": "identity",  # a compressed answer could unpack to anything
         "Connection": "close",
+        "Host": f"[{job.node.host}]:{job.node.port}" if ":" in job.node.host else f"{job.node.host}:{job.node.port}",
         "User-Agent": f"vllm-nginx-lb/{__version__}",
     }
     if api_key:
@@ -541,10 +560,14 @@ def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise UnreadableError("compressed although asked not to be")
         body = bytearray()
-        for chunk in response.raw.stream(65536, decode_content=False):
+        # Not raw.stream(): in urllib3 1.26 (Debian 12) it reads a line of any length for the size of a chunk.
+        for chunk in iter(lambda: response.raw.read(65536, decode_content=False), b""):
             body += chunk
             if len(body) > settings.max_bytes:
                 raise UnreadableError(f"more than {settings.max_bytes} bytes")
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal() and len(body) != int(length):
+            raise UnreadableError(BROKEN_OFF)
     return bytes(body)
 
 
@@ -575,9 +598,9 @@ def network_reason(error: BaseException) -> str:
     return printable(reasons[-1]).lower()
 
 
-def printable(value: str) -> str:
+def printable(value: str, limit: int = 120) -> str:
     """Make any text fit for one line of a log, a status file or a terminal."""
-    return re.sub(r"[^ -~]", "?", value)[:120]
+    return re.sub(r"[^ -~]", "?", value)[:limit]
 
 
 # --- Decide: samples -> plan ----------------------------------------------------------------------
@@ -594,6 +617,7 @@ class NodeMemory:
     read_at: float | None = None
     preemptions: int | None = None
     address: str | None = setting("an IP address", is_ip, None)
+    host: str | None = setting("a host", is_host, None)  # to which that address belongs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -631,6 +655,16 @@ class Plan:
     version: int = number(1, 1)
     decided_at: str = text(re.compile(r"[0-9T:.Z+-]{20,40}"), "an RFC 3339 time")
     pools: tuple[PoolPlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(Plan):
+    """A plan, and what became of it: status.json."""
+
+    generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    applied: bool
+    outcome: str = choice("reloaded", "unchanged", "deferred", "rolled_back", "failed")
+    error: str | None = text(re.compile(r"[ -~]*"), "printable text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,6 +711,8 @@ def static_weight(pool: Pool, node: Node) -> int:
     return max(1, round(MAX_WEIGHT * node.capacity / max(each.capacity for each in pool.nodes)))
 
 
+ASLEEP = "asleep"  # the reason of a node that answers and must not be asked
+
 # A policy weighs the nodes of a pool that could be read: name -> (weight 1..100, reason).
 POLICIES: dict[str, Callable[[Pool, Policies, Mapping[str, Observation]], dict[str, tuple[int, str]]]] = {
     "stepped": weigh_stepped,
@@ -709,14 +745,14 @@ def decide(
         }
         verdicts = POLICIES[pool.policy](pool, config.policies, seen)
         nodes: list[NodePlan] = []
-        serving: dict[tuple[str, int], str] = {}  # two names of one server would double its share
+        serving: dict[tuple[str | None, int], str] = {}  # two names of one server would double its share
         for node in pool.nodes:
             was, now_is, sample = before[node.name], after[node.name], samples[node.name]
             lowest = lowest_weight(pool, node, config.policies)
             if sample.reading and sample.reading.awake:
                 state, weight, reason = judge_read(was, now_is, verdicts[node.name], lowest, config.health)
             elif sample.reading:
-                state, weight, reason = "down", 0, "asleep"
+                state, weight, reason = "down", 0, ASLEEP
             else:
                 error = sample.error or "no reading"
                 state, weight, reason = judge_unread(was, now_is, error, lowest, config.health, now)
@@ -727,12 +763,16 @@ def decide(
                 weight = 0
             elif twin := serving.get((sample.address, node.port)):
                 state, weight, reason = "down", 0, f"same address as {twin}"
+                sample = dataclasses.replace(sample, address=None)
             else:
                 serving[sample.address, node.port] = node.name
             nodes.append(plan_node(node, was, sample, seen.get(node.name), (state, weight, reason)))
         plan = hold_if_needed(pool, config.policies, nodes, any_read=bool(seen))
         plans.append(plan)
-        remembered |= {each.name: dataclasses.replace(after[each.name], weight=each.weight) for each in plan.nodes}
+        remembered |= {
+            each.name: dataclasses.replace(after[each.name], weight=each.weight, host=node.host)
+            for each, node in zip(plan.nodes, pool.nodes, strict=True)
+        }
     return tuple(plans), remembered
 
 
@@ -818,29 +858,34 @@ def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *,
     """Never let a pool go empty: keep its last weights when no node can be read, or none would serve."""
     if any_read and any(node.weight for node in nodes):
         return PoolPlan(name=pool.name, held=None, nodes=tuple(nodes))
-    why = "no node would be left to serve" if any_read else "no node can be read"
     lowest = {node.name: lowest_weight(pool, node, policies) for node in pool.nodes}
-
-    def held(node: NodePlan) -> int:
-        if node.state == "drained" or not node.address:
-            return 0
-        return lowest[node.name] if node.previous_weight is None else node.previous_weight
-
-    weights = {node.name: held(node) for node in nodes}
-    if not any(weights.values()):  # nothing to go back to: let every node that may serve prove itself
-        serving = [node for node in nodes if node.state != "drained"] or nodes
-        weights |= {node.name: lowest[node.name] for node in serving if node.address}
-    first = all(node.previous_weight is None for node in nodes)
-    held_at = "all start at the lowest weight" if first else "last weights kept"
-    kept = [dataclasses.replace(node, weight=weights[node.name]) for node in nodes]
-    return PoolPlan(name=pool.name, held=f"{why}, {held_at}", nodes=tuple(kept))
+    usable = [node for node in nodes if node.address]
+    undrained = [node for node in usable if node.state != "drained"]
+    # In this order: nodes on their way back, the weights of before, whatever may serve at all.
+    returning = {
+        node.name: lowest[node.name]
+        for node in undrained
+        if node.state == "down" and node.engines and node.reason != ASLEEP
+    }
+    last = {
+        node.name: lowest[node.name] if node.previous_weight is None else node.previous_weight for node in undrained
+    }
+    weights = next((each for each in (returning, last) if any(each.values())), None)
+    if weights is None:
+        weights = {node.name: lowest[node.name] for node in undrained or usable}
+    why = "no node would be left to serve" if any_read else "no node can be read"
+    how = (
+        "last weights kept" if weights is last and any(node.previous_weight for node in nodes) else "lowest weights set"
+    )
+    kept = [dataclasses.replace(node, weight=weights.get(node.name, 0)) for node in nodes]
+    return PoolPlan(name=pool.name, held=f"{why}, {how}", nodes=tuple(kept))
 
 
 # --- Plan: what apply believes of it ----------------------------------------------------------------
 
 
 def check_plan(raw: Any, config: Config) -> Plan:
-    """Validate a plan as if an attacker had written it: it may move weights, and nothing else.
+    """Validate a plan as if an attacker had written it: it may move weights, and say where a name leads.
 
     Raises:
         FailureError: naming the first problem.
@@ -874,7 +919,7 @@ def plan_problems(plan: Plan, config: Config) -> Iterator[str]:
                 serving.add((at.address, node.port))
             if at.address is None and at.weight:
                 yield f"node {node.name}: a weight without an address"
-            if at.address and is_ip(node.host) and at.address != node.host:
+            if at.address and is_ip(node.host) and at.address != canonical(node.host):
                 yield f"node {node.name}: address {at.address} instead of {node.host}"
 
 
@@ -947,9 +992,9 @@ def render(context: list[dict[str, Any]], template: str) -> str:
     )
     try:
         body = environment.from_string(template).render(pools=context)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # whatever the operator's template does
         line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise FailureError(f"nginx.upstream_template:{line} {printable(str(error.message))}", EXIT_USAGE) from error
+        raise FailureError(f"nginx.upstream_template:{line} {printable(str(error))}", EXIT_USAGE) from error
     rest = f'map "" $vllm_nginx_lb_generation {{ default "{generation_for(context, template)}"; }}\n{body}'
     checksum = hashlib.sha256(rest.encode()).hexdigest()
     return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {checksum}\n{rest}"
@@ -1010,7 +1055,7 @@ class Nginx:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise FailureError(f"{words[0]} cannot be run: {printable(str(error))}") from error
+            return f"{words[0]} cannot be run: {printable(str(error))}"
         if done.returncode == 0:
             return None
         lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no output"]
@@ -1058,15 +1103,10 @@ class Nginx:
                 return f"the reload did not take: {printable(said)}"
             time.sleep(0.02)
 
-    def go_live(self, upstream: str) -> str | None:
-        """Put a text in place, test, reload, confirm; return None, or the fault of the first step that fails."""
-        write_atomically(self.file, upstream, 0o644)
+    def reload(self, upstream: str) -> str | None:
+        """Make nginx take the text that is in place; return None when its workers serve it, else what went wrong."""
         wanted = generation_of(upstream)
-        return (
-            self.test()
-            or self.command(self.settings.reload_command)
-            or (self.await_generation(wanted) if wanted else None)
-        )
+        return self.command(self.settings.reload_command) or (self.await_generation(wanted) if wanted else None)
 
     def publish(self, upstream: str, *, current_is_good: bool) -> None:
         """Make a text the live upstream, or put the last good one back.
@@ -1080,15 +1120,19 @@ class Nginx:
             self.keep_backup(before)
         elif self.backups():
             before = self.backups()[0].read_text(encoding="utf-8")
-        fault = self.go_live(upstream)
+        write_atomically(self.file, upstream, 0o644)
+        refused = self.test()
+        fault = refused or self.reload(upstream)
         if fault is None:
             return
         if not before:
             self.file.unlink(missing_ok=True)
             raise FailureError(f"{fault}; there was no earlier file to go back to")
-        again = self.go_live(before)
-        if again:
-            raise FailureError(f"{fault}; going back failed too: {again}")
+        write_atomically(self.file, before, 0o644)
+        if not (refused and current_is_good):  # else nginx still runs what is in the file again
+            again = self.test() or self.reload(before)
+            if again:
+                raise FailureError(f"{fault}; going back failed too: {again}")
         raise RolledBackError(f"{fault}; rolled back to generation {generation_of(before)}")
 
     def keep_backup(self, upstream: str) -> None:
@@ -1129,8 +1173,10 @@ def apply(config: Config, plan: Plan) -> tuple[str, str | None]:
     if only_weights and file_age_seconds(nginx.file) < config.nginx.min_reload_interval_seconds:
         return "deferred", running
     complaint = nginx.test()
-    if complaint and str(nginx.file) not in complaint:
-        raise FailureError(f"nothing changed, the nginx configuration is already broken elsewhere: {complaint}")
+    # A file that was damaged, or lacks a new pool, may be what the complaint is about without being named in it.
+    ours = not is_intact(current) or not all(f"\nupstream {pool.name} " in current for pool in config.pools)
+    if complaint and not ours and str(nginx.file) not in complaint:
+        raise FailureError(f"nothing changed, the configuration test fails already: {complaint}")
     nginx.publish(wanted, current_is_good=complaint is None and running == generation_of(current))
     return "reloaded", generation
 
@@ -1276,12 +1322,11 @@ class State:
 
     def record(self, plan: Plan, outcome: str, generation: str | None, error: str | None) -> None:
         """Write status.json and metrics.prom (for node_exporter's textfile collector)."""
-        status = dataclasses.asdict(plan)
-        status |= {
+        status = dataclasses.asdict(plan) | {
             "generation": generation,
             "applied": outcome in ("reloaded", "unchanged"),
             "outcome": outcome,
-            "error": error,
+            "error": error and printable(error, 2000),
         }
         self.write("status.json", status)
         lines = [
@@ -1363,11 +1408,16 @@ def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dic
     """Scrape and decide; return the plan, the memory before and the memory after. Writes nothing."""
     memory = state.memory()
     nodes = [node for pool in config.pools for node in pool.nodes]
-    addresses = {name: each.address for name, each in memory.items()}
+    known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
+    addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
     samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
     pools, after = decide(config, samples, memory, state.drained(), time.monotonic())
-    decided_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Plan(version=1, decided_at=decided_at, pools=pools), memory, after
+    return Plan(version=1, decided_at=timestamp(), pools=pools), memory, after
+
+
+def timestamp() -> str:
+    """Return the present time as RFC 3339 has it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def collect_command(config: Config, state: State) -> None:
@@ -1380,12 +1430,16 @@ def collect_command(config: Config, state: State) -> None:
 
 def apply_command(config: Config, state: State) -> None:
     """Make the plan live and record how that went."""
-    plan = state.plan(config)
+    plan = Plan(version=1, decided_at=timestamp())
     try:
+        plan = state.plan(config)
         outcome, generation = apply(config, plan)
     except FailureError as failure:
         outcome = "rolled_back" if isinstance(failure, RolledBackError) else "failed"
-        state.record(plan, outcome, None, str(failure))
+        try:
+            state.record(plan, outcome, None, str(failure))
+        except FailureError as second:  # a full disk, say: it must not hide what came first
+            log(ERROR, str(second))
         raise
     held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
     state.record(plan, outcome, generation, held)
@@ -1420,13 +1474,12 @@ def status_command(state: State, *, as_json: bool) -> None:
         print(json.dumps(status, indent=1))
         return
     problems: list[str] = []
-    wanted = {each.name for each in dataclasses.fields(Plan)}
-    plan = build(Plan, {key: value for key, value in status.items() if key in wanted}, "status", problems)
+    found = build(Status, status, "status", problems)
     if problems:
-        raise FailureError(f"{path} is not one of this version's: {problems[0]}")
-    print(table(plan.pools))
-    fault = f": {status.get('error')}" if status.get("error") else ""
-    print(f"\n{status.get('outcome')} at {plan.decided_at}, generation {status.get('generation')}{fault}")
+        raise FailureError(f"{path} is not one of this version's: {printable(problems[0])}")
+    print(table(found.pools))
+    fault = f": {found.error}" if found.error else ""
+    print(f"\n{found.outcome} at {found.decided_at}, generation {found.generation}{fault}")
 
 
 def check_config_command(config: Config) -> None:
@@ -1458,11 +1511,13 @@ def rollback_command(config: Config) -> None:
     """Make the newest backup that differs from the present file live again."""
     nginx = Nginx(config.nginx)
     current = nginx.read()
-    backup = next((path for path in nginx.backups() if path.read_text(encoding="utf-8") != current), None)
+    texts = ((path, path.read_text(encoding="utf-8", errors="replace")) for path in nginx.backups())
+    # Not the seed, which serves nobody, nor a file that somebody edited.
+    backup, upstream = next(((path, text) for path, text in texts if text != current and is_intact(text)), (None, ""))
     if backup is None:
         raise FailureError(f"no backup beside {nginx.file}: nothing to go back to")
     complaint = nginx.test()
-    nginx.publish(backup.read_text(encoding="utf-8"), current_is_good=complaint is None)
+    nginx.publish(upstream, current_is_good=complaint is None)
     print(f"{backup.name} is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
 
 

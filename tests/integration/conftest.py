@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
+# The script also runs with the libraries of Debian's own Python: name it to try it with those.
+PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
 
 
@@ -153,7 +155,7 @@ class Stack:
     def script(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the script; a traceback fails the test."""
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), "--config", str(self.write_config()), *arguments],
+            [PYTHON, str(SCRIPT), "--config", str(self.write_config()), *arguments],
             capture_output=True,
             text=True,
             timeout=60,

@@ -120,6 +120,7 @@ def test_rollback(stack: Stack) -> None:
     done = stack.script("rollback")
     assert (done.returncode, done.stderr) == (1, f"no backup beside {stack.upstream}: nothing to go back to\n")
     stack.run()
+    assert stack.script("rollback").returncode == 1  # the seed serves nobody
     first = stack.upstream.read_text()
     stack.nodes[0].load["kv"] = 0.95
     stack.run()
@@ -172,6 +173,7 @@ def test_apply_trusts_no_plan(stack: Stack, tmp_path: Path, damage: str) -> None
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert stack.upstream.read_text() == SEED
+    assert (stack.status()["outcome"], stack.status()["error"]) == ("failed", done.stderr.strip())
 
 
 def test_a_damaged_memory_is_dropped_with_a_warning(stack: Stack) -> None:
@@ -182,3 +184,13 @@ def test_a_damaged_memory_is_dropped_with_a_warning(stack: Stack) -> None:
         assert done.returncode == 0
         assert "memory of earlier ticks dropped" in done.stderr
         assert stack.weights()["node-a"] == 100
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"version": 1}', '{"outcome": "\\u001b[31m"}', "{"])
+def test_a_damaged_status_is_one_printable_line(stack: Stack, content: str) -> None:
+    stack.run()
+    (stack.directory / "state" / "status.json").write_text(content)
+    done = stack.script("status")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.strip().isprintable()

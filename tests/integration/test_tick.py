@@ -106,6 +106,16 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
             return
 
 
+def short(handler: BaseHTTPRequestHandler) -> None:
+    """Close in the middle of an answer."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/plain")
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b"vllm:")
+    handler.close_connection = True
+
+
 def hang(_handler: BaseHTTPRequestHandler) -> None:
     """Answer nothing for longer than anybody waits."""
     threading.Event().wait(6)
@@ -124,8 +134,9 @@ def hang(_handler: BaseHTTPRequestHandler) -> None:
         (drip, "no complete answer within 1 s"),
         (endless, "more than 4194304 bytes"),
         (hang, "no answer within 1 s (1 of 3)"),
+        (short, "the answer broke off"),
     ],
-    ids=["500", "401", "redirect", "html", "gzip", "no-metrics", "nan", "drip", "endless", "hang"],
+    ids=["500", "401", "redirect", "html", "gzip", "no-metrics", "nan", "drip", "endless", "hang", "short"],
 )
 def test_an_unreadable_node_holds_its_weight(stack: Stack, behaviour: object, reason: str) -> None:
     stack.config["scrape"]["timeout_seconds"] = 1
@@ -181,7 +192,7 @@ def test_a_broken_foreign_file_is_named_and_nothing_is_touched(stack: Stack) -> 
     stack.write_nginx("include other.conf;")
     stack.nodes[0].load["kv"] = 0.95
     said = stack.run(1)
-    assert "the nginx configuration is already broken elsewhere" in said
+    assert "the configuration test fails already" in said
     assert 'unknown directive "no_such_directive"' in said
     assert "other.conf:1" in said
     assert stack.upstream.read_text() == live
@@ -200,6 +211,26 @@ def test_a_file_that_nginx_refuses_is_rolled_back(stack: Stack) -> None:
     assert stack.upstream.read_text() == live
     stack.await_generation(generation)
     assert (stack.status()["outcome"], stack.status()["applied"]) == ("rolled_back", False)
+
+
+def test_a_reload_that_cannot_be_started_is_rolled_back(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.config["nginx"]["reload_command"] = ["/nonexistent/nginx", "-s", "reload"]
+    assert "/nonexistent/nginx cannot be run" in stack.run(1)
+    assert stack.upstream.read_text() == live
+    stack.config["nginx"]["reload_command"] = [*stack.nginx, "-s", "reload"]
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+
+
+def test_an_emptied_file_is_written_again_although_nginx_blames_another(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.upstream.write_text("")
+    stack.run()
+    assert stack.upstream.read_text() == live
 
 
 def test_a_reload_that_does_not_take_is_found_and_rolled_back(stack: Stack) -> None:
@@ -259,8 +290,6 @@ def test_a_missing_directory_and_a_stopped_nginx_are_named(stack: Stack) -> None
     assert "nginx does not answer at http://127.0.0.1:1/generation (connection refused)" in stack.run(1)
     stack.config["nginx"] |= {"confirm_url": None, "upstream_file": "/nonexistent/upstream.conf"}
     assert "/nonexistent/upstream.conf cannot be written: No such file or directory" in stack.run(1)
-    stack.config["nginx"]["test_command"] = ["/nonexistent/nginx", "-t"]
-    assert "/nonexistent/nginx cannot be run" in stack.run(1)
 
 
 def test_a_second_run_is_told_so(stack: Stack) -> None:
@@ -276,3 +305,12 @@ def test_priorities_in_the_journal(stack: Stack) -> None:
     assert "<5>llm_cluster/node-a: weight new -> 100" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("<5>reloaded: generation ")
     assert stack.script("run", JOURNAL_STREAM="8:1").stderr.startswith("<7>unchanged")
+
+
+def test_a_missing_nginx_is_named_and_nothing_is_touched(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.config["nginx"]["test_command"] = ["/nonexistent/nginx", "-t"]
+    stack.nodes[0].load["kv"] = 0.95
+    assert "nothing changed, the configuration test fails already: /nonexistent/nginx cannot be run" in stack.run(1)
+    assert stack.upstream.read_text() == live

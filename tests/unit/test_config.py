@@ -78,6 +78,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         ("pools.0.nodes.0.host", "fe80::1%eth0", "pools[0].nodes[0].host: 'fe80::1%eth0': expected an IP address"),
         ("pools.0.nodes.0.port", 65536, "pools[0].nodes[0].port: 65536: expected a number from 1 to 65535"),
         ("pools.0.nodes.0.scheme", "ftp", "pools[0].nodes[0].scheme: 'ftp': expected one of http, https"),
+        ("pools.0.nodes.0.capacity", 10**400, "pools[0].nodes[0].capacity: 1000"),
         ("pools.0.nodes.0.capacity", 0, "pools[0].nodes[0].capacity: 0: expected a number from 0.01 to 100"),
         ("pools.0.nodes.0.drain", "no", "pools[0].nodes[0].drain: 'no': expected true or false"),
         ("pools.0.nodes.0.drain", True, "pools[0].nodes: every node has drain: true: expected at least one"),
@@ -95,6 +96,13 @@ def test_each_problem_is_one_line(tmp_path: Path, key: str, value: object, line:
     assert failure.value.code == lb.EXIT_USAGE
     (message,) = str(failure.value).splitlines()
     assert message.startswith(f"{tmp_path}/config.yml: {line}")
+
+
+def test_one_address_in_two_spellings_is_one_address(tmp_path: Path) -> None:
+    raw = copy.deepcopy(MINIMAL)
+    raw["pools"][0]["nodes"] = [{"name": "a", "host": "2001:db8::1"}, {"name": "b", "host": "2001:DB8:0::1"}]
+    with pytest.raises(lb.FailureError, match="already used by"):
+        load(tmp_path, yaml.safe_dump(raw))
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
@@ -129,7 +137,15 @@ def test_duplicates_are_refused(tmp_path: Path, second: dict[str, str], line: st
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "expected a mapping"), ("- a", "expected a mapping"), ("a: [", "not YAML"), ("a: \x01", "not YAML")],
+    [
+        ("", "expected a mapping"),
+        ("- a", "expected a mapping"),
+        ("a: [", "not YAML"),
+        ("a: 2024-13-45", "not YAML"),
+        ("[" * 3000, "not YAML"),
+        ("a: " + "9" * 5000, "not YAML"),
+        ("a: \x01", "not YAML"),
+    ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(lb.FailureError, match=words) as failure:

@@ -143,15 +143,15 @@ def test_no_node_readable_keeps_the_last_weights() -> None:
         states = fleet.tick(a=refused("127.0.0.1"), b=refused("127.0.0.2"))
         assert {name: weight for name, (_, weight) in states.items()} == {"a": 100, "b": 60}
         assert fleet.pool.held == "no node can be read, last weights kept"
-    assert fleet.tick() == {"a": ("down", 100), "b": ("down", 60)}
-    assert fleet.pool.held == "no node would be left to serve, last weights kept"
+    assert fleet.tick() == {"a": ("down", 10), "b": ("down", 10)}
+    assert fleet.pool.held == "no node would be left to serve, lowest weights set"
     assert fleet.tick() == {"a": ("up", 10), "b": ("up", 10)}
 
 
 def test_the_first_tick_without_any_reading_lets_every_node_try() -> None:
     fleet = Fleet("a", "b")
     assert fleet.tick(a=refused(), b=refused("127.0.0.2")) == {"a": ("unknown", 10), "b": ("unknown", 10)}
-    assert fleet.pool.held == "no node can be read, all start at the lowest weight"
+    assert fleet.pool.held == "no node can be read, lowest weights set"
 
 
 def test_the_last_serving_node_stays_when_the_others_are_drained() -> None:
@@ -159,6 +159,16 @@ def test_the_last_serving_node_stays_when_the_others_are_drained() -> None:
     fleet.tick()
     for _ in range(5):
         assert fleet.tick(b=refused("127.0.0.2"))["b"][1] == 100
+
+
+def test_a_node_on_its_way_back_is_better_than_dead_ones() -> None:
+    fleet = Fleet("a", "b")
+    fleet.tick()
+    for _ in range(4):
+        fleet.tick(a=refused("127.0.0.1"), b=refused("127.0.0.2"))
+    assert fleet.tick(a=refused("127.0.0.1")) == {"a": ("down", 0), "b": ("down", 10)}
+    asleep = good("127.0.0.2", awake=False)
+    assert fleet.tick(a=refused("127.0.0.1"), b=asleep) == {"a": ("down", 0), "b": ("down", 10)}
 
 
 def test_a_name_without_an_address_is_left_out() -> None:
@@ -170,6 +180,8 @@ def test_two_names_of_one_server_share_one_place() -> None:
     fleet = Fleet("a", "b")
     assert fleet.tick(b=good("127.0.0.1")) == {"a": ("up", 100), "b": ("down", 0)}
     assert fleet.reason("b") == "same address as a"
+    both = {"a": refused("127.0.0.1"), "b": refused("127.0.0.1")}
+    assert all(fleet.tick(**both) == {"a": fleet.tick(**both)["a"], "b": ("down", 0)} for _ in range(4))
 
 
 def test_static_weights_do_not_move_with_load() -> None:

@@ -80,6 +80,12 @@ def test_a_count_that_cannot_be_one(value: str) -> None:
         lb.parse_metrics(GOOD.replace("2.0", value).encode())
 
 
+def test_a_sum_that_cannot_be_a_count() -> None:
+    many = "".join(f'vllm:num_requests_waiting{{engine="{i}"}} 9007199254740992\n' for i in range(1, 130))
+    with pytest.raises(lb.UnreadableError, match="the sum of waiting is"):
+        lb.parse_metrics((GOOD + many).encode())
+
+
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-0.1", "1.01", "85"])
 def test_a_ratio_that_cannot_be_one(value: str) -> None:
     with pytest.raises(lb.UnreadableError, match="kv_cache_usage_perc is"):

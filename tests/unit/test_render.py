@@ -77,6 +77,7 @@ def test_a_node_without_an_address_is_left_out() -> None:
     ("template", "words"),
     [
         ("{{ nothing }}", "nginx.upstream_template: 'nothing' is undefined"),
+        ("{{ 1 / 0 }}", "nginx.upstream_template: division by zero"),
         ("\n{% for %}", "nginx.upstream_template: line 2: "),
     ],
 )
