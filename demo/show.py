@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def draw(status: dict[str, Any], tally: Tally, phase: str, left: float) -> Table
         table.add_column(heading, justify="left" if heading in ("NODE", "REASON") else "right")
     recent = tally.recent_shares()
     for node in (node for pool in status["pools"] for node in pool["nodes"]):
-        kv = "-" if node["kv_cache_usage"] is None else f"{node['kv_cache_usage']:.2f}"
+        kv = "-" if node["kv_cache_usage"] is None else f"{math.floor(node['kv_cache_usage'] * 100) / 100:.2f}"
         counts = ["-" if node[key] is None else str(node[key]) for key in ("waiting", "running")]
         share = f"{recent.get(node['name'], 0):.0%}"
         table.add_row(node["name"], kv, *counts, str(node["weight"]), share, node["reason"])

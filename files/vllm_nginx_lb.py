@@ -686,7 +686,7 @@ def stepped_weight(seen: Observation, rules: Stepped) -> tuple[int, str]:
     steps = sorted(rules.kv_cache, key=lambda step: step.at_least, reverse=True)
     reached = next((step for step in steps if reading.kv_cache_usage >= step.at_least), None)
     limit = f" >= {reached.at_least:g}" if reached else f" < {steps[-1].at_least:g}" if steps else ""
-    reasons = [f"kv {math.floor(reading.kv_cache_usage * 100) / 100:.2f}{limit}"]  # never rounded up to a limit
+    reasons = [f"kv {shown_ratio(reading.kv_cache_usage)}{limit}"]
     if reading.waiting > rules.max_waiting:
         reasons.append(f"waiting {reading.waiting} > {rules.max_waiting}")
     if rules.downgrade_on_preemption and seen.preemptions_delta > 0:
@@ -695,6 +695,11 @@ def stepped_weight(seen: Observation, rules: Stepped) -> tuple[int, str]:
         reasons.append(f"running {reading.running / reading.engines:g} > {rules.max_running} per engine")
     level = rules.levels.index(reached.weight if reached else rules.levels[0]) + len(reasons) - 1
     return rules.levels[min(level, len(rules.levels) - 1)], ", ".join(reasons)
+
+
+def shown_ratio(value: float) -> str:
+    """Return a ratio with two digits, never rounded up to a limit it has not reached."""
+    return f"{math.floor(value * 100) / 100:.2f}"
 
 
 def weigh_static(pool: Pool, _policies: Policies, seen: Mapping[str, Observation]) -> dict[str, tuple[int, str]]:
@@ -1378,7 +1383,7 @@ def table(pools: Sequence[PoolPlan]) -> str:
     rows: list[tuple[str, ...]] = [("POOL", "NODE", "STATE", "KV", "WAITING", "RUNNING", "WEIGHT", "REASON")]
     for pool in pools:
         for node in pool.nodes:
-            kv = "-" if node.kv_cache_usage is None else f"{node.kv_cache_usage:.2f}"
+            kv = "-" if node.kv_cache_usage is None else shown_ratio(node.kv_cache_usage)
             counts = ["-" if value is None else str(value) for value in (node.waiting, node.running)]
             rows.append((pool.name, node.name, node.state, kv, *counts, str(node.weight), node.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
