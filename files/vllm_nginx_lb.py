@@ -102,6 +102,11 @@ def path_setting(default: Any = MISSING) -> Any:
     return setting("an absolute path", lambda v: v.startswith("/") and v.isprintable(), default)
 
 
+def at_least_one(what: str, default: Any = MISSING) -> Any:
+    """Declare a list that is not empty."""
+    return setting(f"a list of at least one {what}", bool, default)
+
+
 def is_ip(value: str) -> bool:
     """Tell whether a text is an IPv4 or IPv6 address."""
     try:
@@ -116,12 +121,16 @@ def canonical(host: str) -> str:
     return str(ipaddress.ip_address(host)) if is_ip(host) else host.lower()
 
 
+def bracketed(host: str) -> str:
+    """Return a host as URLs and nginx write it before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_host(value: str) -> bool:
     """Tell whether a text is an IP address or a host name."""
     return is_ip(value) or bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
 
 
-ARGV = setting("a list of at least one word", lambda v: len(v) > 0, ())
 URL = re.compile(r"https?://[!-~]+")
 
 
@@ -143,8 +152,8 @@ class NginxSettings:
 
     upstream_file: str = path_setting("/etc/nginx/vllm-nginx-lb/upstream.conf")
     upstream_template: str | None = path_setting(None)
-    test_command: tuple[str, ...] = dataclasses.field(default=("nginx", "-t"), metadata=ARGV.metadata)
-    reload_command: tuple[str, ...] = dataclasses.field(default=("nginx", "-s", "reload"), metadata=ARGV.metadata)
+    test_command: tuple[str, ...] = at_least_one("word", ("nginx", "-t"))
+    reload_command: tuple[str, ...] = at_least_one("word", ("nginx", "-s", "reload"))
     confirm_url: str | None = text(URL, "an http(s) URL, or null", None)
     confirm_timeout_seconds: float = number(0.1, 60, 5.0)
     min_reload_interval_seconds: float = number(0, 86400, 30.0)
@@ -186,7 +195,7 @@ class Pool:
         lambda v: v in POLICIES,
         "stepped",
     )
-    nodes: tuple[Node, ...] = setting("a list of at least one node", lambda v: len(v) > 0)
+    nodes: tuple[Node, ...] = at_least_one("node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +240,7 @@ class Config:
     scrape: Scrape = Scrape()
     nginx: NginxSettings = NginxSettings()
     health: Health = Health()
-    pools: tuple[Pool, ...] = setting("a list of at least one pool", lambda v: len(v) > 0)
+    pools: tuple[Pool, ...] = at_least_one("pool")
     policies: Policies = Policies()
 
 
@@ -529,12 +538,11 @@ def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     """GET one node's metrics; raise UnreadableError for an answer that cannot be metrics."""
     # The very address that goes into the upstream; TLS needs the name, to verify it.
     target = job.node.host if job.node.scheme == "https" or not job.address else job.address
-    host = f"[{target}]" if ":" in target else target
     headers = {
         "Accept": "text/plain;version=0.0.4",
         "Accept-Encoding": "identity",  # a compressed answer could unpack to anything
         "Connection": "close",
-        "Host": f"[{job.node.host}]:{job.node.port}" if ":" in job.node.host else f"{job.node.host}:{job.node.port}",
+        "Host": f"{bracketed(job.node.host)}:{job.node.port}",
         "User-Agent": f"vllm-nginx-lb/{__version__}",
     }
     if api_key:
@@ -542,7 +550,7 @@ def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     with (
         http_session() as session,
         session.get(
-            f"{job.node.scheme}://{host}:{job.node.port}{settings.path}",
+            f"{job.node.scheme}://{bracketed(target)}:{job.node.port}{settings.path}",
             headers=headers,
             timeout=settings.timeout_seconds,
             allow_redirects=False,
@@ -967,7 +975,7 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
         servers = [
             {
                 "name": node.name,
-                "address": f"[{at.address}]" if ":" in at.address else at.address,
+                "address": bracketed(at.address),
                 "port": node.port,
                 "weight": at.weight,
             }
@@ -1288,9 +1296,9 @@ class State:
         finally:
             os.close(handle)
 
-    def write(self, name: str, data: Any, mode: int = 0o644) -> None:
+    def write(self, name: str, data: Any) -> None:
         """Write one JSON file."""
-        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", mode)
+        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", 0o644)
 
     def memory(self) -> dict[str, NodeMemory]:
         """Return what the last tick remembered, or nothing if there is no such file or it is damaged."""
