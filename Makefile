@@ -35,6 +35,7 @@ lint: venv ## Check style, types and the generated documentation
 	ruff format --check .
 	mypy
 	python docs/generate_configuration.py --check
+	python docs/generate_reliability.py --check
 
 test-unit: venv ## Run the unit tests
 	pytest --numprocesses=auto tests/unit

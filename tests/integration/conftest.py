@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults import heard, told
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 # The script also runs with the libraries of Debian's own Python: name it to try it with those.
 PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
+__all__ = ["heard", "told"]  # fixtures
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
 
 
@@ -119,6 +122,7 @@ class Stack:
     ingress_port: int
     binary: str
     config: dict[str, Any] = field(default_factory=dict)
+    heard: list[str] = field(default_factory=list)
 
     @property
     def upstream(self) -> Path:
@@ -163,6 +167,7 @@ class Stack:
             env=os.environ | environment,
         )
         assert "Traceback" not in done.stderr, done.stderr
+        self.heard += [done.stdout, done.stderr]
         return done
 
     def run(self, expect: int = 0, *arguments: str) -> str:
@@ -204,13 +209,13 @@ def fetch(port: int, path: str) -> str:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
+def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     """Start nginx with the seed and three idle nodes; end both afterwards."""
     binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert binary, "nginx is missing: make system-packages installs it"
     (tmp_path / "upstream").mkdir()
     nodes = [FakeNode(name) for name in ("node-a", "node-b", "node-c")]
-    it = Stack(tmp_path, nodes, free_port(), free_port(), binary)
+    it = Stack(tmp_path, nodes, free_port(), free_port(), binary, heard=heard)
     it.config = {
         "state_directory": str(tmp_path / "state"),
         "scrape": {"timeout_seconds": 2},
