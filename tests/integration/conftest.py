@@ -22,6 +22,7 @@ import pytest
 from tests.faults import heard, told
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +49,31 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
         pause.wait(0.02)
 
 
-class FakeNode:
-    """An HTTP server on 127.0.0.1 whose /metrics a test decides; every answer names the node."""
+class NodeServer(ThreadingHTTPServer):
+    """The HTTP server of a FakeNode: of either family, with TLS if it has a context."""
 
-    def __init__(self, name: str) -> None:
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self, address: str, handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None, port: int
+    ) -> None:
+        """Listen."""
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), handler)
+        if tls:  # the handshake is for the connection's own thread: the first read of it
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def handle_error(self, *_arguments: Any) -> None:
+        """Say nothing when a client goes away or refuses the certificate."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(*_arguments)
+
+
+class FakeNode:
+    """An HTTP server whose /metrics a test decides; every answer names the node."""
+
+    def __init__(self, name: str, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         """Listen, and answer as an idle vLLM node."""
         self.name = name
         self.load = {"kv": 0.1, "waiting": 0.0, "running": 1.0, "preemptions": 0.0}
@@ -75,8 +97,7 @@ class FakeNode:
             def log_message(self, *_arguments: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = NodeServer(address, Handler, tls, port)
         self.port = int(self.server.server_address[1])
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
