@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import collections
 import fcntl
-import threading
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.integration.conftest import FakeNode, Stack, fetch, respond
+from tests.integration.conftest import FakeNode, Stack, fetch
 
 if TYPE_CHECKING:
-    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
 
@@ -43,120 +39,6 @@ def test_requests_follow_the_weights(stack: Stack) -> None:
     assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
     seen = collections.Counter(fetch(stack.ingress_port, "/v1/models") for _ in range(210))
     assert seen == {"node-a": 10, "node-b": 100, "node-c": 100}
-
-
-def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
-    stack.run()
-    stack.nodes[2].stop()
-    assert "node-c: unknown: connection refused (1 of 3), last weight held" in stack.run()
-    stack.run()
-    assert "node-c: down: connection refused, 3 in a row" in stack.run()
-    assert stack.weights()["node-c"] == 0
-    assert f"127.0.0.1:{stack.nodes[2].port} down" in stack.upstream.read_text()
-    assert "node-c" not in {fetch(stack.ingress_port, "/v1/models") for _ in range(20)}
-    assert stack.run() == ""  # a fault that lasts is not logged again
-    stack.nodes[2] = FakeNode("node-c")
-    stack.config["pools"][0]["nodes"][2]["port"] = stack.nodes[2].port
-    stack.run()
-    assert "weight 0 -> 10: back after 2 good scrapes, starting low" in stack.run()
-    assert "weight 10 -> 100" in stack.run()
-
-
-def test_all_nodes_unreachable_is_one_clear_line_and_changes_nothing(stack: Stack) -> None:
-    stack.run()
-    live = stack.upstream.read_text()
-    for node in stack.nodes:
-        node.stop()
-    for _ in range(4):
-        said = stack.run(1)
-        assert said.splitlines()[-1] == "pool llm_cluster: no node can be read, last weights kept"
-        assert stack.upstream.read_text() == live
-    assert stack.status()["error"] == "pool llm_cluster: no node can be read, last weights kept"
-    stack.await_generation(stack.status()["generation"])
-
-
-def answer(body: bytes, status: int = 200, content_type: str = "text/plain", **headers: str) -> object:
-    return lambda handler: respond(handler, body, status, content_type, **headers)
-
-
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    """Send an answer that never ends, a byte at a time."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "text/plain")
-    handler.end_headers()
-    pause = threading.Event()
-    for _ in range(300):
-        try:
-            handler.wfile.write(b"#")
-        except OSError:
-            return
-        pause.wait(0.05)
-
-
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    """Send an answer that never ends, as fast as it goes."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "text/plain")
-    handler.end_headers()
-    handler.close_connection = True
-    for _ in range(100_000):
-        try:
-            handler.wfile.write(b"# endless\n" * 1000)
-        except OSError:
-            return
-
-
-def short(handler: BaseHTTPRequestHandler) -> None:
-    """Close in the middle of an answer."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "text/plain")
-    handler.send_header("Content-Length", "500")
-    handler.end_headers()
-    handler.wfile.write(b"vllm:")
-    handler.close_connection = True
-
-
-def hang(_handler: BaseHTTPRequestHandler) -> None:
-    """Answer nothing for longer than anybody waits."""
-    threading.Event().wait(6)
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "reason"),
-    [
-        (answer(b"", 500), "HTTP 500"),
-        (answer(b"", 401), "HTTP 401 (see scrape.api_key_file)"),
-        (answer(b"", 302, Location="http://127.0.0.1:1/"), "HTTP 302"),
-        (answer(b"<html>", 200, "text/html"), "content type text/html instead of text/plain"),
-        (answer(b"\x1f\x8b", Content_Encoding="gzip"), "compressed although asked not to be"),
-        (answer(b"hello"), "no vllm:kv_cache_usage_perc"),
-        (answer(b'vllm:kv_cache_usage_perc{engine="0"} NaN\n'), "vllm:kv_cache_usage_perc is nan"),
-        (drip, "no complete answer within 1 s"),
-        (endless, "more than 4194304 bytes"),
-        (hang, "no answer within 1 s (1 of 3)"),
-        (short, "the answer broke off"),
-    ],
-    ids=["500", "401", "redirect", "html", "gzip", "no-metrics", "nan", "drip", "endless", "hang", "short"],
-)
-def test_an_unreadable_node_holds_its_weight(stack: Stack, behaviour: object, reason: str) -> None:
-    stack.config["scrape"]["timeout_seconds"] = 1
-    stack.nodes[1].load["kv"] = 0.8
-    stack.run()
-    live = stack.upstream.read_text()
-    stack.nodes[1].answer = behaviour  # type: ignore[assignment]
-    said = stack.run()
-    assert f"llm_cluster/node-b: unknown: {reason}, last weight held" in said
-    assert stack.weights()["node-b"] == 60
-    assert stack.upstream.read_text() == live
-
-
-def test_a_hanging_node_does_not_delay_the_others(stack: Stack) -> None:
-    stack.config["scrape"] |= {"timeout_seconds": 1, "workers": 1}
-    stack.nodes[0].answer = hang
-    stack.nodes[1].answer = hang
-    stack.run()
-    states = {node["name"]: node for node in stack.status()["pools"][0]["nodes"]}
-    assert [states[name]["state"] for name in ("node-a", "node-b", "node-c")] == ["unknown", "unknown", "up"]
 
 
 def test_the_scrape_asks_for_what_it_can_read(stack: Stack, tmp_path: Path) -> None:

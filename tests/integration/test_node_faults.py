@@ -1,0 +1,388 @@
+"""What nodes can do to a tick: nothing. The others are weighed as ever, and the ingress answers."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.conftest import FakeNode, Stack, fetch, respond
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from http.server import BaseHTTPRequestHandler
+
+    Behaviour = Callable[[BaseHTTPRequestHandler], None]
+
+LABELS = '{engine="0",model_name="m"}'
+GOOD = (
+    f"vllm:kv_cache_usage_perc{LABELS} 0.8\n"
+    f"vllm:num_requests_waiting{LABELS} 0\n"
+    f"vllm:num_requests_running{LABELS} 1\n"
+    f"vllm:num_preemptions_total{LABELS} 0\n"
+)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+BOMB = gzip.compress(bytes(100_000_000))
+LONG_LINE = f'vllm:num_requests_waiting{{engine="{"0" * 10_000_000}"}} 0\n'
+
+
+# --- What a node may answer -----------------------------------------------------------------------------
+
+
+def answer(body: bytes | str, status: int = 200, content_type: str = "text/plain", **headers: str) -> Behaviour:
+    """Answer as HTTP has it."""
+    content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
+    return lambda handler: respond(handler, content, status, content_type, **headers)
+
+
+def changed(old: str, new: str) -> Behaviour:
+    """Answer good metrics, with a change."""
+    assert old in GOOD
+    return answer(GOOD.replace(old, new))
+
+
+def stream(head: bytes, piece: bytes = b"", times: int = 0, pause_seconds: float = 0) -> Behaviour:
+    """Send these very bytes, then a piece many times, with a pause before each; then close."""
+
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        pause = threading.Event()
+        with contextlib.suppress(OSError):  # the script has had enough
+            handler.wfile.write(head)
+            for _ in range(times):
+                if pause_seconds:
+                    pause.wait(pause_seconds)
+                handler.wfile.write(piece)
+
+    return behave
+
+
+# --- What must be true whatever one node does -------------------------------------------------------------
+
+
+def node_of(stack: Stack, name: str) -> dict[str, Any]:
+    """Return what the status says of a node."""
+    return next(node for pool in stack.status()["pools"] for node in pool["nodes"] if node["name"] == name)
+
+
+def assert_ingress_answers(stack: Stack, *names: str) -> None:
+    """Send requests through nginx: each is answered, by one of these nodes."""
+    assert {fetch(stack.ingress_port, "/v1/models") for _ in range(20)} <= set(names or ("node-a", "node-b", "node-c"))
+
+
+def add_node(stack: Stack, node: FakeNode) -> FakeNode:
+    """Put a node into the configuration."""
+    stack.nodes.append(node)
+    stack.config["pools"][0]["nodes"].append({"name": node.name, "host": "127.0.0.1", "port": node.port})
+    return node
+
+
+def fault(what: str, sees: str, keeps: str = "the others are weighed, the ingress answers") -> pytest.MarkDecorator:
+    """Mark a test as one of a node's faults."""
+    return pytest.mark.fault(7, what, sees=sees, keeps=keeps)
+
+
+def bad(name: str, what: str, reason: str, behaviour: Behaviour) -> Any:
+    """Return a case: what a node does, and what is said of it."""
+    keeps = "its weight, the others are weighed, the ingress answers"
+    return pytest.param(behaviour, id=name, marks=fault(what, f"node-b: unknown: {reason}, last weight held", keeps))
+
+
+KV, WAITING, PREEMPTIONS = "vllm:kv_cache_usage_perc", "vllm:num_requests_waiting", "vllm:num_preemptions_total"
+ZIPPED = answer(BOMB, Content_Encoding="gzip")
+LESS_THAN_PROMISED = HEAD[:-2] + b"Content-Length: 999\r\n\r\nvllm:"
+CHUNKED = HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        # It is not well
+        bad("401", "answers 401", "HTTP 401 (see scrape.api_key_file)", answer("", 401)),
+        bad("403", "answers 403", "HTTP 403 (see scrape.api_key_file)", answer("", 403)),
+        bad("429", "answers 429", "HTTP 429", answer("", 429, Retry_After="3600")),
+        bad("500", "answers 500", "HTTP 500", answer(GOOD, 500)),
+        bad("503", "answers 503", "HTTP 503", answer(GOOD, 503)),
+        # It takes its time
+        bad("hang", "accepts and says nothing", "no answer within 1 s (1 of 3)", stream(b"", b"", 1, 6)),
+        bad("drip", "drips, a byte at a time", "no complete answer within 1 s", stream(HEAD, b"#", 100, 0.05)),
+        bad("slow-head", "drips its headers", "no answer within 1 s (1 of 3)", stream(HEAD[:-2], b"x", 100, 0.05)),
+        # It does not end, or too early
+        bad("endless", "never ends", "more than 4194304 bytes", stream(HEAD, b"# endless\n" * 1000, 10**5)),
+        bad("line", "sends a line of 10 MB", "more than 4194304 bytes", answer(LONG_LINE + GOOD)),
+        bad("lines", "sends too many samples", "metrics far larger than vLLM's", answer(f"{WAITING} 1\n" * 10**5)),
+        bad("short", "closes mid-way", "the answer broke off", stream(LESS_THAN_PROMISED)),
+        bad("chunk", "closes in a chunk", "the answer broke off", stream(CHUNKED + b"fff\r\nvllm:")),
+        bad("length", "sends chunks of no length", "the answer broke off", stream(CHUNKED + b"many\r\n")),
+        # It does not speak HTTP
+        bad("silent", "closes without a word", "… (1 of 3)", stream(b"")),
+        bad("garbage", "answers in HTTP/0.9", "… (1 of 3)", stream(b"\x00\xffhello\r\n" * 9)),
+        bad("headers", "sends 100,000 headers", "… (1 of 3)", stream(HEAD[:-2], b"X-More: 1\r\n", 10**5)),
+        bad("header", "sends a header without end", "… (1 of 3)", stream(HEAD[:-2], b"x" * 10**4, 10**4)),
+        bad("continue", "says 100 Continue for ever", "… (1 of 3)", stream(b"", HEAD.replace(b"200", b"100"), 10**6)),
+        # Its answer is something else
+        bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),
+        bad("html-as-text", "answers HTML as text", f"no {KV}", answer("<html>")),
+        bad(
+            "gzip", "answers a gzip bomb", "compressed although asked not to be", answer(BOMB, Content_Encoding="gzip")
+        ),
+        bad("bomb", "answers a gzip bomb as text", f"no {KV}", answer(BOMB)),
+        bad("not-utf-8", "answers in no UTF-8", "not in the Prometheus text format", changed('"m"', '"\udcff"')),
+        # Its figures cannot be
+        bad("nan", "has a KV usage of NaN", f"{KV} is nan", changed("0.8", "NaN")),
+        bad("inf", "has a KV usage of +Inf", f"{KV} is inf", changed("0.8", "+Inf")),
+        bad("minus-inf", "has -Inf waiting", f"{WAITING} is -inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -Inf")),
+        bad("negative", "has -1 waiting", f"{WAITING} is -1", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -1")),
+        bad("1e400", "has 1e400 waiting", f"{WAITING} is inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} 1e400")),
+        bad("missing", "lacks a metric", f"no {WAITING}", changed(WAITING, "vllm:other")),
+        bad("twice", "sends a sample twice", f"{KV} comes twice with the same labels", answer(GOOD + GOOD)),
+    ],
+)
+def test_a_node_that_cannot_be_read_holds_its_weight(stack: Stack, behaviour: Behaviour) -> None:
+    stack.config["scrape"]["timeout_seconds"] = 1
+    stack.nodes[1].load["kv"] = 0.8
+    stack.run()
+    stack.nodes[1].answer = behaviour
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    assert stack.weights() == {"node-a": 10, "node-b": 60, "node-c": 100}
+    assert stack.status()["outcome"] == "reloaded"
+    assert_ingress_answers(stack)
+
+
+@fault(
+    "sends a line of 10 MB, and scrape.max_bytes allows it",
+    "node-b: unknown: metrics far larger than vLLM's, last weight held",
+)
+def test_a_long_line_is_not_parsed(stack: Stack) -> None:
+    stack.config["scrape"]["max_bytes"] = 2**24
+    stack.nodes[1].answer = answer("# " + LONG_LINE + GOOD)
+    stack.run()
+    assert stack.weights()["node-b"] == 60, "a line that is not wanted may have any length"
+    stack.nodes[1].answer = answer(LONG_LINE + GOOD)
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 60, "node-c": 100}
+    assert_ingress_answers(stack)
+
+
+@fault("redirects elsewhere", "node-b: unknown: HTTP 302, last weight held", "nothing is asked there")
+def test_a_redirect_is_not_followed(stack: Stack) -> None:
+    elsewhere = FakeNode("elsewhere")
+    try:
+        stack.run()
+        stack.nodes[1].answer = answer("", 302, Location=f"http://127.0.0.1:{elsewhere.port}/metrics")
+        stack.run()
+        assert elsewhere.headers == []
+        assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+        assert_ingress_answers(stack)
+    finally:
+        elsewhere.stop()
+
+
+# --- Nodes that cannot be reached ------------------------------------------------------------------------
+
+
+@fault("refuses connections, three times in a row", "node-b: down: connection refused, 3 in a row")
+def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[1].stop()
+    assert "node-b: unknown: connection refused (1 of 3), last weight held" in stack.run()
+    assert_ingress_answers(stack, "node-a", "node-c")
+    stack.run()
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 0, "node-c": 100}
+    assert f"127.0.0.1:{stack.nodes[1].port} down" in stack.upstream.read_text()
+    assert_ingress_answers(stack, "node-a", "node-c")
+    assert stack.run() == ""  # a fault that lasts is not logged again
+    stack.nodes[1] = FakeNode("node-b", port=stack.nodes[1].port)
+    stack.run()
+    assert "weight 0 -> 10: back after 2 good scrapes, starting low" in stack.run()
+    assert "weight 10 -> 100" in stack.run()
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """Listen on a port whose queue is full: the kernel drops what comes, and connecting takes for ever."""
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket())
+            filler.settimeout(0)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@fault("is a black hole: its packets are dropped", "node-b: down: no answer within 1 s, 3 in a row")
+def test_a_black_hole_goes_down_and_delays_nobody(stack: Stack) -> None:
+    stack.config["scrape"] |= {"timeout_seconds": 1, "workers": 1}
+    stack.run()
+    with black_hole() as port:
+        stack.config["pools"][0]["nodes"][1]["port"] = port
+        stack.nodes[0].load["kv"] = 0.95
+        assert "node-b: unknown: no answer within 1 s (1 of 3), last weight held" in stack.run()
+        assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
+        stack.run()
+        stack.run()
+        assert stack.weights() == {"node-a": 10, "node-b": 0, "node-c": 100}
+        assert_ingress_answers(stack, "node-a", "node-c")
+
+
+@fault("hangs, and so does another", "node-b: unknown: no answer within 1 s (1 of 3)", "a third one is read in time")
+def test_a_hanging_node_does_not_delay_the_others(stack: Stack) -> None:
+    stack.config["scrape"] |= {"timeout_seconds": 1, "workers": 1}
+    for node in stack.nodes[:2]:
+        node.answer = stream(b"", b"", 1, 6)
+    stack.run()
+    assert [node_of(stack, node.name)["state"] for node in stack.nodes] == ["unknown", "unknown", "up"]
+    assert_ingress_answers(stack)
+
+
+@fault("refuses, and so does half of the fleet", "node-d: down: connection refused, 3 in a row")
+def test_half_the_fleet_goes_down(stack: Stack) -> None:
+    add_node(stack, FakeNode("node-d"))
+    stack.run()
+    for node in stack.nodes[2:]:
+        node.stop()
+    for _ in range(3):
+        stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 0, "node-d": 0}
+    assert_ingress_answers(stack, "node-a", "node-b")
+
+
+NONE_READ = "pool llm_cluster: no node can be read, last weights kept"
+
+
+@fault("refuses, and so do all", NONE_READ, "the last good file, whoever returns is asked at once")
+def test_all_nodes_unreachable_changes_nothing(stack: Stack) -> None:
+    stack.nodes[1].load["kv"] = 0.8
+    stack.run()
+    live, workers = stack.upstream.read_text(), stack.worker_pids()
+    for node in stack.nodes:
+        node.stop()
+    for _ in range(4):
+        said = stack.run(1)
+        assert said.splitlines()[-1] == NONE_READ
+        assert stack.upstream.read_text() == live
+        assert stack.worker_pids() == workers
+    assert stack.status()["error"] == NONE_READ
+    assert stack.weights() == {"node-a": 100, "node-b": 60, "node-c": 100}
+    stack.nodes[:] = [FakeNode(node.name, port=node.port) for node in stack.nodes]
+    assert_ingress_answers(stack)
+
+
+@fault("cannot be read, and neither can any", NONE_READ, "the last good file, requests are answered")
+def test_all_nodes_unreadable_changes_nothing(stack: Stack) -> None:
+    stack.nodes[1].load["kv"] = 0.8
+    stack.run()
+    live, workers = stack.upstream.read_text(), stack.worker_pids()
+    for node in stack.nodes:
+        node.answer = answer("", 500)
+    for _ in range(3):
+        assert stack.run(1).splitlines()[-1] == NONE_READ
+        assert (stack.upstream.read_text(), stack.worker_pids()) == (live, workers)
+        assert_ingress_answers(stack)
+
+
+@fault(
+    "answers and refuses in turn, every tick",
+    "node-b: unknown: connection refused (1 of 3), last weight held",
+    "its weight; nginx is not reloaded",
+)
+def test_a_node_that_flaps_does_not_reload_nginx(stack: Stack) -> None:
+    stack.run()
+    workers = stack.worker_pids()
+    for _ in range(4):
+        stack.nodes[1].stop()
+        stack.run()
+        assert_ingress_answers(stack)
+        stack.nodes[1] = FakeNode("node-b", port=stack.nodes[1].port)
+        stack.run()
+        assert_ingress_answers(stack)
+    assert stack.worker_pids() == workers
+    assert stack.status()["outcome"] == "unchanged"
+
+
+# --- Answers that are right, and unusual ----------------------------------------------------------------
+
+
+def sleeping(*, awake: bool) -> Behaviour:
+    """Answer as an engine that can be put to sleep."""
+    states = {"awake": int(awake), "weights_offloaded": int(not awake), "discard_all": 0}
+    lines = [f'vllm:engine_sleep_state{{engine="0",sleep_state="{name}"}} {value}\n' for name, value in states.items()]
+    return answer(GOOD + "".join(lines))
+
+
+@fault("is put to sleep", "node-b: weight 60 -> 0: asleep")
+def test_an_engine_that_sleeps_is_no_target(stack: Stack) -> None:
+    stack.nodes[1].answer = sleeping(awake=True)
+    stack.run()
+    assert stack.weights()["node-b"] == 60
+    stack.nodes[1].answer = sleeping(awake=False)
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 0, "node-c": 100}
+    assert_ingress_answers(stack, "node-a", "node-c")
+
+
+TWO_ENGINES = GOOD + GOOD.replace('"0"', '"1"').replace("} 0.8", "} 0.9")
+TWO_MODELS = GOOD + GOOD.replace('"m"', '"n"').replace("} 0.8", "} 0.9")
+
+
+@pytest.mark.parametrize(
+    ("body", "weight", "engines"),
+    [
+        pytest.param(
+            GOOD.replace("kv_cache", "gpu_cache"),
+            60,
+            1,
+            id="old-names",
+            marks=fault("has the metric names of vLLM before 0.9", "node-b: weight new -> 60: kv 0.80 >= 0.75"),
+        ),
+        pytest.param(
+            GOOD.replace("vllm:", "vllm_"),
+            60,
+            1,
+            id="other-prefix",
+            marks=fault("is behind a scraper that renames metrics", "node-b: weight new -> 60: kv 0.80 >= 0.75"),
+        ),
+        pytest.param(
+            TWO_ENGINES,
+            30,
+            2,
+            id="engines",
+            marks=fault("has several engines", "node-b: weight new -> 30: kv 0.90 >= 0.85", "the fullest one counts"),
+        ),
+        pytest.param(
+            TWO_MODELS,
+            30,
+            1,
+            id="models",
+            marks=fault("has several models", "node-b: weight new -> 30: kv 0.90 >= 0.85", "the fullest one counts"),
+        ),
+    ],
+)
+def test_an_unusual_node_is_weighed(stack: Stack, body: str, weight: int, engines: int) -> None:
+    stack.nodes[1].answer = answer(body)
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": weight, "node-c": 100}
+    node = node_of(stack, "node-b")
+    assert (node["engines"], node["running"]) == (engines, body.count("num_requests_running"))
+    assert_ingress_answers(stack)
+
+
+@fault("starts again, and its counters with it", "node-b: weight 60 -> 100: kv 0.10 < 0.75", "no preemption is counted")
+def test_a_counter_that_starts_again_is_no_preemption(stack: Stack) -> None:
+    stack.nodes[1].load["preemptions"] = 500
+    stack.run()
+    stack.nodes[1].load["preemptions"] = 501
+    stack.run()
+    assert (node_of(stack, "node-b")["preemptions_delta"], stack.weights()["node-b"]) == (1, 60)
+    stack.nodes[1].load["preemptions"] = 3
+    stack.run()
+    assert (node_of(stack, "node-b")["preemptions_delta"], stack.weights()["node-b"]) == (0, 100)
+    assert_ingress_answers(stack)
