@@ -148,7 +148,10 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NginxSettings:
-    """Where the upstream goes, and how nginx is tested, reloaded and asked what is live."""
+    """Where the upstream goes, and how nginx is tested, reloaded and asked what is live.
+
+    The last three ration reloads that only move weights: each leaves workers behind that finish their streams.
+    """
 
     upstream_file: str = path_setting("/etc/nginx/vllm-nginx-lb/upstream.conf")
     upstream_template: str | None = path_setting(None)
@@ -157,11 +160,13 @@ class NginxSettings:
     confirm_url: str | None = text(URL, "an http(s) URL, or null", None)
     confirm_timeout_seconds: float = number(0.1, 60, 5.0)
     min_reload_interval_seconds: float = number(0, 86400, 30.0)
+    min_weight_change_ratio: float = number(0, 1, 0.1)
+    max_draining_generations: int = number(1, 1000, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """When a node goes down (fall), comes back (rise), and when its last reading is too old."""
+    """When a node goes down (fall), comes back (rise), and when what it says is too old."""
 
     fall: int = number(1, 1000, 3)
     rise: int = number(1, 1000, 2)
@@ -360,6 +365,8 @@ METRICS = {
     "num_requests_running": "running",
     "num_preemptions_total": "preemptions",
     "engine_sleep_state": "sleep",
+    "prompt_tokens_total": "tokens",
+    "generation_tokens_total": "tokens",
 }
 # The parser takes 10 ms for a whole scrape of 50 KB, this filter a fraction of one.
 WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
@@ -380,6 +387,12 @@ class Reading:
     preemptions: int  # since the node started, summed
     engines: int  # at least 1
     awake: bool
+    tokens: int | None = None  # prompt and generated since the node started, summed; None in old versions
+
+    @property
+    def figures(self) -> str:
+        """All that moves while an engine works, in one line."""
+        return f"{self.kv_cache_usage} {self.waiting} {self.running} {self.preemptions} {self.tokens}"
 
 
 def parse_metrics(body: bytes) -> Reading:
@@ -421,6 +434,7 @@ def parse_metrics(body: bytes) -> Reading:
         preemptions=int(sums["preemptions"]),
         engines=len(engines),
         awake=not found["sleep"] or any(found["sleep"].values()),
+        tokens=int(sums["tokens"]) if found["tokens"] else None,
     )
 
 
@@ -464,12 +478,12 @@ BROKEN_OFF = "the answer broke off"
 
 
 def scrape_all(
-    nodes: Sequence[Node], settings: Scrape, api_key: str | None, addresses: Mapping[str, str | None]
+    nodes: Sequence[Node], settings: Scrape, api_key: str | None, known: Mapping[str, str | None]
 ) -> dict[str, Sample]:
     """Scrape every node in threads, each under its own deadline; always returns a sample per node.
 
     A thread whose node is still dripping bytes at the deadline is left behind; it is a daemon and
-    ends with the process. `addresses` are the last known ones, for names that do not resolve now.
+    ends with the process. `known` has the last addresses, for names that do not resolve now.
     """
     import requests  # noqa: F401 - once here, not in many threads at once
 
@@ -484,7 +498,7 @@ def scrape_all(
         busy = sum(job.answered or now - job.started < BLOCKED_AFTER_SECONDS for job in active.values())
         for _ in range(min(len(pending), settings.workers - busy)):
             node = pending.popleft()
-            job = active[node.name] = Job(node, addresses.get(node.name), now)
+            job = active[node.name] = Job(node, canonical(node.host) if is_ip(node.host) else known.get(node.name), now)
             threading.Thread(target=scrape_job, args=(job, settings, api_key, results), daemon=True).start()
         with contextlib.suppress(queue.Empty):
             while active:
@@ -624,6 +638,9 @@ class NodeMemory:
     successes: int = number(0, 2**53, 0)  # good scrapes, in a row
     read_at: float | None = None
     preemptions: int | None = None
+    setbacks: int = number(0, 5, 0)  # how often it went down lately; see good_scrapes_needed
+    figures: str | None = None  # what it said last, and since when it says so
+    moved_at: float | None = None
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # to which that address belongs
 
@@ -672,6 +689,8 @@ class Status(Plan):
     generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
     applied: bool
     outcome: str = choice("reloaded", "unchanged", "deferred", "rolled_back", "failed")
+    deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
+    draining_generations: int = number(0, 2**22, 0)
     error: str | None = text(re.compile(r"[ -~]*"), "printable text")
 
 
@@ -792,25 +811,44 @@ def decide(
 def observe(was: NodeMemory, sample: Sample, health: Health, now: float) -> NodeMemory:
     """Count a node's good and failed scrapes, and move it between up and down."""
     # A monotonic clock starts again at boot: a time from "the future" is from before it.
-    read_at = None if was.read_at is None else min(was.read_at, now)
+    read_at, moved_at = (None if at is None else min(at, now) for at in (was.read_at, was.moved_at))
     reading = sample.reading
     if reading and reading.awake:
         successes = was.successes + 1
+        working = reading.waiting + reading.running > 0 and reading.tokens is not None
         return NodeMemory(
-            up=was.up is not False or successes >= health.rise,
+            up=was.up is not False or successes >= good_scrapes_needed(was, health),
             successes=successes,
             read_at=now,
             preemptions=reading.preemptions,
+            setbacks=max(0, was.setbacks - (successes % SCRAPES_TO_FORGET_A_SETBACK == 0)),
+            figures=reading.figures,
+            moved_at=moved_at if working and reading.figures == was.figures else now,
             address=sample.address,
         )
     failures = 0 if sample.answered else was.failures + 1
+    up = False if reading or failures >= health.fall else was.up
     return NodeMemory(
-        up=False if reading or failures >= health.fall else was.up,
+        up=up,
         failures=failures,
         read_at=read_at,
         preemptions=reading.preemptions if reading else was.preemptions,
+        setbacks=min(5, was.setbacks + (was.up is True and up is False)),
+        figures=was.figures,
+        moved_at=moved_at,
         address=sample.address,
     )
+
+
+SCRAPES_TO_FORGET_A_SETBACK = 30
+
+
+def good_scrapes_needed(was: NodeMemory, health: Health) -> int:
+    """Return how many good scrapes in a row bring a node back: each setback beyond the first doubles them.
+
+    As Envoy's outlier detection lengthens each ejection; a node that flaps would cost two reloads each time.
+    """
+    return int(health.rise * 2 ** max(0, was.setbacks - 1))
 
 
 def preemptions_delta(was: NodeMemory, reading: Reading) -> int:
@@ -823,9 +861,12 @@ def judge_read(
 ) -> tuple[str, int, str]:
     """Return the state, weight and reason of a node that could be read and is awake."""
     if not now_is.up:
-        return "down", 0, f"{now_is.successes} of {health.rise} good scrapes"
+        return "down", 0, f"{now_is.successes} of {good_scrapes_needed(was, health)} good scrapes"
     if was.up is False:
         return "up", lowest, f"back after {now_is.successes} good scrapes, starting low"
+    still = (now_is.read_at or 0) - (now_is.moved_at or 0)
+    if still > health.stale_after_seconds:
+        return "unknown", lowest, f"has requests, and no figure of it has moved for {still:.0f} s"
     return "up", *verdict
 
 
@@ -886,6 +927,8 @@ def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *,
     weights = next((each for each in (returning, last) if any(each.values())), None)
     if weights is None:
         weights = {node.name: lowest[node.name] for node in undrained or usable}
+    if not weights:
+        return PoolPlan(name=pool.name, held="no address is known for any node", nodes=tuple(nodes))
     why = "no node would be left to serve" if any_read else "no node can be read"
     how = (
         "last weights kept" if weights is last and any(node.previous_weight for node in nodes) else "lowest weights set"
@@ -922,7 +965,8 @@ def plan_problems(plan: Plan, config: Config) -> Iterator[str]:
         if [node.name for node in planned.nodes] != [node.name for node in pool.nodes]:
             yield f"pool {pool.name}: its nodes are not the configured ones"
             return
-        if not any(node.weight for node in planned.nodes):
+        addressed = [at.address or is_ip(node.host) for at, node in zip(planned.nodes, pool.nodes, strict=True)]
+        if any(addressed) and not any(node.weight for node in planned.nodes):
             yield f"pool {pool.name}: no node would serve"
         serving: set[tuple[str | None, int]] = set()
         for at, node in zip(planned.nodes, pool.nodes, strict=True):
@@ -965,10 +1009,13 @@ CHECKSUM_LINE = re.compile(
 )
 
 
+NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0}
+
+
 def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str, Any]]:
     """Return what the upstream template sees as `pools`: each pool's settings and its `servers`.
 
-    Nodes whose name never resolved are left out.
+    Nodes whose name never resolved are left out; nginx refuses an upstream without any server.
     """
     context = []
     for planned, pool in zip(pools, config.pools, strict=True):
@@ -983,7 +1030,7 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
             if at.address
         ]
         plain = {each.name: getattr(pool, each.name) for each in dataclasses.fields(pool) if each.name != "nodes"}
-        context.append(plain | {"servers": servers})
+        context.append(plain | {"servers": servers or [NO_SERVER]})
     return context
 
 
@@ -1013,6 +1060,13 @@ def render(context: list[dict[str, Any]], template: str) -> str:
     return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {checksum}\n{rest}"
 
 
+def difference(before: str, after: str) -> list[str]:
+    """Return what differs between two upstream files, as a unified diff."""
+    import difflib
+
+    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm=""))
+
+
 def is_intact(upstream: str) -> bool:
     """Tell whether an upstream file is as it was written, by its checksum."""
     found = CHECKSUM_LINE.match(upstream)
@@ -1025,15 +1079,68 @@ def generation_of(upstream: str) -> str | None:
     return found[1] if found else None
 
 
+WEIGHT = re.compile(r"\bweight=(\d+)")
+
+
 def membership(upstream: str) -> str:
     """Return an upstream file with everything removed that a mere change of weights changes."""
-    return re.sub(r"\bweight=\d+", "weight", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
+    return WEIGHT.sub("weight", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
+
+
+# --- Ration: when a change that only moves weights may go out ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """nginx's workers, sorted into generations by the reload that made them; the last one serves."""
+
+    group: int = 0  # nginx's process group: another one means that nginx was started anew
+    generations: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def draining(self) -> int:
+        """How many generations only finish what they have begun."""
+        return max(0, len(self.generations) - 1)
+
+
+def sort_workers(known: Workers, group: int, alive: AbstractSet[int], serving: int) -> Workers:
+    """Sort the processes of nginx that are alive into generations; `serving` is one that takes requests now."""
+    before = known.generations if known.group == group else ()
+    generations = [kept for each in before if (kept := tuple(pid for pid in each if pid in alive))]
+    new = alive - {pid for each in generations for pid in each}
+    if serving in new or not generations:
+        generations.append(tuple(sorted(new)))
+    else:  # nginx replaced a worker that died
+        generations[-1] = (*generations[-1], *sorted(new))
+    return Workers(group=group, generations=tuple(generations))
+
+
+def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_seconds: float, draining: int) -> str | None:
+    """Return why a change that only moves weights shall wait, or None if it may go out."""
+    weights = [[int(weight) for weight in WEIGHT.findall(upstream)] for upstream in (current, wanted)]
+    moves = max((abs(new - old) / old for old, new in zip(*weights, strict=True)), default=math.inf)
+    if moves < settings.min_weight_change_ratio:
+        return f"no weight moves by {settings.min_weight_change_ratio:.0%}"
+    if age_seconds < settings.min_reload_interval_seconds:
+        return f"the last reload was {age_seconds:.0f} s ago, at least {settings.min_reload_interval_seconds:g}"
+    if draining >= settings.max_draining_generations:
+        return f"{draining} generations of workers are still draining, at most {settings.max_draining_generations}"
+    return None
 
 
 # --- Apply: publish safely ------------------------------------------------------------------------------
 
-MAX_BACKUPS = 10
+MAX_COPIES = 10
+MAX_DIFF_LINES = 40
 COMMAND_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What nginx answers: the generation its workers serve, and which worker said so."""
+
+    generation: str | None  # None: a configuration that is not ours
+    worker: int | None = None  # its process, where confirm_url tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -1047,12 +1154,19 @@ class Nginx:
         """The upstream file."""
         return Path(self.settings.upstream_file)
 
+    @property
+    def lock(self) -> Path:
+        """The lock of who writes that file: in a directory where only root can hold it."""
+        return self.file.with_name(".lock")
+
     def read(self) -> str:
         """Return the upstream file's text, or an empty one where there is none yet."""
         try:
             return self.file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
+        except OSError as error:
+            raise FailureError(f"{self.file} cannot be read: {error.strerror}") from error
 
     def command(self, words: Sequence[str]) -> str | None:
         """Run a command; return None if it succeeded, else the line of its output that says why not."""
@@ -1079,98 +1193,193 @@ class Nginx:
         """Run nginx's own check of its whole configuration; return what it says against it."""
         return self.command(self.settings.test_command)
 
-    def running_generation(self) -> str | None:
-        """Return the generation that nginx's workers serve; without confirm_url, the one in the file.
-
-        None means that nginx answers, with a configuration that is not ours.
+    def live(self) -> Live:
+        """Ask nginx what it serves; without confirm_url, take what was last made live.
 
         Raises:
             FailureError: nginx does not answer.
         """
         if not self.settings.confirm_url:
-            return generation_of(self.read())
+            return Live(generation_of(next(iter(self.backups()), "")))
         # Not requests: what runs as root loads as little as it can, and this is one GET to the host itself.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(self.settings.confirm_url, timeout=self.settings.confirm_timeout_seconds) as answer:
-                said = answer.read(100).decode("ascii", errors="replace").strip()
+                said = answer.read(100).decode("ascii", errors="replace")
         except urllib.error.HTTPError:
-            return None
+            return Live(None)
         except (OSError, http.client.HTTPException) as error:
             url, why = self.settings.confirm_url, network_reason(error)
             raise FailureError(f"nginx does not answer at {url} ({why}): is it running?") from error
-        return said if re.fullmatch(r"[0-9a-z]{1,64}", said) else None
+        words = re.fullmatch(r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*", said)
+        return Live(words[1], int(words[2]) if words[2] else None) if words else Live(None)
 
-    def await_generation(self, wanted: str | None) -> str | None:
-        """Wait until nginx's workers serve a generation; return None when they do, else what they serve."""
+    def await_generation(self, wanted: str | None, former: AbstractSet[int]) -> str | None:
+        """Wait until a worker that is not a former one serves a generation; return None, or what is served."""
         deadline = time.monotonic() + self.settings.confirm_timeout_seconds
         while True:
             try:
-                running = self.running_generation()
-                said = f"generation {running} is still live"
+                live = self.live()
+                said = f"generation {live.generation} is still live"
             except FailureError as failure:  # between old and new workers a connection may be refused
-                running, said = None, str(failure)
-            if running is not None and running == wanted:
+                live, said = Live(None), str(failure)
+            if live.generation is not None and live.generation == wanted and live.worker not in former:
                 return None
             if time.monotonic() > deadline:
                 return f"the reload did not take: {printable(said)}"
             time.sleep(0.02)
 
-    def reload(self, upstream: str) -> str | None:
-        """Make nginx take the text that is in place; return None when its workers serve it, else what went wrong."""
-        wanted = generation_of(upstream)
-        return self.command(self.settings.reload_command) or (self.await_generation(wanted) if wanted else None)
+    def reload(self, upstream: str, *, anew: bool) -> str | None:
+        """Make nginx take the text that is in place; return None when its workers serve it, else what went wrong.
 
-    def publish(self, upstream: str, *, current_is_good: bool) -> None:
-        """Make a text the live upstream, or put the last good one back.
+        `anew` asks for workers that were not there before: a file edited by hand may have the same generation.
+        """
+        wanted = generation_of(upstream)
+        former: AbstractSet[int] = set()
+        if anew:
+            with contextlib.suppress(FailureError):
+                former = processes_of_group(self.live().worker)[1]
+        fault = self.command(self.settings.reload_command)
+        return fault or (self.await_generation(wanted, former) if wanted and self.settings.confirm_url else None)
+
+    def publish(self, upstream: str, current: str, live: Live, *, passes: bool = True) -> None:
+        """Make a text the live upstream, or put the last good one back; what goes live is kept as a copy.
+
+        `current` is what is in the file, and `passes` whether nginx's test accepts it.
 
         Raises:
-            RolledBackError: it could not be published; the last good file is back and live.
+            RolledBackError: it could not be published; the last good text is back and live.
             FailureError: it could not be published, and going back failed too.
         """
-        before = self.read()
-        if current_is_good and before:
-            self.keep_backup(before)
-        elif self.backups():
-            before = self.backups()[0].read_text(encoding="utf-8")
+        last_good = self.last_good(current, live)
+        if last_good and not is_intact(current):
+            self.keep_edited(current, last_good)
+        elif not last_good and passes:  # somebody else's, from before our first
+            last_good = current
+        copy = self.stage_backup(upstream)
         write_atomically(self.file, upstream, 0o644)
         refused = self.test()
-        fault = refused or self.reload(upstream)
+        fault = refused or self.reload(upstream, anew=True)
         if fault is None:
+            self.keep_backup(copy, upstream)
             return
-        if not before:
+        copy.unlink(missing_ok=True)
+        if not last_good:
             self.file.unlink(missing_ok=True)
             raise FailureError(f"{fault}; there was no earlier file to go back to")
-        write_atomically(self.file, before, 0o644)
-        if not (refused and current_is_good):  # else nginx still runs what is in the file again
-            again = self.test() or self.reload(before)
+        write_atomically(self.file, last_good, 0o644)
+        if not refused or live.generation != generation_of(last_good):  # else nginx never saw another one
+            again = self.test() or self.reload(last_good, anew=False)
             if again:
                 raise FailureError(f"{fault}; going back failed too: {again}")
-        raise RolledBackError(f"{fault}; rolled back to generation {generation_of(before)}")
+        raise RolledBackError(f"{fault}; rolled back to generation {generation_of(last_good)}")
 
-    def keep_backup(self, upstream: str) -> None:
-        """Keep a good upstream file beside the live one, and at most MAX_BACKUPS of them.
+    def last_good(self, current: str, live: Live) -> str:
+        """Return the text to go back to: what nginx runs, as far as it is known, or an empty text."""
+        if is_intact(current) and generation_of(current) == live.generation:
+            return current
+        backups = self.backups()
+        running = [text for text in backups if generation_of(text) == live.generation]
+        return next(iter([*running, *backups]), "")
 
-        They lie in nginx's directory, not in the state directory: what `rollback` makes live must come
-        from where only root can write.
-        """
-        backup = self.file.with_name(f"{self.file.name}.{generation_of(upstream) or 'foreign'}.bak")
-        write_atomically(backup, upstream, 0o644)
-        for old in self.backups()[MAX_BACKUPS:]:
+    # Copies lie in nginx's directory, not in the state directory: what `rollback` makes live must come
+    # from where only root can write. Their numbers tell their age: a clock may jump.
+
+    def copies(self, kind: str) -> list[Path]:
+        """Return the copies of a kind, "bak" (was live) or "edited" (by hand), newest first."""
+        found = self.file.parent.glob(f"{self.file.name}.[0-9]*.{kind}")
+        return sorted((path for path in found if self.number(path) >= 0), key=self.number, reverse=True)
+
+    def number(self, path: Path) -> int:
+        """Return the number of a copy, or -1."""
+        digits = path.name[len(self.file.name) + 1 :].partition(".")[0]
+        return int(digits) if re.fullmatch(r"[0-9]{6,12}", digits) else -1
+
+    def next_copy(self, name: str) -> Path:
+        """Return the path of a copy that is to be the newest."""
+        numbers = [self.number(path) for kind in ("bak", "edited") for path in self.copies(kind)[:1]]
+        return self.file.with_name(f"{self.file.name}.{max(numbers, default=0) + 1:06d}.{name}")
+
+    def keep_backup(self, staged: Path, upstream: str) -> None:
+        """Keep a staged copy of what went live as the newest backup."""
+        put_in_place(staged, self.next_copy(f"{generation_of(upstream)}.bak"))
+        self.drop_old_copies("bak")
+
+    def tidy(self, upstream: str) -> None:
+        """Finish what a killed run left undone although its text is live: its backup, and its temporary files."""
+        if generation_of(next(iter(self.backups()), "")) != generation_of(upstream):
+            self.keep_backup(self.stage_backup(upstream), upstream)
+        for left in self.file.parent.glob(f".{self.file.name}*.new"):
+            left.unlink(missing_ok=True)
+
+    def stage_backup(self, upstream: str) -> Path:
+        """Write a copy of a text, which `keep_backup` then gives its name: a full disk shows here."""
+        return stage(self.file.with_name(f"{self.file.name}.bak"), upstream, 0o644)
+
+    def drop_old_copies(self, kind: str) -> None:
+        """Keep at most MAX_COPIES of a kind."""
+        for old in self.copies(kind)[MAX_COPIES:]:
             old.unlink(missing_ok=True)
 
-    def backups(self) -> list[Path]:
-        """Return the backups, newest first."""
-        found = self.file.parent.glob(f"{self.file.name}.*.bak")
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    def backups(self) -> list[str]:
+        """Return the texts that were live, newest first, without damaged ones."""
+        texts = (path.read_text(encoding="utf-8", errors="replace") for path in self.copies("bak"))
+        return [text for text in texts if is_intact(text)]
+
+    def keep_edited(self, edited: str, pristine: str) -> None:
+        """Keep a text that somebody wrote into the upstream file, and log what they changed."""
+        newest = next(iter(self.copies("edited")), None)
+        if newest is None or newest.read_text(encoding="utf-8", errors="replace") != edited:
+            newest = self.next_copy("edited")
+            write_atomically(newest, edited, 0o644)
+            self.drop_old_copies("edited")
+        log(WARNING, f"{self.file} was changed by hand: kept as {newest}, to be replaced")
+        changes = [line for line in difference(pristine, edited) if not line.startswith(("---", "+++", "@@"))]
+        for line in changes[:MAX_DIFF_LINES]:
+            log(WARNING, f"changed by hand: {printable(line.rstrip())}")
+        if len(changes) > MAX_DIFF_LINES:
+            log(WARNING, f"changed by hand: ... and {len(changes) - MAX_DIFF_LINES} lines more")
+
+    def workers(self, known: Workers, live: Live) -> Workers:
+        """Return nginx's workers in generations; none where confirm_url does not tell a process."""
+        group, alive = processes_of_group(live.worker)
+        return sort_workers(known, group, alive, live.worker) if live.worker else Workers()
+
+
+def processes_of_group(member: int | None) -> tuple[int, set[int]]:
+    """Return the process group of a process, and the other processes in it without its leader.
+
+    All of nginx's workers are in its master's group. Their names would say which of them drain, but the service
+    runs with ProtectProc=noaccess: it sees that processes exist, and no more.
+    """
+    try:
+        group = os.getpgid(member or 0) if member else 0
+    except ProcessLookupError:  # gone meanwhile, or of another process namespace
+        group = 0
+    found = set()
+    for pid in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()] if group else ():
+        with contextlib.suppress(ProcessLookupError):
+            if pid != group and os.getpgid(pid) == group:
+                found.add(pid)
+    return group, found
 
 
 class RolledBackError(FailureError):
     """A change was not accepted, and the previous configuration is live again."""
 
 
-def apply(config: Config, plan: Plan) -> tuple[str, str | None]:
-    """Make a plan live if that is due; return the outcome and the live generation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of a plan."""
+
+    outcome: str
+    generation: str | None  # the live one
+    deferred: str | None = None  # why the change waits
+    workers: Workers = Workers()
+
+
+def apply(config: Config, plan: Plan, known: Workers) -> Result:
+    """Make a plan live if that is due. `known` are the workers of the last tick.
 
     Raises:
         FailureError: nothing was changed, or what was changed is back (RolledBackError).
@@ -1178,20 +1387,38 @@ def apply(config: Config, plan: Plan) -> tuple[str, str | None]:
     nginx = Nginx(config.nginx)
     context, template = template_context(config, plan.pools), load_template(config)
     generation = generation_for(context, template)
-    current, running = nginx.read(), nginx.running_generation()
-    if running == generation == generation_of(current) and is_intact(current):
-        return "unchanged", running
+    current = nginx.read()
+    try:
+        live = nginx.live()
+    except FailureError as failure:
+        raise FailureError(f"{failure}{restore_for_start(nginx, current)}") from failure
+    workers = nginx.workers(known, live)
+    current_is_live = is_intact(current) and generation_of(current) == live.generation
+    if current_is_live and generation == live.generation:
+        nginx.tidy(current)
+        return Result(outcome="unchanged", generation=generation, workers=workers)
     wanted = render(context, template)
-    only_weights = running == generation_of(current) and membership(current) == membership(wanted)
-    if only_weights and file_age_seconds(nginx.file) < config.nginx.min_reload_interval_seconds:
-        return "deferred", running
+    if current_is_live and membership(current) == membership(wanted):
+        age = file_age_seconds(nginx.file)
+        if wait := reason_to_wait(config.nginx, current, wanted, age, workers.draining):
+            return Result(outcome="deferred", generation=live.generation, deferred=wait, workers=workers)
     complaint = nginx.test()
     # A file that was damaged, or lacks a new pool, may be what the complaint is about without being named in it.
     ours = not is_intact(current) or not all(f"\nupstream {pool.name} " in current for pool in config.pools)
     if complaint and not ours and str(nginx.file) not in complaint:
         raise FailureError(f"nothing changed, the configuration test fails already: {complaint}")
-    nginx.publish(wanted, current_is_good=complaint is None and running == generation_of(current))
-    return "reloaded", generation
+    nginx.publish(wanted, current, live, passes=complaint is None)
+    return Result(outcome="reloaded", generation=generation, workers=workers)
+
+
+def restore_for_start(nginx: Nginx, current: str) -> str:
+    """Put the last good text back while nginx is down, so that it can start; return words for the log."""
+    last_good = next(iter(nginx.backups()), "")
+    if is_intact(current) or not last_good:
+        return ""
+    nginx.keep_edited(current, last_good)
+    write_atomically(nginx.file, last_good, 0o644)
+    return f"; {nginx.file} was damaged and is generation {generation_of(last_good)} again"
 
 
 def load_template(config: Config) -> str:
@@ -1214,7 +1441,12 @@ def file_age_seconds(path: Path) -> float:
 
 
 def write_atomically(path: Path, content: str, mode: int) -> None:
-    """Replace a file in one step: readers see the old text or the new one, and a power cut keeps either.
+    """Replace a file in one step: readers see the old text or the new one, and a power cut keeps either."""
+    put_in_place(stage(path, content, mode), path)
+
+
+def stage(path: Path, content: str, mode: int) -> Path:
+    """Write what is to be put in place of a file into a hidden one beside it, and return that.
 
     Safe in a directory somebody else can write to: it neither follows links nor reuses a file it finds.
     """
@@ -1228,6 +1460,16 @@ def write_atomically(path: Path, content: str, mode: int) -> None:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FailureError(f"{path} cannot be written: {error.strerror}") from error
+    return temporary
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a staged file its name, for good."""
+    try:
         temporary.replace(path)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -1265,6 +1507,30 @@ def read_json(path: Path, max_bytes: int = 2**26) -> Any:
         raise FailureError(f"{path} is not JSON") from error
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold a lock file; exit code 75 if another run keeps it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise FailureError(f"{path.parent}: {error.strerror}: expected a writable directory") from error
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise FailureError("another run holds the lock", EXIT_LOCKED) from error
+                time.sleep(0.05)
+        with contextlib.suppress(OSError):  # root and the service's user share the one of the state directory
+            os.fchmod(handle, 0o644)
+        yield
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """The state directory."""
@@ -1273,28 +1539,13 @@ class State:
 
     @contextlib.contextmanager
     def lock(self, wait_seconds: float = 0) -> Iterator[None]:
-        """Hold the one lock that every changing command takes; exit code 75 if another run keeps it."""
+        """Hold the lock that every command takes which changes what is remembered."""
         try:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            handle = os.open(self.directory / "lock", flags, 0o644)
         except OSError as error:
             raise FailureError(f"{self.directory}: {error.strerror}: expected a writable directory") from error
-        try:
-            deadline = time.monotonic() + wait_seconds
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= deadline:
-                        raise FailureError("another run holds the lock", EXIT_LOCKED) from error
-                    time.sleep(0.05)
-            with contextlib.suppress(PermissionError):  # root and the service's user share it
-                os.fchmod(handle, 0o644)
+        with locked(self.directory / "lock", wait_seconds):
             yield
-        finally:
-            os.close(handle)
 
     def write(self, name: str, data: Any) -> None:
         """Write one JSON file."""
@@ -1333,12 +1584,35 @@ class State:
         except FileNotFoundError as error:
             raise FailureError(f"{self.directory / 'plan.json'} is missing: run collect first") from error
 
-    def record(self, plan: Plan, outcome: str, generation: str | None, error: str | None) -> None:
+    def status(self) -> Status:
+        """Return what the last tick recorded.
+
+        Raises:
+            FileNotFoundError: there was none yet.
+            FailureError: it is damaged, or of another version.
+        """
+        path, problems = self.directory / "status.json", list[str]()
+        status = build(Status, read_json(path), "status", problems)
+        if problems:
+            raise FailureError(f"{path} is not one of this version's: {printable(problems[0])}")
+        assert isinstance(status, Status)  # tells the type checker what build() returned
+        return status
+
+    def workers(self) -> Workers:
+        """Return nginx's workers as the last tick saw them, or none."""
+        with contextlib.suppress(FileNotFoundError, FailureError):
+            found = build(Workers, read_json(self.directory / "workers.json"), "workers", [])
+            return found if isinstance(found, Workers) else Workers()
+        return Workers()
+
+    def record(self, plan: Plan, result: Result, error: str | None) -> None:
         """Write status.json and metrics.prom (for node_exporter's textfile collector)."""
         status = dataclasses.asdict(plan) | {
-            "generation": generation,
-            "applied": outcome in ("reloaded", "unchanged"),
-            "outcome": outcome,
+            "generation": result.generation,
+            "applied": result.outcome in ("reloaded", "unchanged"),
+            "outcome": result.outcome,
+            "deferred": result.deferred,
+            "draining_generations": result.workers.draining,
             "error": error and printable(error, 2000),
         }
         self.write("status.json", status)
@@ -1443,56 +1717,62 @@ def collect_command(config: Config, state: State) -> None:
 
 def apply_command(config: Config, state: State) -> None:
     """Make the plan live and record how that went."""
-    plan = Plan(version=1, decided_at=timestamp())
+    plan, known = Plan(version=1, decided_at=timestamp()), state.workers()
     try:
-        plan = state.plan(config)
-        outcome, generation = apply(config, plan)
+        with locked(Nginx(config.nginx).lock):
+            plan = state.plan(config)
+            result = apply(config, plan, known)
     except FailureError as failure:
-        outcome = "rolled_back" if isinstance(failure, RolledBackError) else "failed"
-        try:
-            state.record(plan, outcome, None, str(failure))
-        except FailureError as second:  # a full disk, say: it must not hide what came first
-            log(ERROR, str(second))
+        if failure.code != EXIT_LOCKED:
+            outcome = "rolled_back" if isinstance(failure, RolledBackError) else "failed"
+            try:
+                state.record(plan, Result(outcome=outcome, generation=None, workers=known), str(failure))
+            except FailureError as second:  # a full disk, say: it must not hide what came first
+                log(ERROR, str(second))
         raise
+    log_result(result, state)
     held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
-    state.record(plan, outcome, generation, held)
-    log(DEBUG if outcome == "unchanged" else NOTICE, f"{outcome}: generation {generation}")
+    state.record(plan, result, held)
+    if result.workers != known:
+        state.write("workers.json", dataclasses.asdict(result.workers))
     if held:
         raise FailureError(held)
 
 
+def log_result(result: Result, state: State) -> None:
+    """Say what became of a plan; that it waits is said once, not in each tick."""
+    if result.deferred:
+        with contextlib.suppress(FileNotFoundError, FailureError):
+            before = state.status().deferred or ""
+            if re.sub(r"\d", "", before) == re.sub(r"\d", "", result.deferred):
+                return
+        log(NOTICE, f"deferred: {result.deferred}")
+    else:
+        log(DEBUG if result.outcome == "unchanged" else NOTICE, f"{result.outcome}: generation {result.generation}")
+
+
 def dry_run(config: Config, state: State) -> None:
     """Print what a tick would decide, and the difference it would make to the upstream file."""
-    import difflib
-
     plan, _, _ = look(config, state)
     print(table(plan.pools))
     wanted = render(template_context(config, plan.pools), load_template(config))
     current = Nginx(config.nginx).read()
-    name = config.nginx.upstream_file
-    changes = difflib.unified_diff(
-        current.splitlines(keepends=True), wanted.splitlines(keepends=True), name, f"{name} (wanted)"
-    )
-    print("\n" + ("".join(changes) or "The upstream file would not change."))
+    print("\n" + ("\n".join(difference(current, wanted)) or "The upstream file would not change."))
 
 
 def status_command(state: State, *, as_json: bool) -> None:
     """Print the last decision."""
     path = state.directory / "status.json"
     try:
-        status = read_json(path)
+        if as_json:
+            print(json.dumps(read_json(path), indent=1))
+            return
+        found = state.status()
     except FileNotFoundError as error:
         raise FailureError(f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)") from error
-    if as_json:
-        print(json.dumps(status, indent=1))
-        return
-    problems: list[str] = []
-    found = build(Status, status, "status", problems)
-    if problems:
-        raise FailureError(f"{path} is not one of this version's: {printable(problems[0])}")
     print(table(found.pools))
-    fault = f": {found.error}" if found.error else ""
-    print(f"\n{found.outcome} at {found.decided_at}, generation {found.generation}{fault}")
+    why = f": {found.error or found.deferred}" if found.error or found.deferred else ""
+    print(f"\n{found.outcome} at {found.decided_at}, generation {found.generation}{why}")
 
 
 def check_config_command(config: Config) -> None:
@@ -1511,8 +1791,12 @@ def drain_command(config: Config, state: State, name: str, *, drain: bool) -> No
         raise FailureError(f"no node {shown(name)}: expected one of {known}", EXIT_USAGE)
     drained = state.drained()
     out = {node.name for node in pool.nodes if node.drain} | drained
+    with contextlib.suppress(FileNotFoundError, FailureError):
+        out |= {node.name for each in state.status().pools for node in each.nodes if node.state == "down"}
     if drain and not {node.name for node in pool.nodes} - out - {name}:
-        raise FailureError(f"{name} is the last node of pool {pool.name} that serves: undrain another one first")
+        raise FailureError(
+            f"{name} is the last node of pool {pool.name} that serves: undrain or mend another one first"
+        )
     if drain == (name in drained):
         print(f"{name} is {'already' if drain else 'not'} drained")
         return
@@ -1521,17 +1805,18 @@ def drain_command(config: Config, state: State, name: str, *, drain: bool) -> No
 
 
 def rollback_command(config: Config) -> None:
-    """Make the newest backup that differs from the present file live again."""
+    """Make the newest backup that differs from what is live, live again."""
     nginx = Nginx(config.nginx)
-    current = nginx.read()
-    texts = ((path, path.read_text(encoding="utf-8", errors="replace")) for path in nginx.backups())
-    # Not the seed, which serves nobody, nor a file that somebody edited.
-    backup, upstream = next(((path, text) for path, text in texts if text != current and is_intact(text)), (None, ""))
-    if backup is None:
-        raise FailureError(f"no backup beside {nginx.file}: nothing to go back to")
-    complaint = nginx.test()
-    nginx.publish(upstream, current_is_good=complaint is None)
-    print(f"{backup.name} is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
+    with locked(nginx.lock, wait_seconds=15):
+        current, live, backups = nginx.read(), nginx.live(), nginx.backups()
+        former = next((text for text in backups if text != current and generation_of(text) != live.generation), None)
+        if former is None:
+            damaged = len(nginx.copies("bak")) - len(backups)
+            hint = f" ({damaged} damaged)" if damaged else ""
+            raise FailureError(f"no backup beside {nginx.file}{hint}: nothing to go back to")
+        nginx.publish(former, current, live, passes=nginx.test() is None)
+    now_live = f"generation {generation_of(former)} is live"
+    print(f"{now_live}; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -1569,15 +1854,13 @@ def execute(options: argparse.Namespace) -> None:
             with state.lock():
                 collect_command(config, state)
         case "apply":
-            with state.lock():
-                apply_command(config, state)
+            apply_command(config, state)
         case "status":
             status_command(state, as_json=options.json)
         case "check-config":
             check_config_command(config)
         case "rollback":
-            with state.lock(wait_seconds=15):
-                rollback_command(config)
+            rollback_command(config)
         case command:
             with state.lock(wait_seconds=15):
                 drain_command(config, state, options.node, drain=command == "drain")

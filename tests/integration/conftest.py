@@ -165,7 +165,7 @@ class Stack:
                 {extra}
                 server {{ listen 127.0.0.1:{self.status_port};
                     location = /generation {{ default_type text/plain;
-                        return 200 "$vllm_nginx_lb_generation\\n"; }} }}
+                        return 200 "$vllm_nginx_lb_generation $pid\\n"; }} }}
                 server {{ listen 127.0.0.1:{self.ingress_port};
                     location / {{ proxy_pass http://llm_cluster; proxy_set_header Connection "";
                         proxy_http_version 1.1; }} }}
@@ -209,7 +209,7 @@ class Stack:
 
     def generation(self) -> str:
         """Return the generation that nginx's workers serve."""
-        return fetch(self.status_port, "/generation").strip()
+        return fetch(self.status_port, "/generation").split()[0]
 
     def await_generation(self, wanted: str) -> None:
         """Wait until the old workers are gone, which may still take connections for a moment, and all is wanted."""
@@ -257,7 +257,7 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     }
     it.upstream.write_text(SEED)
     it.write_nginx()
-    master = subprocess.Popen([*it.nginx, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
+    master = subprocess.Popen([*it.nginx, "-g", "daemon off;"], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(lambda: master.poll() is None and (tmp_path / "nginx.pid").exists())
         yield it

@@ -22,10 +22,10 @@ vllm:num_preemptions_total{engine="0",model_name="m"} 4.0
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("idle", lb.Reading(0.0, 0, 0, 0, 1, awake=True)),
+        ("idle", lb.Reading(0.0, 0, 0, 0, 1, awake=True, tokens=0)),
         ("busy", None),
         ("preempting", None),
-        ("dp2", lb.Reading(1.0, 26, 14, 0, 2, awake=True)),
+        ("dp2", lb.Reading(1.0, 26, 14, 0, 2, awake=True, tokens=20651)),
     ],
 )
 def test_recordings(name: str, expected: lb.Reading | None) -> None:

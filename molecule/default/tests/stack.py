@@ -87,7 +87,7 @@ def upstream() -> str:
 def generation() -> str:
     """Return the generation that nginx's workers answer with."""
     fetch = f"import urllib.request as u; print(u.urlopen('{GENERATION_URL}', timeout=5).read().decode())"
-    return on_ingress("python3", "-c", fetch).strip()
+    return on_ingress("python3", "-c", fetch).split()[0]
 
 
 def workers() -> list[int]:
