@@ -1,0 +1,114 @@
+"""Clients of the ingress: streamed completions, each read to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from concurrent.futures import Future
+    from random import Random
+    from types import TracebackType
+    from typing import Any
+
+PROMPT = "word " * 40
+LONGEST_SECONDS = 150
+PAUSE_SECONDS = 0.3  # after a failure, so that a node that is quick to refuse does not make all the figures
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got: `problem` is None if that was all of it. Times are the monotonic clock's."""
+
+    request_id: str
+    began: float
+    ended: float
+    problem: str | None
+
+
+async def ask(url: str, max_tokens: int) -> Answer:
+    """Send one request on a connection of its own, and read its answer to the end."""
+    began, request_id, problem = time.monotonic(), "", None
+    body = {"prompt": PROMPT, "max_tokens": max_tokens, "stream": True}
+    timeout = aiohttp.ClientTimeout(total=LONGEST_SECONDS)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url, json=body) as answer:
+            request_id = answer.headers.get("X-Request-Id", "")
+            text = await answer.read()
+            tokens = text.count(b"word ")
+            if answer.status != 200:
+                problem = f"status {answer.status}"
+            elif tokens != max_tokens or not text.endswith(b"data: [DONE]\n\n"):
+                problem = f"{tokens} of {max_tokens} tokens, then {text[-40:]!r}"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Answer(request_id, began, time.monotonic(), problem)
+
+
+class Clients:
+    """Clients on a thread of their own; leaving the context waits for the requests under way."""
+
+    def __init__(self, ingress_port: int) -> None:
+        """Prepare."""
+        self.url = f"http://127.0.0.1:{ingress_port}/v1/completions"
+        self.answers: list[Answer] = []
+        self._tasks: list[Future[Any]] = []
+        self._stopping = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the requests under way finish, and end the thread."""
+        try:
+            self.finish()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def keep_busy(self, clients: int, max_tokens: range, chance: Random) -> None:
+        """Let clients ask one request after the other, until finish()."""
+        for _ in range(clients):
+            self._start(self._ask_on(max_tokens, chance))
+
+    def ask(self, max_tokens: int) -> None:
+        """Start one request."""
+        self._start(self._ask_once(max_tokens))
+
+    def finish(self) -> None:
+        """Wait until every request under way has ended."""
+        self._stopping = True
+        for task in self._tasks:
+            task.result(LONGEST_SECONDS)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests, or clients that ask one after the other, have not ended."""
+        return sum(not task.done() for task in self._tasks)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._tasks.append(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _ask_once(self, max_tokens: int) -> Answer:
+        answer = await ask(self.url, max_tokens)
+        self.answers.append(answer)
+        return answer
+
+    async def _ask_on(self, max_tokens: range, chance: Random) -> None:
+        while not self._stopping:
+            answer = await self._ask_once(chance.choice(max_tokens))
+            if answer.problem:
+                await asyncio.sleep(PAUSE_SECONDS)

@@ -1,0 +1,196 @@
+"""A small site as in production: simulated nodes as processes, nginx with the role's own server, and the script."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+import vllm_nginx_lb
+from tests.integration.conftest import SEED, Stack, free_port, wait_for
+from tests.integration.test_rendered_roles import run_play
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = "etc/nginx/conf.d/vllm-nginx-lb.conf"
+WORKERS = 2
+SHUTTING_DOWN = b"nginx: worker process is shutting down"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A simulated node. Its address is its own, so that no connection of others takes its port while it refuses."""
+
+    name: str
+    host: str
+    port: int
+    control_port: int
+
+    @property
+    def address(self) -> str:
+        """How nginx's log names it."""
+        return f"{self.host}:{self.port}"
+
+    def control(self, **settings: object) -> dict[str, Any]:
+        """Change settings, and return the node's true state."""
+        url = f"http://{self.host}:{self.control_port}/control"
+        answer = requests.put(url, json=settings, timeout=10)
+        assert answer.status_code == 200, f"{self.name}: {answer.text}"
+        return dict(answer.json())
+
+
+@contextlib.contextmanager
+def start_node(name: str, host: str, options: Sequence[str]) -> Iterator[Node]:
+    """Run a node, and end it by its PID."""
+    command = [sys.executable, "-m", "simulator", "--name", name, "--host", host, "--port=0", "--control-port=0"]
+    with subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            ports = [int(process.stdout.readline().rpartition(":")[2]) for _ in range(2)]
+            yield Node(name, host, *ports)
+        finally:
+            process.terminate()
+
+
+@dataclass
+class Site(Stack):
+    """An ingress host and its nodes."""
+
+    machines: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def master_pid(self) -> str:
+        """The process that nginx.pid names."""
+        return (self.directory / "nginx.pid").read_text().strip()
+
+    def write_nginx(self, extra: str = "") -> None:
+        """Write nginx.conf around the role's server; `extra` is what somebody else configures in the same nginx."""
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
+        (self.directory / "nginx.conf").write_text(f"""
+            pid nginx.pid; error_log error.log info; worker_processes {WORKERS};
+            events {{ worker_connections 1024; }}
+            http {{
+                access_log off; {temporary}
+                include {self.directory / SERVER};
+                {extra}
+            }}""")
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """Return the access log by request."""
+        lines = (self.directory / "upstream_trace.log").read_text().splitlines()
+        return {entry["request_id"]: entry for entry in map(json.loads, lines)}
+
+    def rotation(self) -> frozenset[str]:
+        """Return the addresses that the upstream file gives requests to."""
+        found = re.findall(r"server (\S+) (\S+)", self.upstream.read_text())
+        return frozenset(address for address, weight in found if weight != "down")
+
+    def live_weight(self, node: Node) -> int:
+        """Return the weight that the upstream file gives a node."""
+        found = re.search(rf"server {re.escape(node.address)} weight=(\d+)", self.upstream.read_text())
+        return int(found[1]) if found else 0
+
+    def is_settled(self) -> bool:
+        """Tell whether file, nginx and status agree."""
+        text, status = self.upstream.read_text(), self.status()
+        served = self.generation()
+        intact = vllm_nginx_lb.is_intact(text)
+        return intact and status["generation"] == vllm_nginx_lb.generation_of(text) == served
+
+    def draining_generations(self) -> int:
+        """Count the generations of workers that nginx has told to end, by when they were started."""
+        started = sorted(filter(None, map(start_of_draining, self.worker_pids())))
+        return sum(after - before > TICKS_APART for before, after in itertools.pairwise([-math.inf, *started]))
+
+
+TICKS_APART = os.sysconf("SC_CLK_TCK") // 2  # workers of one generation start within moments
+
+
+def start_of_draining(pid: str) -> int | None:
+    """Return when a worker was started, in clock ticks since boot, if it is one that is shutting down."""
+    with contextlib.suppress(OSError):
+        process = Path("/proc", pid)
+        if process.joinpath("cmdline").read_bytes().startswith(SHUTTING_DOWN):
+            return int(process.joinpath("stat").read_text().rpartition(")")[2].split()[19])
+    return None
+
+
+def write_server(site: Site) -> None:
+    """Let Ansible write the role's server file."""
+    target = site.directory / SERVER
+    target.parent.mkdir(parents=True)
+    folder = site.directory / "ansible"
+    folder.mkdir()
+    settings = {
+        "ansible_connection": "local",
+        "nginx_ingress_listen_port": site.ingress_port,
+        "nginx_ingress_status_port": site.status_port,
+        "nginx_ingress_access_log_file": str(site.directory / "upstream_trace.log"),
+    }
+    nodes = {node.name: {"ansible_host": node.host, "vllm_port": node.port} for node in site.machines.values()}
+    inventory = {"ingress": {"hosts": {"entry": settings}}, "vllm": {"hosts": nodes}}
+    template = ROOT / "roles" / "nginx_ingress" / "templates" / f"{SERVER}.j2"
+    tasks: list[dict[str, Any]] = [
+        {"import_role": {"name": "nginx_ingress", "tasks_from": "preflight.yml"}},
+        {"template": {"src": str(template), "dest": str(target)}},
+    ]
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "__nginx_ingress_ipv6": {"stat": {"exists": False}},
+        "__nginx_ingress_upstream_file": str(site.upstream),
+    }
+    run_play(folder, inventory, variables, tasks)
+
+
+@contextlib.contextmanager
+def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options: Sequence[str] = ()) -> Iterator[Site]:
+    """Start a node on each host address and nginx in front of them; end all of it afterwards."""
+    binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert binary, "nginx is missing: make system-packages installs it"
+    (directory / "upstream").mkdir()
+    with contextlib.ExitStack() as running:
+        site = Site(directory, [], free_port(), free_port(), binary, heard=heard)
+        for letter, host in zip("abcdefgh", hosts, strict=False):
+            name = f"node-{letter}"
+            site.machines[name] = running.enter_context(start_node(name, host, options))
+        site.config = {
+            "state_directory": str(directory / "state"),
+            "nginx": {
+                "upstream_file": str(site.upstream),
+                "test_command": [*site.nginx, "-t", "-q"],
+                "reload_command": [*site.nginx, "-s", "reload"],
+                "confirm_url": f"http://127.0.0.1:{site.status_port}/generation",
+            },
+            "pools": [
+                {
+                    "name": "llm_cluster",
+                    "nodes": [
+                        {"name": node.name, "host": node.host, "port": node.port} for node in site.machines.values()
+                    ],
+                }
+            ],
+        }
+        site.upstream.write_text(SEED)
+        write_server(site)
+        site.write_nginx()
+        master = running.enter_context(
+            subprocess.Popen([*site.nginx, "-g", "daemon off;"], stderr=subprocess.DEVNULL, start_new_session=True)
+        )
+        running.callback(master.send_signal, signal.SIGTERM)
+        wait_for(lambda: master.poll() is None and (directory / "nginx.pid").exists())
+        yield site

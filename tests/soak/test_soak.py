@@ -1,0 +1,228 @@
+"""Half an hour of a site's life, twenty times faster: anything may fail but requests to healthy nodes."""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import math
+import os
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.integration.conftest import PYTHON, SCRIPT, wait_for
+from tests.soak.clients import Answer, Clients
+from tests.soak.schedule import MEMBERSHIP, Event, make_schedule
+from tests.soak.site import WORKERS, Site, start_site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ACCELERATION = 20
+TICKS, TICK_SECONDS = 180, 10 / ACCELERATION
+CLIENTS, MAX_TOKENS = 8, range(4, 60)
+# Small caches: the load alone moves the weights, up to preemptions.
+NODE_OPTIONS = ("--num-blocks=14", "--step-ms=20", "--prefill-token-ms=0.1")
+FAIL_TIMEOUT_SECONDS = 60 // ACCELERATION
+# A node that went down again and again needs 32 good scrapes; then two ticks to its full weight.
+TICKS_TO_SETTLE = 60
+TICK_USUALLY_TAKES_SECONDS = 0.4
+
+
+@dataclass
+class Outage:
+    """A fault that a node's clients could see. Times are the monotonic clock's."""
+
+    address: str
+    event: Event
+    began: float
+    ended: float = math.inf
+
+
+@dataclass
+class Soak:
+    """A site, what is done to it, and what came of it."""
+
+    site: Site
+    outages: list[Outage] = field(default_factory=list)
+    rotations: list[tuple[float, frozenset[str]]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    locks: ExitStack = field(default_factory=ExitStack)
+
+    # --- faults ---------------------------------------------------------------------------------
+
+    def begin(self, event: Event) -> None:
+        """Let a fault begin."""
+        self.counts["faults"] += 1
+        if event.begin:
+            node = self.site.machines[event.node]
+            if event.out:
+                self.outages.append(Outage(node.address, event, time.monotonic()))
+            node.control(**event.begin)
+        else:
+            self.balancer_fault(event, event.what)()
+
+    def end(self, event: Event) -> None:
+        """Let a fault end."""
+        if event.end:
+            self.site.machines[event.node].control(**event.end)
+            for outage in self.outages:
+                if outage.event == event:
+                    outage.ended = time.monotonic()
+        elif event.what in {"foreign fault", "lock", *MEMBERSHIP}:
+            self.balancer_fault(event, f"end {event.what}")()
+
+    def balancer_fault(self, event: Event, step: str) -> Callable[[], object]:
+        """Return what begins or ends a fault beside the nodes."""
+        site = self.site
+        return {
+            "kill": lambda: None,  # see tick()
+            "edit": lambda: site.upstream.write_text(site.upstream.read_text().replace("max_fails=10", "max_fails=9")),
+            "empty": lambda: site.upstream.write_text(""),
+            "truncate": lambda: os.truncate(site.directory / "state" / event.file, 100),
+            "foreign reload": lambda: subprocess.run([*site.nginx, "-s", "reload"], check=False, capture_output=True),
+            "foreign fault": lambda: site.write_nginx("no_such_directive;"),
+            "end foreign fault": site.write_nginx,
+            "lock": self.take_lock,
+            "end lock": self.locks.close,
+            "drain": lambda: site.script("drain", event.node),
+            "end drain": lambda: site.script("undrain", event.node),
+            "remove": lambda: self.configure(without=event.node),
+            "end remove": self.configure,
+        }[step]
+
+    def take_lock(self) -> None:
+        """Hold the lock that a tick takes."""
+        file = self.locks.enter_context((self.site.directory / "state" / "lock").open())
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+    def configure(self, without: str = "") -> None:
+        """Have all nodes in the configuration but one."""
+        self.site.config["pools"][0]["nodes"] = [
+            {"name": node.name, "host": node.host, "port": node.port}
+            for node in self.site.machines.values()
+            if node.name != without
+        ]
+
+    # --- ticks ------------------------------------------------------------------------------------
+
+    def tick(self, kill: Event | None = None) -> None:
+        """Run a tick, to its end or until it is killed."""
+        self.counts["ticks"] += 1
+        if kill:
+            command = [PYTHON, str(SCRIPT), "--config", str(self.site.write_config()), "run"]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                threading.Timer(kill.moment * TICK_USUALLY_TAKES_SECONDS, process.kill).start()
+                process.communicate(timeout=60)
+            self.counts[f"exit {process.returncode}"] += 1
+        else:
+            done = self.site.script("run")
+            self.counts[f"exit {done.returncode}"] += 1
+            if done.returncode in {0, 1}:
+                self.counts[self.site.status()["outcome"]] += 1
+        self.rotations.append((time.monotonic(), self.site.rotation()))
+
+    # --- the verdict --------------------------------------------------------------------------------
+
+    def is_explained(self, answer: Answer, entry: dict[str, Any]) -> bool:
+        """Tell whether a failed request ended at a node that was out, or nginx had only such nodes."""
+        last = entry["upstream_addr"].split(", ")[-1]
+        if last != "llm_cluster":  # by which nginx means that it has given up on all of them
+            return self.was_out(last, answer.began, answer.ended)
+        began = answer.began - FAIL_TIMEOUT_SECONDS
+        return any(
+            all(self.was_out(address, began, answer.ended) for address in rotation)
+            for rotation in self.rotations_between(answer.began, answer.ended)
+        )
+
+    def was_out(self, address: str, began: float, ended: float) -> bool:
+        """Tell whether a node had a fault that its clients could see at some time between two."""
+        return any(each.address == address and each.began <= ended and began <= each.ended for each in self.outages)
+
+    def rotations_between(self, began: float, ended: float) -> list[frozenset[str]]:
+        """Return the sets of nodes that were in the upstream file at some time between two."""
+        times = [time for time, _ in self.rotations]
+        first, last = bisect.bisect(times, began) - 1, bisect.bisect(times, ended)
+        return [rotation for _, rotation in self.rotations[max(0, first) : last + 1]]
+
+    def faults_during(self, answer: Answer) -> list[str]:
+        """Return what a request may have met."""
+        return [
+            f"{each.address} {each.event}"
+            for each in self.outages
+            if each.began <= answer.ended and answer.began <= each.ended
+        ]
+
+    def settle(self) -> int | None:
+        """Return after how many more ticks the weights are right, if ever."""
+        for tick in range(1, TICKS_TO_SETTLE + 1):
+            self.tick()
+            if self.is_right():
+                return tick
+        return None
+
+    def is_right(self) -> bool:
+        """Tell whether every node is up with the weight of an idle one, and that is live."""
+        [pool] = self.site.status()["pools"]
+        right = all((node["state"], node["weight"]) == ("up", 100) for node in pool["nodes"])
+        return right and len(self.site.rotation()) == len(self.site.machines) and self.site.is_settled()
+
+
+def scaled_config(site: Site) -> None:
+    """Divide the times of the defaults by the acceleration, but for those that this machine must keep to."""
+    site.config["scrape"] = {"timeout_seconds": 0.5}
+    site.config["nginx"] |= {"min_reload_interval_seconds": 30 / ACCELERATION, "confirm_timeout_seconds": 5}
+    site.config["health"] = {"stale_after_seconds": 180 / ACCELERATION}
+    site.config["pools"][0] |= {"fail_timeout_seconds": FAIL_TIMEOUT_SECONDS}
+
+
+def test_no_request_to_a_healthy_node_fails(
+    tmp_path: Path, heard: list[str], seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+    with start_site(tmp_path, heard, hosts, NODE_OPTIONS) as site, Clients(site.ingress_port) as clients:
+        scaled_config(site)
+        master, soak = site.master_pid, Soak(site)
+        schedule = make_schedule(seed, list(site.machines), TICKS)
+        soak.tick()
+        assert site.is_settled(), heard
+        clients.keep_busy(CLIENTS, MAX_TOKENS, random.Random(seed))  # noqa: S311 - to be repeated, not to be secret
+        clock = threading.Event()
+        for tick in range(1, TICKS + 1):
+            due = time.monotonic() + TICK_SECONDS
+            ending = [event for event in schedule if event.ends == tick]
+            for event in sorted(ending, key=lambda event: event.what != "lock"):
+                soak.end(event)
+            beginning = [event for event in schedule if event.begins == tick]
+            for event in beginning:
+                soak.begin(event)
+            soak.tick(kill=next((event for event in beginning if event.what == "kill"), None))
+            clock.wait(due - time.monotonic())  # as the timer does, which starts no tick before the last has ended
+        clients.finish()
+        settling = soak.settle()
+
+        entries = site.entries()
+        failed = [answer for answer in clients.answers if answer.problem]
+        unexplained = [
+            f"{answer} {entries.get(answer.request_id)} during {soak.faults_during(answer)}"
+            for answer in failed
+            if answer.request_id not in entries or not soak.is_explained(answer, entries[answer.request_id])
+        ]
+        figures = (
+            f"{len(clients.answers)} requests, {len(failed)} failed, {len(unexplained)} of them at healthy nodes; "
+        )
+        figures += ", ".join(f"{name} {count}" for name, count in sorted(soak.counts.items()))
+        record_property(f"soak, seed {seed}", f"{figures}; settled after {settling} ticks")
+        story = "\n".join(map(str, schedule))
+        assert not unexplained, f"seed {seed}: {unexplained}\n{story}"
+        assert settling is not None, f"seed {seed}: {site.status()}\n{heard[-10:]}\n{story}"
+        assert site.master_pid == master
+        wait_for(lambda: len(site.worker_pids()) == WORKERS)
+        assert not list(site.upstream.parent.glob(".*.new")), f"seed {seed}: a temporary file is left"
+        assert subprocess.run([*site.nginx, "-t", "-q"], check=False).returncode == 0
