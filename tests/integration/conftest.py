@@ -207,6 +207,10 @@ class Stack:
         """Return the decided weights."""
         return {node["name"]: node["weight"] for pool in self.status()["pools"] for node in pool["nodes"]}
 
+    def backups(self) -> list[Path]:
+        """Return the copies of what was live, newest first."""
+        return sorted(self.upstream.parent.glob("upstream.conf.*.bak"), reverse=True)
+
     def generation(self) -> str:
         """Return the generation that nginx's workers serve."""
         return fetch(self.status_port, "/generation").split()[0]

@@ -1,0 +1,150 @@
+"""A tick killed at each of its steps: strace ends it with SIGKILL as it enters the system call of that step."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from tests.integration.conftest import PYTHON, SCRIPT, Stack, fetch
+
+FORK = "vfork,clone,clone3"
+CALLS = f"flock,connect,write,fchmod,fsync,rename,{FORK}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of `apply`, as the n-th call of its kind, and what the next tick has to do if that is where it ended."""
+
+    name: str
+    call: str
+    number: int
+    next_tick: str = "reloaded"
+
+
+RECORDING = [
+    Step("puts status.json in place", "rename", 3, next_tick="unchanged"),
+    Step("puts metrics.prom in place", "rename", 4, next_tick="unchanged"),
+]
+PUBLISHING = [
+    Step("takes the lock", "flock", 1),
+    Step("gives the lock its mode", "fchmod", 1),
+    Step("asks nginx what is live", "connect", 1),
+    Step("tests what is there", FORK, 1),
+    Step("writes a copy of the new text", "write", 1),
+    Step("gives the copy its mode", "fchmod", 2),
+    Step("syncs the copy", "fsync", 1),
+    Step("writes the new text", "write", 2),
+    Step("gives the new text its mode", "fchmod", 3),
+    Step("syncs the new text", "fsync", 2),
+    Step("renames the new text into place", "rename", 1),
+    Step("syncs the directory", "fsync", 3),
+    Step("tests the new text", FORK, 2),
+    Step("asks nginx for its workers", "connect", 2),
+    Step("reloads", FORK, 3),
+    Step("asks nginx for the new generation", "connect", 3, next_tick="(reloaded|unchanged)"),
+    Step("keeps the copy", "rename", 2, next_tick="unchanged"),
+    Step("syncs the directory with the copy", "fsync", 4, next_tick="unchanged"),
+]
+
+
+def marked(step: Step) -> object:
+    """Return a step as a parameter set that is a row of docs/reliability.md."""
+    said = "…" if "(" in step.next_tick else step.next_tick
+    mark = pytest.mark.fault(
+        1,
+        f"a tick dies as it {step.name}",
+        sees=f"{said}: generation …",
+        keeps="requests, and a restart of nginx; the next tick repairs the rest",
+    )
+    return pytest.param(step, marks=mark, id=step.name.replace(" ", "-"))
+
+
+def strace(stack: Stack, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run one command of the script under strace."""
+    script = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), command]
+    return subprocess.run(
+        ["/usr/bin/strace", *options, *script], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def overload(stack: Stack) -> None:
+    """Let a tick have something to publish."""
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    assert stack.script("collect").returncode == 0
+
+
+@pytest.mark.parametrize("step", [marked(step) for step in [*PUBLISHING, *RECORDING]])
+def test_the_next_tick_repairs_what_a_killed_one_left(stack: Stack, step: Step) -> None:
+    overload(stack)
+    kill = f"inject={step.call}:signal=KILL:when={step.number}"
+    killed = strace(stack, "apply", "-qq", "-o", str(stack.directory / "trace"), "-e", f"trace={CALLS}", "-e", kill)
+    assert killed.returncode == -9, killed.stderr
+
+    assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
+    subprocess.run([*stack.nginx, "-t", "-q"], check=True)
+
+    done = stack.script("run", JOURNAL_STREAM="8:1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(f"{step.next_tick}: generation {stack.status()['generation']}", done.stderr)
+    assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
+    stack.await_generation(stack.status()["generation"])
+    assert f"{stack.nodes[0].port} weight=10 " in stack.upstream.read_text()
+    assert stack.backups()[0].read_text() == stack.upstream.read_text()
+    assert not list(stack.upstream.parent.glob("*.new"))
+
+
+def test_the_steps_above_are_all_there_are(stack: Stack) -> None:
+    overload(stack)
+    trace = stack.directory / "trace"
+    assert strace(stack, "apply", "-qq", "-y", "-o", str(trace), "-e", f"trace={CALLS}").returncode == 0
+    seen: list[tuple[str, int]] = []
+    counts: dict[str, int] = {}
+    for line in trace.read_text().splitlines():
+        if found := re.match(r"(\w+)\(", line):
+            call = FORK if found[1] in FORK.split(",") else found[1]
+            counts[call] = number = counts.get(call, 0) + 1
+            asks = call == "connect" and number <= 3  # and then again until the new workers answer
+            if asks or call in (FORK, "flock") or str(stack.upstream.parent) in line:
+                seen.append((call, number))
+    assert seen == [(step.call, step.number) for step in PUBLISHING]
+
+
+@pytest.mark.fault(
+    1,
+    "a tick dies between its plan and its memory",
+    sees="weight 100 -> 10: kv 0.95 >= 0.92",
+    keeps="requests; the next tick decides anew",
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_collect_that_is_killed_is_repaired(stack: Stack, number: int) -> None:
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    kill = f"inject=rename:signal=KILL:when={number}"
+    killed = strace(stack, "collect", "-qq", "-o", "/dev/null", "-e", "trace=rename", "-e", kill)
+    assert killed.returncode == -9, killed.stderr
+    assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
+    stack.run()
+    assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
+    assert not list((stack.directory / "state").glob(".*.new"))
+
+
+@pytest.mark.fault(
+    1,
+    "a tick dies between rename and reload, and nothing tells what nginx runs (no confirm_url)",
+    sees="reloaded: generation …",
+    keeps="requests, and a restart of nginx; the next tick reloads",
+)
+def test_renamed_but_never_reloaded_is_found_without_confirmation(stack: Stack) -> None:
+    stack.config["nginx"]["confirm_url"] = None
+    overload(stack)
+    before = stack.generation()
+    kill = f"inject={FORK}:signal=KILL:when=3"
+    assert strace(stack, "apply", "-qq", "-o", "/dev/null", "-e", f"trace={FORK}", "-e", kill).returncode == -9
+    assert "weight=10 " in stack.upstream.read_text()
+    assert stack.generation() == before
+    stack.run()
+    assert stack.generation() == stack.status()["generation"] != before
