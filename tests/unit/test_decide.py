@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import vllm_nginx_lb as lb
 from tests.unit.samples import config, good, refused, unreadable
 
@@ -200,20 +197,3 @@ def test_a_reboot_does_not_make_readings_from_the_future() -> None:
     assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 100)
     fleet.now = 300.0
     assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 10)
-
-
-SAMPLES = st.sampled_from([good, refused, unreadable, lambda address: good(address, awake=False)])
-
-
-@given(st.lists(st.tuples(SAMPLES, SAMPLES, SAMPLES), min_size=1, max_size=12), st.sets(st.sampled_from("abc")))
-@settings(max_examples=200)
-def test_no_sequence_empties_the_pool(ticks: list[tuple[object, ...]], drained: set[str]) -> None:
-    fleet = Fleet("a", "b", "c", drained=frozenset(drained))
-    for makers in ticks:
-        samples = {name: make(ADDRESSES[name]) for name, make in zip("abc", makers, strict=True)}  # type: ignore[operator]
-        before = {name: each.weight for name, each in fleet.memory.items()}
-        decided = fleet.tick(**samples)
-        assert any(weight for _, weight in decided.values())
-        assert all(weight == 0 or weight >= 10 for _, weight in decided.values())
-        if not any(sample.reading for sample in samples.values()) and any(before.values()):
-            assert {name: weight for name, (_, weight) in decided.items()} == before

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import vllm_nginx_lb as lb
 
@@ -116,20 +114,3 @@ def test_absent_is_not_zero(missing: int) -> None:
 def test_garbage(body: bytes, words: str) -> None:
     with pytest.raises(lb.UnreadableError, match=words):
         lb.parse_metrics(body)
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=80),
-            st.sampled_from(GOOD.encode().splitlines()),
-            st.builds(lambda tail: b"vllm:num_requests_waiting" + tail, st.binary(max_size=40)),
-        )
-    )
-)
-def test_no_bytes_raise_anything_else(lines: list[bytes]) -> None:
-    try:
-        found = lb.parse_metrics(b"\n".join(lines))
-    except lb.UnreadableError:
-        return
-    assert 0 <= found.kv_cache_usage <= 1

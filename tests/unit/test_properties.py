@@ -1,0 +1,339 @@
+"""What must hold for any input: hypothesis looks for one for which it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import crossplane  # type: ignore[import-untyped]
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import vllm_nginx_lb as lb
+from tests.unit.samples import config, good, reading, refused, unreadable
+
+FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("vllm-*.txt"))
+NOW = "2026-01-01T00:00:00.000+00:00"
+settings.register_profile("here", deadline=None)  # a timing is no property
+settings.load_profile("here")
+
+
+def json_of(record: Any) -> Any:
+    """Return a record as a file hands it to the next process."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
+# --- Any text as /metrics ---------------------------------------------------------------------------------
+
+REAL_LINES = sorted({line for path in FIXTURES for line in lb.WANTED_LINE.findall(path.read_bytes())})
+PIECES = [b"NaN", b"+Inf", b"-1", b"1e400", b"1e-400", b"0x1", b"{", b"}", b'"', b"\\", b",", b"=", b" ", b"\r", b"#"]
+
+
+@st.composite
+def metric_lines(draw: st.DrawFn) -> bytes:
+    """Draw a line of real metrics, as a rule with something in it replaced."""
+    line = draw(st.sampled_from(REAL_LINES))
+    for _ in range(draw(st.integers(0, 3))):
+        start, end = sorted((draw(st.integers(0, len(line))), draw(st.integers(0, len(line)))))
+        piece = st.one_of(st.sampled_from(PIECES), st.binary(max_size=5))
+        line = line[:start] + draw(piece) + line[end:]
+    return bytes(line)
+
+
+@given(st.lists(st.one_of(metric_lines(), st.sampled_from(REAL_LINES), st.binary(max_size=80)), max_size=30))
+@settings(max_examples=500)
+def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
+    try:
+        found = lb.parse_metrics(b"\n".join(lines))
+    except lb.UnreadableError:
+        return
+    assert 0 <= found.kv_cache_usage <= 1
+    assert min(found.waiting, found.running, found.preemptions, found.tokens or 0) >= 0
+    assert found.engines > 0
+
+
+# --- Any configuration: nginx's grammar reads back what was decided -----------------------------------------
+
+IPS = st.ip_addresses().map(str)
+LABELS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
+HOSTNAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join).filter(lb.is_host)
+NAMES = st.from_regex(lb.NAME, fullmatch=True)
+PORTS = st.integers(1, 65535)
+
+
+def nodes() -> st.SearchStrategy[dict[str, Any]]:
+    """Draw a node as config.yml has it."""
+    return st.fixed_dictionaries(
+        {"name": NAMES, "host": st.one_of(IPS, HOSTNAMES)},
+        optional={
+            "port": PORTS,
+            "scheme": st.sampled_from(["http", "https"]),
+            "capacity": st.floats(0.01, 100),
+            "drain": st.booleans(),
+        },
+    )
+
+
+def pools() -> st.SearchStrategy[dict[str, Any]]:
+    """Draw a pool as config.yml has it."""
+    return st.fixed_dictionaries(
+        {"name": st.from_regex(lb.POOL_NAME, fullmatch=True), "nodes": st.lists(nodes(), min_size=1, max_size=6)},
+        optional={
+            "method": st.sampled_from(["least_conn", "round_robin", "random_two_least_conn"]),
+            "keepalive": st.integers(0, 65535),
+            "keepalive_timeout_seconds": st.integers(1, 3600),
+            "max_fails": st.integers(0, 10**6),
+            "fail_timeout_seconds": st.integers(1, 86400),
+            "policy": st.sampled_from(sorted(lb.POLICIES)),
+        },
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> lb.Config:
+    """Draw a configuration that the script accepts."""
+    levels = sorted(draw(st.sets(st.integers(1, 100), min_size=1, max_size=6)), reverse=True)
+    steps = st.fixed_dictionaries({"at_least": st.floats(0, 1), "weight": st.sampled_from(levels)})
+    stepped = {"levels": levels, "kv_cache": draw(st.lists(steps, max_size=4))}
+    raw = {"pools": draw(st.lists(pools(), min_size=1, max_size=3)), "policies": {"stepped": stepped}}
+    problems: list[str] = []
+    built = lb.build(lb.Config, raw, "", problems)
+    assert not problems
+    assert isinstance(built, lb.Config)
+    assume(not list(lb.cross_check(built)))
+    return built
+
+
+READINGS = st.builds(
+    lb.Reading,
+    kv_cache_usage=st.floats(0, 1),
+    waiting=st.integers(0, 2**53),
+    running=st.integers(0, 2**53),
+    preemptions=st.integers(0, 2**53),
+    engines=st.integers(1, lb.MAX_LINES),
+    awake=st.booleans(),
+    tokens=st.none() | st.integers(0, 2**53),
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn, node: lb.Node) -> lb.Sample:
+    """Draw what a scrape of a node may bring."""
+    address = lb.canonical(node.host) if lb.is_ip(node.host) else draw(st.none() | IPS.map(lb.canonical))
+    found = draw(st.none() | READINGS) if address else None
+    error = None if found else draw(st.from_regex(r"[ -~]{1,120}", fullmatch=True))
+    return lb.Sample(address, draw(st.floats(0, 60)), found, error, found is not None or draw(st.booleans()))
+
+
+def parsed(upstream: str) -> list[dict[str, Any]]:
+    """Return a file as nginx's own grammar has it, without comments."""
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        file.write(upstream)
+        file.flush()
+        found = crossplane.parse(file.name, single=True, check_ctx=False, check_args=False)
+    assert found["errors"] == []
+    return list(found["config"][0]["parsed"])
+
+
+def directives(block: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """Return the arguments of each directive of this name."""
+    return [each["args"] for each in block if each["directive"] == name]
+
+
+@given(st.data())
+def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
+    configuration = data.draw(configs())
+    seen = {node.name: data.draw(samples(node)) for pool in configuration.pools for node in pool.nodes}
+    drained = data.draw(st.sets(st.sampled_from(sorted(seen))))
+    decided, _ = lb.decide(configuration, seen, {}, drained, 100.0)
+    upstream = lb.render(lb.template_context(configuration, decided), lb.UPSTREAM_TEMPLATE)
+    assert lb.is_intact(upstream)
+    generation, *blocks = parsed(upstream)
+    assert (generation["directive"], generation["args"]) == ("map", ["", "$vllm_nginx_lb_generation"])
+    assert directives(generation["block"], "default") == [[lb.generation_of(upstream)]]
+    assert [(block["directive"], block["args"]) for block in blocks] == [
+        ("upstream", [pool.name]) for pool in configuration.pools
+    ]
+    for pool, plan, block in zip(configuration.pools, decided, blocks, strict=True):
+        suffix = [f"max_fails={pool.max_fails}", f"fail_timeout={pool.fail_timeout_seconds}s"]
+        expected = [
+            [f"{lb.bracketed(at.address)}:{node.port}", f"weight={at.weight}" if at.weight else "down", *suffix]
+            for node, at in zip(pool.nodes, plan.nodes, strict=True)
+            if at.address
+        ]
+        assert directives(block["block"], "server") == (expected or [["127.0.0.1:9", "down", *suffix]])
+        assert directives(block["block"], "keepalive") == ([[str(pool.keepalive)]] if pool.keepalive else [])
+        assert directives(block["block"], "zone") == [[pool.name, "1m"]]
+        assert {each["directive"] for each in block["block"]} <= {
+            *("server", "keepalive", "keepalive_timeout", "zone", "least_conn", "random")
+        }
+
+
+# --- Any sequence of states: somebody serves --------------------------------------------------------------
+
+MAKERS = st.sampled_from(
+    [
+        good,
+        lambda address: good(address, kv_cache_usage=0.95, waiting=9),
+        lambda address: good(address, awake=False),
+        lambda address: lb.Sample(address, 0.1, reading(tokens=7, running=3)),  # frozen, when it comes again
+        refused,
+        unreadable,
+        lambda _address: refused(None),
+    ]
+)
+STEPS = st.tuples(
+    st.tuples(MAKERS, MAKERS, MAKERS, MAKERS),
+    st.sets(st.sampled_from("abcd")),
+    st.floats(-1e5, 1e5) | st.just(10.0),
+)
+TWO_POOLS = [
+    {"name": "one", "nodes": [{"name": "a", "host": "a.example"}, {"name": "b", "host": "b.example"}]},
+    {"name": "two", "policy": "static", "nodes": [{"name": "c", "host": "c.example"}, {"name": "d", "host": "::4"}]},
+]
+ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2", "c": "127.0.0.3", "d": "::4"}
+
+
+@given(st.lists(STEPS, min_size=1, max_size=15), st.booleans())
+@settings(max_examples=200)
+def test_no_sequence_of_states_empties_a_pool(
+    steps: list[tuple[tuple[Any, ...], set[str], float]],
+    twins: bool,  # noqa: FBT001 - a drawn value
+) -> None:
+    configuration = config(pools=TWO_POOLS)
+    memory: dict[str, lb.NodeMemory] = {}
+    now = 1e6
+    for makers, drained, seconds in steps:
+        now += seconds
+        seen = {name: make(ADDRESSES[name]) for name, make in zip("abcd", makers, strict=True)}
+        if seen["d"].address is None:
+            seen["d"] = dataclasses.replace(seen["d"], address="::4")
+        if twins and seen["b"].address:
+            seen["b"] = dataclasses.replace(seen["b"], address="127.0.0.1")
+        before = {name: each.weight for name, each in memory.items()}
+        decided, after = lb.decide(configuration, seen, memory, drained - set("a" if twins else ""), now)
+        for pool in decided:
+            check_pool(pool, seen, before)
+        plan = lb.Plan(version=1, decided_at=NOW, pools=decided)
+        assert lb.check_plan(json_of(plan), configuration) == plan
+        problems: list[str] = []
+        memory = {name: lb.build(lb.NodeMemory, json_of(each), name, problems) for name, each in after.items()}
+        assert (memory, problems) == (after, [])
+
+
+def check_pool(pool: lb.PoolPlan, seen: dict[str, lb.Sample], before: dict[str, int | None]) -> None:
+    """Fail when a pool is empty, or all down, while one of its nodes could serve."""
+    weights = {node.name: node.weight for node in pool.nodes}
+    lowest = 10 if pool.name == "one" else 100  # of the ladder; of nodes with equal capacities
+    assert all(weight == 0 or lowest <= weight <= lb.MAX_WEIGHT for weight in weights.values())
+    assert all(node.weight for node in pool.nodes if node.state == "up")
+    if any(node.address for node in pool.nodes):
+        assert any(weights.values())
+    # Nothing can be read, and all is as it was: the last good file stays.
+    steady = [node.address and node.state != "drained" and before.get(node.name) for node in pool.nodes]
+    if all(steady) and not any(seen[name].reading for name in weights):
+        assert weights == {name: before[name] for name in weights}
+
+
+# --- Any file where a plan, a memory or a status was expected -----------------------------------------------
+
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20)),
+    st.sampled_from(["127.0.0.1", "::1", "up", "down", "a", "b", "llm_cluster", "\ud800", "\x1b[31m", "a;}"]),
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+CONFIG = config("a", "b")
+SEEN = {"a": good("127.0.0.1"), "b": unreadable("127.0.0.2")}
+HONEST, MEMORY = lb.decide(CONFIG, SEEN, {}, set(), 100.0)
+PLAN = lb.Plan(version=1, decided_at=NOW, pools=HONEST)
+
+
+@st.composite
+def changed(draw: st.DrawFn, original: Any) -> Any:
+    """Draw an honest document with some of its values replaced, removed, added or copied."""
+    if not isinstance(original, (dict, list)) or not original or draw(st.integers(0, 9)) == 0:
+        return draw(JSON)
+    copy: Any = original.copy()
+    for _ in range(draw(st.integers(1, 2))):
+        keys = sorted(copy) if isinstance(copy, dict) else list(range(len(copy)))
+        if not keys:
+            break
+        key = draw(st.sampled_from(keys))
+        change = draw(st.sampled_from(["inside", "inside", "inside", "remove", "add", "copy"]))
+        if change == "inside":
+            copy[key] = draw(changed(copy[key]))
+        elif change == "remove":
+            del copy[key]
+        elif isinstance(copy, list):
+            copy.append(copy[key])
+        else:
+            copy[draw(st.text(max_size=10))] = copy[key]
+    return copy
+
+
+@given(JSON | changed(json_of(PLAN)))
+@settings(max_examples=300)
+def test_any_plan_is_refused_or_harmless(raw: Any) -> None:
+    try:
+        plan = lb.check_plan(raw, CONFIG)
+    except lb.FailureError:
+        return
+    upstream = lb.render(lb.template_context(CONFIG, plan.pools), lb.UPSTREAM_TEMPLATE)
+    servers = directives(parsed(upstream)[1]["block"], "server")
+    assert {server[0] for server in servers} <= {"127.0.0.1:18090", "127.0.0.2:18090"}
+    assert any(server[1].startswith("weight=") for server in servers)
+
+
+@contextlib.contextmanager
+def state_with(name: str, content: bytes) -> Any:
+    """Make a state directory with this file in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / name).write_bytes(content)
+        yield lb.State(Path(directory))
+
+
+def files(honest: Any) -> st.SearchStrategy[bytes]:
+    """Draw the bytes of a file: damaged JSON, any JSON, any bytes."""
+    documents = (JSON | changed(honest)).map(lambda document: json.dumps(document).encode())
+    cut = st.builds(lambda content, at: content[: at % (len(content) + 1)], documents, st.integers(0, 10**4))
+    return documents | cut | st.binary()
+
+
+@given(files({name: json_of(each) for name, each in MEMORY.items()}))
+@settings(max_examples=300)
+def test_any_memory_is_dropped_or_used(content: bytes) -> None:
+    with state_with("memory.json", content) as state:
+        memory = state.memory()
+    decided, _ = lb.decide(CONFIG, SEEN, memory, set(), 100.0)
+    assert any(node.weight for node in decided[0].nodes)
+
+
+STATUS = json_of(PLAN) | {"generation": "0", "applied": True, "outcome": "unchanged", "error": None}
+
+
+@given(files(STATUS))
+def test_any_status_is_shown_or_refused(content: bytes) -> None:
+    with state_with("status.json", content) as state, contextlib.suppress(lb.FailureError):
+        found = state.status()
+        assert f"{lb.table(found.pools)} {found.error} {found.deferred}".replace("\n", "").isprintable()
+
+
+@given(files(["a", "b"]))
+def test_any_list_of_drained_nodes_is_used_or_refused(content: bytes) -> None:
+    with state_with("drained.json", content) as state, contextlib.suppress(lb.FailureError):
+        assert all(isinstance(name, str) for name in state.drained())
+
+
+@given(files({"group": 1, "generations": [[1, 2], [3]]}))
+def test_any_workers_are_used_or_forgotten(content: bytes) -> None:
+    with state_with("workers.json", content) as state:
+        known = state.workers()
+    assert lb.sort_workers(known, 1, {3, 4}, 4).generations[-1][-1] == 4
