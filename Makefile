@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv system-packages lint test-unit test-integration test-fast test-molecule test \
+.PHONY: help venv system-packages lint test-unit test-integration test-fast test-soak test-molecule test \
 	demo demo-down bench clean
 
 PYTHON ?= python3
@@ -46,11 +46,15 @@ test-integration: venv ## Run the integration tests, with the real nginx on loop
 
 test-fast: lint test-unit test-integration ## All but the containers, within two minutes
 
+test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
+	tools/system-packages integration
+	pytest --numprocesses=2 tests/soak
+
 test-molecule: venv ## Stand the whole stack up in containers (VLLM_NGINX_LB_TEST_DEBIAN=bookworm: on Debian 12)
 	tools/system-packages containers
 	$(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO)
 
-test: test-fast test-molecule ## Everything
+test: test-fast test-soak test-molecule ## Everything
 	@echo "make test: everything passed"
 
 demo: venv ## Show one ingress and three simulated nodes at work, about a minute of load

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROMPT = "word " * 40
 LONGEST_SECONDS = 150
-PAUSE_SECONDS = 0.3  # after a failure, so that a node that is quick to refuse does not make all the figures
+PAUSE_SECONDS = 1  # after a failure, so that a node that is quick to refuse does not make all the figures
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,13 @@ class Node:
 
 
 @contextlib.contextmanager
-def start_node(name: str, host: str, options: Sequence[str]) -> Iterator[Node]:
+def start_node(name: str, host: str, options: Sequence[str], log: Path) -> Iterator[Node]:
     """Run a node, and end it by its PID."""
     command = [sys.executable, "-m", "simulator", "--name", name, "--host", host, "--port=0", "--control-port=0"]
-    with subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        log.open("w") as errors,
+        subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         try:
             assert process.stdout
             ports = [int(process.stdout.readline().rpartition(":")[2]) for _ in range(2)]
@@ -167,7 +170,7 @@ def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options:
         site = Site(directory, [], free_port(), free_port(), binary, heard=heard)
         for letter, host in zip("abcdefgh", hosts, strict=False):
             name = f"node-{letter}"
-            site.machines[name] = running.enter_context(start_node(name, host, options))
+            site.machines[name] = running.enter_context(start_node(name, host, options, directory / f"{name}.log"))
         site.config = {
             "state_directory": str(directory / "state"),
             "nginx": {
