@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import FakeNode, Stack, fetch, respond
+from tests.integration.conftest import FakeNode, Stack, fetch, respond, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,3 +386,42 @@ def test_a_counter_that_starts_again_is_no_preemption(stack: Stack) -> None:
     stack.run()
     assert (node_of(stack, "node-b")["preemptions_delta"], stack.weights()["node-b"]) == (0, 100)
     assert_ingress_answers(stack)
+
+
+@fault(
+    "falls asleep and wakes up, again and again",
+    "node-b: weight 0 -> 10: back after 2 good scrapes, starting low",
+    "it stays away longer each time, nginx is reloaded ever less",
+)
+def test_a_node_that_keeps_falling_asleep_stays_away_longer(stack: Stack) -> None:
+    stack.config["health"] = {"rise": 1}
+    reloads: list[int] = []
+    for _ in range(4):
+        reloads.append(0)
+        for awake in (True, True, False):
+            stack.nodes[1].answer = sleeping(awake=awake)
+            stack.run()
+            reloads[-1] += stack.status()["outcome"] == "reloaded"
+            assert_ingress_answers(stack)
+    assert reloads == [2, 3, 2, 0]
+    assert node_of(stack, "node-b")["reason"] == "asleep"
+    assert stack.weights() == {"node-a": 100, "node-b": 0, "node-c": 100}
+
+
+@fault(
+    "has requests, and its figures have frozen",
+    "node-b: weight 60 -> 10: has requests, and no figure of it has moved for … s",
+    "the others are weighed, it gets the least",
+)
+def test_a_frozen_node_gets_the_least(stack: Stack) -> None:
+    stack.config["health"] = {"stale_after_seconds": 1}
+    stack.nodes[1].answer = answer(f"{GOOD}vllm:generation_tokens_total{LABELS} 100\n")
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 60, "node-c": 100}
+    wait_for(lambda: "has moved" in stack.run())
+    assert stack.weights() == {"node-a": 100, "node-b": 10, "node-c": 100}
+    assert node_of(stack, "node-b")["state"] == "unknown"
+    assert_ingress_answers(stack)
+    stack.nodes[1].answer = answer(f"{GOOD}vllm:generation_tokens_total{LABELS} 101\n")
+    stack.run()
+    assert stack.weights()["node-b"] == 60
