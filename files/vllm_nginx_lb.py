@@ -743,7 +743,8 @@ def static_weight(pool: Pool, node: Node) -> int:
     return max(1, round(MAX_WEIGHT * node.capacity / max(each.capacity for each in pool.nodes)))
 
 
-ASLEEP = "asleep"  # the reason of a node that answers and must not be asked
+# Reasons that are more than words: of a node that answers and must not be asked, and of one drained by `drain`.
+ASLEEP, DRAINED = "asleep", "drained by the operator"
 
 # A policy weighs the nodes of a pool that could be read: name -> (weight 1..100, reason).
 POLICIES: dict[str, Callable[[Pool, Policies, Mapping[str, Observation]], dict[str, tuple[int, str]]]] = {
@@ -789,8 +790,7 @@ def decide(
                 error = sample.error or "no reading"
                 state, weight, reason = judge_unread(was, now_is, error, lowest, config.health, now)
             if node.drain or node.name in drained:
-                by = "in the inventory" if node.drain else "by the operator"
-                state, weight, reason = "drained", 0, f"drained {by}"
+                state, weight, reason = "drained", 0, "drained in the inventory" if node.drain else DRAINED
             elif not sample.address:
                 weight = 0
             elif twin := serving.get((sample.address, node.port)):
@@ -1328,13 +1328,16 @@ class Nginx:
 
     def keep_edited(self, edited: str, pristine: str) -> None:
         """Keep a text that somebody wrote into the upstream file, and log what they changed."""
+        if not edited:
+            log(WARNING, f"{self.file} was empty or missing: written again")
+            return
         newest = next(iter(self.copies("edited")), None)
         if newest is None or newest.read_text(encoding="utf-8", errors="replace") != edited:
             newest = self.next_copy("edited")
             write_atomically(newest, edited, 0o644)
             self.drop_old_copies("edited")
         log(WARNING, f"{self.file} was changed by hand: kept as {newest}, to be replaced")
-        changes = [line for line in difference(pristine, edited) if not line.startswith(("---", "+++", "@@"))]
+        changes = [line for line in difference(pristine, edited)[2:] if line.startswith(("+", "-"))]
         for line in changes[:MAX_DIFF_LINES]:
             log(WARNING, f"changed by hand: {printable(line.rstrip())}")
         if len(changes) > MAX_DIFF_LINES:
@@ -1556,8 +1559,9 @@ class State:
         problems: list[str] = []
         try:
             raw = read_json(self.directory / "memory.json")
-            nodes = raw.items() if isinstance(raw, dict) else ()
-            memory = {name: build(NodeMemory, value, name, problems) for name, value in nodes}
+            if not isinstance(raw, dict):
+                raise FailureError("memory.json is not a mapping")
+            memory = {name: build(NodeMemory, value, name, problems) for name, value in raw.items()}
         except FileNotFoundError:
             return {}
         except FailureError as failure:
@@ -1568,14 +1572,23 @@ class State:
         return memory
 
     def drained(self) -> set[str]:
-        """Return the names drained by `drain`."""
+        """Return the names drained by `drain`; if their file is damaged, those of the last tick."""
+        path = self.directory / "drained.json"
         try:
-            raw = read_json(self.directory / "drained.json")
+            raw = read_json(path)
+            if isinstance(raw, list) and all(isinstance(name, str) for name in raw):
+                return set(raw)
+            damage = f"{path} is not a list of node names"
         except FileNotFoundError:
             return set()
-        if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
-            raise FailureError(f"{self.directory / 'drained.json'}: expected a list of node names")
-        return set(raw)
+        except FailureError as failure:
+            damage = str(failure)
+        kept: set[str] = set()
+        with contextlib.suppress(FileNotFoundError, FailureError):
+            nodes = (node for pool in self.status().pools for node in pool.nodes)
+            kept = {node.name for node in nodes if node.reason == DRAINED}
+        log(WARNING, f"{damage}: what the last tick knew as drained stays so: {', '.join(sorted(kept)) or 'nothing'}")
+        return kept
 
     def plan(self, config: Config) -> Plan:
         """Return the plan that `collect` left, validated."""

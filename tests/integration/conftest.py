@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -144,6 +145,7 @@ class Stack:
     binary: str
     config: dict[str, Any] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
+    master: subprocess.Popen[bytes] | None = None
 
     @property
     def upstream(self) -> Path:
@@ -211,6 +213,28 @@ class Stack:
         """Return the copies of what was live, newest first."""
         return sorted(self.upstream.parent.glob("upstream.conf.*.bak"), reverse=True)
 
+    def start(self) -> None:
+        """Start nginx, and wait until it serves."""
+        command = [*self.nginx, "-g", "daemon off;"]
+        # As a daemon it would lead a process group of its own, too.
+        if self.master:
+            self.master.wait(10)
+        self.master = master = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda: master.poll() is None and answers(self.status_port))
+
+    def stop(self) -> None:
+        """End nginx at once, if it runs."""
+        if self.master:
+            self.master.send_signal(signal.SIGTERM)
+            self.master.wait(10)
+
+    @contextlib.contextmanager
+    def holding(self, lock: Path) -> Iterator[None]:
+        """Hold a lock file of the script."""
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def generation(self) -> str:
         """Return the generation that nginx's workers serve."""
         return fetch(self.status_port, "/generation").split()[0]
@@ -223,6 +247,13 @@ class Stack:
         """Return the processes of nginx's workers."""
         master = (self.directory / "nginx.pid").read_text().strip()
         return set(Path(f"/proc/{master}/task/{master}/children").read_text().split())
+
+
+def answers(port: int) -> bool:
+    """Tell whether something takes connections at a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def fetch(port: int, path: str) -> str:
@@ -261,12 +292,10 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     }
     it.upstream.write_text(SEED)
     it.write_nginx()
-    master = subprocess.Popen([*it.nginx, "-g", "daemon off;"], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for(lambda: master.poll() is None and (tmp_path / "nginx.pid").exists())
+        it.start()
         yield it
     finally:
-        master.send_signal(signal.SIGTERM)
-        master.wait(10)
+        it.stop()
         for node in nodes:
             node.stop()

@@ -1,0 +1,421 @@
+"""What nginx, its other files, and people with an editor do to the live configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.conftest import PYTHON, SCRIPT, SEED, FakeNode, Stack, fetch, respond, wait_for
+
+if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
+    from pathlib import Path
+
+fault = pytest.mark.fault
+
+
+def overload(stack: Stack) -> tuple[str, str]:
+    """Let the next tick have something to publish; return what is live, and its generation."""
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    return stack.upstream.read_text(), stack.generation()
+
+
+def assert_published(stack: Stack) -> None:
+    """Run a tick, and see that the change that was held up is live now."""
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+    assert stack.generation() == stack.status()["generation"]
+    assert f"{stack.nodes[0].port} weight=10 " in stack.upstream.read_text()
+
+
+# --- 3: nginx refuses the configuration ------------------------------------------------------------------
+
+
+@fault(
+    3,
+    "somebody else's file is broken",
+    sees='nothing changed, the configuration test fails …unknown directive "no_such_directive" in …other.conf:1',
+    keeps="everything: ours is neither blamed nor touched",
+)
+def test_a_broken_foreign_file_is_named_and_nothing_is_touched(stack: Stack) -> None:
+    live, generation = overload(stack)
+    (stack.directory / "other.conf").write_text("no_such_directive on;\n")
+    stack.write_nginx("include other.conf;")
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+    assert (stack.status()["outcome"], stack.generation()) == ("failed", generation)
+    assert len(stack.backups()) == 1
+    stack.write_nginx()
+    assert_published(stack)
+
+
+@fault(
+    3,
+    "nginx refuses our file (here: the operator's template)",
+    sees='unknown directive "no_such_directive"…; rolled back to generation …',
+    keeps="requests, and a restart of nginx: the file that was live is back, and nginx never saw the other",
+)
+def test_a_file_that_nginx_refuses_is_rolled_back(stack: Stack) -> None:
+    live, generation = overload(stack)
+    workers = stack.worker_pids()
+    template = stack.directory / "template.j2"
+    template.write_text("upstream llm_cluster { no_such_directive; }\n")
+    stack.config["nginx"]["upstream_template"] = str(template)
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+    assert (stack.generation(), stack.worker_pids()) == (generation, workers)
+    assert (stack.status()["outcome"], stack.status()["applied"]) == ("rolled_back", False)
+    stack.config["nginx"]["upstream_template"] = None
+    assert_published(stack)
+
+
+def test_the_first_file_of_all_is_rolled_back_to_the_seed(stack: Stack) -> None:
+    template = stack.directory / "template.j2"
+    template.write_text("upstream llm_cluster { no_such_directive; }\n")
+    stack.config["nginx"]["upstream_template"] = str(template)
+    assert "rolled back to generation seed" in stack.run(1)
+    assert stack.upstream.read_text() == SEED
+
+
+@fault(
+    3,
+    "our file was emptied, and nginx blames another one for it",
+    sees="upstream.conf was empty or missing: written again",
+    keeps="requests; the tick puts it back",
+)
+def test_an_emptied_file_is_written_again_although_nginx_blames_another(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.upstream.write_text("")
+    stack.run()
+    assert stack.upstream.read_text() == live
+
+
+# --- 4: a reload does not take ---------------------------------------------------------------------------
+
+
+@fault(
+    4,
+    "the reload does not take: a port is taken, which the test does not see",
+    sees="the reload did not take: generation … is still live; rolled back to generation …",
+    keeps="requests, and a restart of nginx: the file that was live is back",
+)
+def test_a_reload_that_does_not_take_is_found_and_rolled_back(stack: Stack) -> None:
+    live, generation = overload(stack)
+    other = FakeNode("other")
+    stack.write_nginx(f"server {{ listen 127.0.0.1:{other.port}; }}")  # passes nginx -t, but cannot be bound
+    stack.run(1)
+    assert (stack.upstream.read_text(), stack.generation()) == (live, generation)
+    assert stack.status()["outcome"] == "rolled_back"
+    other.stop()
+    assert_published(stack)
+
+
+@fault(
+    4,
+    "the reload does not take: a shared memory zone has another key than before",
+    sees="the reload did not take: generation … is still live; rolled back to generation …",
+    keeps="requests, and a restart of nginx: the file that was live is back",
+)
+def test_a_changed_shared_zone_is_found_and_rolled_back(stack: Stack) -> None:
+    zone = "limit_req_zone {} zone=z:1m rate=100r/s;"
+    stack.write_nginx(zone.format("$binary_remote_addr"))
+    live, generation = overload(stack)
+    stack.write_nginx(zone.format("$server_name"))
+    stack.run(1)
+    assert (stack.upstream.read_text(), stack.generation()) == (live, generation)
+    stack.write_nginx(zone.format("$binary_remote_addr"))
+    assert_published(stack)
+
+
+@fault(
+    4,
+    "the command that reloads cannot be run",
+    sees="/nonexistent/nginx cannot be run: …; going back failed too: …",
+    keeps="requests: nginx runs what it ran, and the file says the same",
+)
+def test_a_reload_that_cannot_be_started_is_rolled_back(stack: Stack) -> None:
+    live, generation = overload(stack)
+    stack.config["nginx"]["reload_command"] = ["/nonexistent/nginx", "-s", "reload"]
+    stack.run(1)
+    assert (stack.upstream.read_text(), stack.generation()) == (live, generation)
+    stack.config["nginx"]["reload_command"] = [*stack.nginx, "-s", "reload"]
+    assert_published(stack)
+
+
+# --- 5: nginx is away ------------------------------------------------------------------------------------
+
+
+@fault(
+    5,
+    "nginx is stopped",
+    sees="nginx does not answer at http://…/generation (connection refused): is it running?",
+    keeps="what the operator wants: it is not started, and the file is as it was",
+)
+def test_a_stopped_nginx_is_not_started(stack: Stack) -> None:
+    live, _ = overload(stack)
+    stack.stop()
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+    assert not (stack.directory / "nginx.pid").exists()
+    stack.start()
+    assert_published(stack)
+
+
+@fault(
+    5,
+    "nginx is stopped, and could not start: upstream.conf is damaged",
+    sees="is it running?; …upstream.conf was damaged and is generation … again",
+    keeps="nginx can be started again; it is not started",
+)
+def test_a_damaged_file_is_put_back_while_nginx_is_stopped(stack: Stack) -> None:
+    live, generation = overload(stack)
+    stack.stop()
+    stack.upstream.write_text("upstream llm_cluster {\n")
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+    stack.start()
+    assert stack.generation() == generation
+    assert_published(stack)
+
+
+@fault(
+    5,
+    "nginx is stopped between test and reload",
+    sees="going back failed too: … is it running?",
+    keeps="nginx can be started: the file that was live is back",
+)
+def test_nginx_that_is_stopped_in_the_middle_finds_its_former_file(stack: Stack) -> None:
+    live, generation = overload(stack)
+    pid_file = stack.directory / "nginx.pid"
+    stops = f"kill -TERM $(cat {pid_file}); while [ -s {pid_file} ]; do sleep 0.02; done"
+    stack.config["nginx"]["reload_command"] = ["/bin/sh", "-c", f"[ ! -s {pid_file} ] || {{ {stops}; }}"]
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+    stack.config["nginx"]["reload_command"] = [*stack.nginx, "-s", "reload"]
+    stack.start()
+    assert stack.generation() == generation
+    assert_published(stack)
+
+
+@fault(
+    5,
+    "nginx is not installed any more",
+    sees="nothing changed, the configuration test fails already: /nonexistent/nginx cannot be run: …",
+    keeps="everything: nothing is touched",
+)
+def test_a_missing_nginx_is_named_and_nothing_is_touched(stack: Stack) -> None:
+    live, _ = overload(stack)
+    stack.config["nginx"]["test_command"] = ["/nonexistent/nginx", "-t"]
+    stack.run(1)
+    assert stack.upstream.read_text() == live
+
+
+# --- 6: two at once, or one that hangs -------------------------------------------------------------------
+
+
+@fault(
+    6,
+    "several runs start at once",
+    sees="another run holds the lock",
+    keeps="everything: one of them works, the others leave with exit code 75",
+)
+def test_of_several_runs_at_once_one_works(stack: Stack) -> None:
+    overload(stack)
+    overlap = threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        overlap.wait(1)
+        respond(handler, b"", 500)
+
+    stack.nodes[1].answer = slow
+    command = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), "run"]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    stack.heard += said
+    assert sorted(run.returncode for run in runs) == [0, 75, 75, 75], said
+    stack.nodes[1].answer = None
+    assert_published(stack)
+
+
+@fault(
+    6,
+    "somebody holds the lock of the state directory, which the unprivileged half can do",
+    sees="reloaded: generation …",
+    keeps="apply and rollback, which have a lock of their own that only root can hold",
+)
+def test_the_lock_of_the_state_directory_does_not_hold_up_what_publishes(stack: Stack) -> None:
+    overload(stack)
+    assert stack.script("collect").returncode == 0
+    with stack.holding(stack.directory / "state" / "lock"):
+        assert stack.script("run").returncode == 75
+        assert stack.script("apply").returncode == 0
+        assert stack.script("rollback").returncode == 0
+    with stack.holding(stack.upstream.parent / ".lock"):
+        assert stack.script("apply").returncode == 75
+
+
+@fault(
+    6,
+    "a command of nginx hangs, and the tick is ended from outside",
+    sees="reloaded: generation …",
+    keeps="requests; the next tick repairs the rest",
+)
+def test_a_tick_that_hangs_and_is_ended_is_repaired(stack: Stack) -> None:
+    overload(stack)
+    stack.config["nginx"]["reload_command"] = ["/bin/sh", "-c", f"touch {stack.directory}/hangs; exec sleep 30"]
+    command = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), "run"]
+    with subprocess.Popen(command, start_new_session=True) as run:
+        wait_for((stack.directory / "hangs").exists)
+        os.killpg(run.pid, signal.SIGTERM)  # as systemd does at TimeoutStartSec
+    assert run.returncode == -signal.SIGTERM
+    assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
+    stack.config["nginx"]["reload_command"] = [*stack.nginx, "-s", "reload"]
+    assert_published(stack)
+
+
+# --- 11: an edit by hand ---------------------------------------------------------------------------------
+
+
+@fault(
+    11,
+    "the operator edits upstream.conf",
+    sees="changed by hand: +    server 127.0.0.1:…; # mine",
+    keeps="requests; the edited text is kept beside it, what was decided replaces it",
+)
+def test_an_edit_by_hand_is_told_kept_and_replaced(stack: Stack) -> None:
+    stack.run()
+    live, workers = stack.upstream.read_text(), stack.worker_pids()
+    edited = live.replace("least_conn;", f"least_conn;\n    server 127.0.0.1:{stack.nodes[0].port}; # mine")
+    stack.upstream.write_text(edited)
+    subprocess.run([*stack.nginx, "-s", "reload"], check=True)  # and makes it live, under the same generation
+    wait_for(lambda: not stack.worker_pids() & workers)
+    edited_workers = stack.worker_pids()
+    stack.config["nginx"]["min_reload_interval_seconds"] = 3600  # which does not hold up a repair
+    said = stack.run()
+    (kept,) = stack.upstream.parent.glob("*.edited")
+    assert f"{stack.upstream} was changed by hand: kept as {kept}" in said
+    assert kept.read_text() == edited
+    assert stack.upstream.read_text() == live
+    assert not stack.worker_pids() & edited_workers
+    assert stack.run() == ""
+
+
+@fault(
+    11,
+    "the operator edits upstream.conf so that nginx refuses it",
+    sees="changed by hand: +garbage",
+    keeps="requests; the edited text is kept beside it, what was decided replaces it",
+)
+def test_a_broken_edit_by_hand_is_replaced(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.upstream.write_text(live + "garbage\n")
+    stack.run()
+    assert stack.upstream.read_text() == live
+
+
+def test_a_long_edit_is_told_in_part_and_ten_edits_are_kept(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    for number in range(12):
+        stack.upstream.write_text(live + f"# edit {number}\x1b[31m\n" * 50)
+        said = stack.run()
+        assert "changed by hand: ... and 10 lines more" in said
+        assert "\x1b" not in said
+    kept = sorted(stack.upstream.parent.glob("*.edited"))
+    assert len(kept) == 10
+    assert "# edit 11" in kept[-1].read_text()
+    assert "# edit 2\x1b" in kept[0].read_text()
+
+
+# --- 12: rollback ----------------------------------------------------------------------------------------
+
+
+def damage(backup: Path) -> None:
+    """Let a disk fault turn a bit of a backup."""
+    backup.write_text(backup.read_text().replace("weight=100", "weight=900", 1))
+
+
+@fault(
+    12,
+    "`rollback` with no backup",
+    sees="no backup beside …upstream.conf: nothing to go back to",
+    keeps="everything: nothing is touched",
+)
+def test_rollback_without_a_backup(stack: Stack) -> None:
+    assert stack.script("rollback").returncode == 1
+    assert stack.upstream.read_text() == SEED
+    stack.run()
+    live = stack.upstream.read_text()
+    assert stack.script("rollback").returncode == 1  # the seed serves nobody
+    assert stack.upstream.read_text() == live
+
+
+@fault(
+    12,
+    "`rollback`, and the only backup is damaged",
+    sees="no backup beside …upstream.conf (1 damaged): nothing to go back to",
+    keeps="everything: nothing is touched",
+)
+def test_rollback_with_a_corrupt_backup(stack: Stack) -> None:
+    live, _ = overload(stack)
+    stack.run()
+    damage(stack.backups()[1])
+    assert stack.script("rollback").returncode == 1
+    stack.await_generation(stack.status()["generation"])
+    assert stack.upstream.read_text() != live
+
+
+@fault(
+    12,
+    "`rollback` with ten backups, of which the newest former one is damaged",
+    sees="generation … is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it",
+    keeps="requests; the newest one that is whole goes live, older ones than ten are gone",
+)
+def test_rollback_with_ten_backups(stack: Stack) -> None:
+    for number in range(12):
+        stack.nodes[number % 3].load["kv"] = 0.95 if stack.nodes[number % 3].load["kv"] < 0.5 else 0.1
+        stack.run()
+    backups = stack.backups()
+    assert len(backups) == 10
+    former = backups[2].read_text()
+    damage(backups[1])
+    assert stack.script("rollback").returncode == 0
+    assert stack.upstream.read_text() == former
+    stack.await_generation(former.partition('default "')[2].partition('"')[0])
+    assert_published_after_rollback(stack)
+
+
+def assert_published_after_rollback(stack: Stack) -> None:
+    """See that the next tick decides anew."""
+    wanted = stack.status()["generation"]
+    stack.run()
+    assert stack.status()["generation"] == wanted == stack.generation()
+
+
+@fault(
+    12,
+    "`rollback` to a text that nginx refuses today",
+    sees='zero size shared memory zone "gone"…; rolled back to generation …',
+    keeps="requests: a text is tested before it goes live, and what was live stays",
+)
+def test_a_text_that_is_restored_is_tested_first(stack: Stack) -> None:
+    stack.write_nginx("limit_req_zone $binary_remote_addr zone=gone:1m rate=100r/s;")
+    template = stack.directory / "template.j2"
+    server = f"server 127.0.0.1:{stack.nodes[0].port};"
+    template.write_text(f"limit_req zone=gone burst=99;\nupstream llm_cluster {{ {server} }}\n")
+    stack.config["nginx"]["upstream_template"] = str(template)
+    stack.run()
+    stack.config["nginx"]["upstream_template"] = None
+    stack.run()
+    live, generation, workers = stack.upstream.read_text(), stack.generation(), stack.worker_pids()
+    stack.write_nginx()
+    assert stack.script("rollback").returncode == 1
+    assert (stack.upstream.read_text(), stack.generation(), stack.worker_pids()) == (live, generation, workers)
