@@ -1120,11 +1120,11 @@ def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_secon
     weights = [[int(weight) for weight in WEIGHT.findall(upstream)] for upstream in (current, wanted)]
     moves = max((abs(new - old) / old for old, new in zip(*weights, strict=True)), default=math.inf)
     if moves < settings.min_weight_change_ratio:
-        return f"no weight moves by {settings.min_weight_change_ratio:.0%}"
+        return f"no weight moves by {settings.min_weight_change_ratio:.0%} or more"
     if age_seconds < settings.min_reload_interval_seconds:
-        return f"the last reload was {age_seconds:.0f} s ago, at least {settings.min_reload_interval_seconds:g}"
+        return f"the last reload was {int(age_seconds)} s ago, the least is {settings.min_reload_interval_seconds:g} s"
     if draining >= settings.max_draining_generations:
-        return f"{draining} generations of workers are still draining, at most {settings.max_draining_generations}"
+        return f"{draining} generations of workers are still draining, the limit is {settings.max_draining_generations}"
     return None
 
 

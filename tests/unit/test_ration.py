@@ -1,0 +1,53 @@
+"""When a change that only moves weights may go out, and how many generations of workers drain."""
+
+from __future__ import annotations
+
+import pytest
+
+import vllm_nginx_lb as lb
+
+SETTINGS = lb.NginxSettings()  # 30 s, 10 %, 5 generations
+
+
+def upstream(*weights: int) -> str:
+    return "".join(f"    server 127.0.0.1:{80 + i} weight={weight};\n" for i, weight in enumerate(weights))
+
+
+@pytest.mark.parametrize(
+    ("weights", "age", "draining", "reason"),
+    [
+        ((100, 60), 30.0, 0, None),
+        ((100, 60), 29.9, 0, "the last reload was 29 s ago, the least is 30 s"),
+        ((100, 60), 30.0, 4, None),
+        ((100, 60), 30.0, 5, "5 generations of workers are still draining, the limit is 5"),
+        ((100, 91), 30.0, 0, "no weight moves by 10% or more"),
+        ((100, 90), 30.0, 0, None),
+        ((99, 110), 30.0, 0, None),
+        ((99, 109), 0.0, 9, "no weight moves by 10% or more"),
+    ],
+)
+def test_a_change_of_weights_waits(weights: tuple[int, int], age: float, draining: int, reason: str | None) -> None:
+    assert lb.reason_to_wait(SETTINGS, upstream(100, 100), upstream(*weights), age, draining) == reason
+
+
+def test_without_a_deadband_every_change_counts() -> None:
+    settings = lb.NginxSettings(min_weight_change_ratio=0, min_reload_interval_seconds=0)
+    assert lb.reason_to_wait(settings, upstream(100, 100), upstream(100, 99), 0, 0) is None
+
+
+def test_workers_are_sorted_by_the_reload_that_made_them() -> None:
+    first = lb.sort_workers(lb.Workers(), 1, {2, 3}, 2)
+    assert (first.generations, first.draining) == (((2, 3),), 0)
+    second = lb.sort_workers(first, 1, {2, 3, 12, 13}, 13)
+    assert (second.generations, second.draining) == (((2, 3), (12, 13)), 1)
+    replaced = lb.sort_workers(second, 1, {3, 12, 14}, 12)  # 13 died, nginx made 14
+    assert (replaced.generations, replaced.draining) == (((3,), (12, 14)), 1)
+    third = lb.sort_workers(replaced, 1, {3, 14, 22, 23}, 22)
+    assert (third.generations, third.draining) == (((3,), (14,), (22, 23)), 2)
+    done = lb.sort_workers(third, 1, {22, 23}, 22)
+    assert (done.generations, done.draining) == (((22, 23),), 0)
+
+
+def test_another_nginx_has_no_former_workers() -> None:
+    known = lb.Workers(group=1, generations=((2,), (3,)))
+    assert lb.sort_workers(known, 9, {10}, 10) == lb.Workers(group=9, generations=((10,),))
