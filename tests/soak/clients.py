@@ -45,9 +45,9 @@ async def ask(url: str, max_tokens: int) -> Answer:
             if answer.status != 200:
                 problem = f"status {answer.status}"
             elif tokens != max_tokens or not text.endswith(b"data: [DONE]\n\n"):
-                problem = f"{tokens} of {max_tokens} tokens, then {text[-40:]!r}"
+                problem = "incomplete"
     except (aiohttp.ClientError, TimeoutError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = type(error).__name__
     return Answer(request_id, began, time.monotonic(), problem)
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import vllm_nginx_lb
 from tests.integration.conftest import PYTHON, SCRIPT, wait_for
 from tests.soak.clients import Answer, Clients
 from tests.soak.schedule import MEMBERSHIP, Event, make_schedule
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 ACCELERATION = 20
 TICKS, TICK_SECONDS = 180, 10 / ACCELERATION
-CLIENTS, MAX_TOKENS = 12, range(4, 60)
+CLIENTS, MAX_TOKENS = 16, range(4, 60)
 # Small caches: the load alone moves the weights, up to preemptions.
 NODE_OPTIONS = ("--num-blocks=14", "--step-ms=20", "--prefill-token-ms=0.1")
 FAIL_TIMEOUT_SECONDS = 60 // ACCELERATION
+# What the role's nginx tries on another node, and for how long. A 502 is its own, for a connection that broke.
+TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {502, 503}, 30
 # A node that went down again and again needs 32 good scrapes; then two ticks to its full weight.
 TICKS_TO_SETTLE = 60
 TICK_USUALLY_TAKES_SECONDS = 0.4
@@ -126,19 +129,59 @@ class Soak:
             self.counts[f"exit {done.returncode}"] += 1
             if done.returncode in {0, 1}:
                 self.counts[self.site.status()["outcome"]] += 1
-        self.rotations.append((time.monotonic(), self.site.rotation()))
+        if vllm_nginx_lb.is_intact(self.site.upstream.read_text()):
+            self.rotations.append((time.monotonic(), self.site.rotation()))
+
+    def play(self, schedule: list[Event]) -> None:
+        """Run the ticks with the faults, as the timer does, which starts no tick before the last has ended."""
+        clock = threading.Event()
+        for tick in range(1, TICKS + 1):
+            due = time.monotonic() + TICK_SECONDS
+            ending = [event for event in schedule if event.ends == tick]
+            for event in sorted(ending, key=lambda event: event.what != "lock"):  # which others wait for
+                self.end(event)
+            beginning = [event for event in schedule if event.begins == tick]
+            for event in beginning:
+                self.begin(event)
+            self.tick(kill=next((event for event in beginning if event.what == "kill"), None))
+            clock.wait(due - time.monotonic())
+
+    def settle(self) -> int | None:
+        """Return after how many more ticks the weights are right, if ever."""
+        for tick in range(1, TICKS_TO_SETTLE + 1):
+            self.tick()
+            if self.is_right():
+                return tick
+        return None
+
+    def is_right(self) -> bool:
+        """Tell whether every node is up with the weight of an idle one, and that is live."""
+        [pool] = self.site.status()["pools"]
+        right = all((node["state"], node["weight"]) == ("up", 100) for node in pool["nodes"])
+        return right and len(self.site.rotation()) == len(self.site.machines) and self.site.is_settled()
 
     # --- the verdict --------------------------------------------------------------------------------
 
+    def unexplained(self, failed: list[Answer]) -> list[str]:
+        """Return those failed requests that cannot be put down to a faulty node, in words."""
+        entries = self.site.entries()
+        return [
+            f"{answer} {entries.get(answer.request_id)} during {self.faults_during(answer)}"
+            for answer in failed
+            if answer.request_id not in entries or not self.is_explained(answer, entries[answer.request_id])
+        ]
+
     def is_explained(self, answer: Answer, entry: dict[str, Any]) -> bool:
-        """Tell whether a failed request ended at a node that was out, or nginx had only such nodes."""
-        last = entry["upstream_addr"].split(", ")[-1]
-        if last != "llm_cluster":  # by which nginx means that it has given up on all of them
-            return self.was_out(last, answer.began, answer.ended)
+        """Tell whether a failed request met nothing but nodes that were out.
+
+        What nginx tries again, it must have had no healthy node for: every one in rotation was out, or just had been.
+        """
+        if entry["status"] not in TRIED_AGAIN or entry["request_time"] >= TRIED_AGAIN_WITHIN_SECONDS:
+            return self.was_out(entry["upstream_addr"].split(", ")[-1], answer.began, answer.ended)
         began = answer.began - FAIL_TIMEOUT_SECONDS
         return any(
             all(self.was_out(address, began, answer.ended) for address in rotation)
-            for rotation in self.rotations_between(answer.began, answer.ended)
+            for rotation in self.rotations_between(began, answer.ended)
         )
 
     def was_out(self, address: str, began: float, ended: float) -> bool:
@@ -159,19 +202,10 @@ class Soak:
             if each.began <= answer.ended and answer.began <= each.ended
         ]
 
-    def settle(self) -> int | None:
-        """Return after how many more ticks the weights are right, if ever."""
-        for tick in range(1, TICKS_TO_SETTLE + 1):
-            self.tick()
-            if self.is_right():
-                return tick
-        return None
 
-    def is_right(self) -> bool:
-        """Tell whether every node is up with the weight of an idle one, and that is live."""
-        [pool] = self.site.status()["pools"]
-        right = all((node["state"], node["weight"]) == ("up", 100) for node in pool["nodes"])
-        return right and len(self.site.rotation()) == len(self.site.machines) and self.site.is_settled()
+def counted(counts: Counter[Any]) -> str:
+    """Return counts in one line."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def scaled_config(site: Site) -> None:
@@ -188,41 +222,27 @@ def test_no_request_to_a_healthy_node_fails(
     hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
     with start_site(tmp_path, heard, hosts, NODE_OPTIONS) as site, Clients(site.ingress_port) as clients:
         scaled_config(site)
-        master, soak = site.master_pid, Soak(site)
+        soak, master = Soak(site), site.master_pid
         schedule = make_schedule(seed, list(site.machines), TICKS)
+        story = f"seed {seed}:\n" + "\n".join(map(str, schedule))
         soak.tick()
         wait_for(site.is_settled)
         clients.keep_busy(CLIENTS, MAX_TOKENS, random.Random(seed))  # noqa: S311 - to be repeated, not to be secret
-        clock = threading.Event()
-        for tick in range(1, TICKS + 1):
-            due = time.monotonic() + TICK_SECONDS
-            ending = [event for event in schedule if event.ends == tick]
-            for event in sorted(ending, key=lambda event: event.what != "lock"):
-                soak.end(event)
-            beginning = [event for event in schedule if event.begins == tick]
-            for event in beginning:
-                soak.begin(event)
-            soak.tick(kill=next((event for event in beginning if event.what == "kill"), None))
-            clock.wait(due - time.monotonic())  # as the timer does, which starts no tick before the last has ended
+        soak.play(schedule)
         clients.finish()
-        settling = soak.settle()
+        settled_after = soak.settle()
 
-        entries = site.entries()
         failed = [answer for answer in clients.answers if answer.problem]
-        unexplained = [
-            f"{answer} {entries.get(answer.request_id)} during {soak.faults_during(answer)}"
-            for answer in failed
-            if answer.request_id not in entries or not soak.is_explained(answer, entries[answer.request_id])
-        ]
-        figures = (
-            f"{len(clients.answers)} requests, {len(failed)} failed, {len(unexplained)} of them at healthy nodes; "
+        unexplained = soak.unexplained(failed)
+        record_property(
+            f"soak, seed {seed}",
+            f"{len(clients.answers)} requests, {len(failed)} failed "
+            f"({counted(Counter(answer.problem for answer in failed))}), {len(unexplained)} of them at healthy nodes; "
+            f"{counted(soak.counts)}; weights right after {settled_after} more",
         )
-        figures += ", ".join(f"{name} {count}" for name, count in sorted(soak.counts.items()))
-        record_property(f"soak, seed {seed}", f"{figures}; settled after {settling} ticks")
-        story = "\n".join(map(str, schedule))
-        assert not unexplained, f"seed {seed}: {unexplained}\n{story}"
-        assert settling is not None, f"seed {seed}: {site.status()}\n{heard[-10:]}\n{story}"
-        assert site.master_pid == master
+        assert not unexplained, "\n".join([*unexplained, story])
+        assert settled_after is not None, f"{site.status()}\n{heard[-10:]}\n{story}"
+        assert site.master_pid == master, story
         wait_for(lambda: len(site.worker_pids()) == WORKERS)
-        assert not list(site.upstream.parent.glob(".*.new")), f"seed {seed}: a temporary file is left"
-        assert subprocess.run([*site.nginx, "-t", "-q"], check=False).returncode == 0
+        assert not list(site.upstream.parent.glob(".*.new")), f"a temporary file is left\n{story}"
+        assert subprocess.run([*site.nginx, "-t", "-q"], check=False).returncode == 0, story
