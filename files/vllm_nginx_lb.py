@@ -1118,7 +1118,7 @@ def sort_workers(known: Workers, group: int, alive: AbstractSet[int], serving: i
 def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_seconds: float, draining: int) -> str | None:
     """Return why a change that only moves weights shall wait, or None if it may go out."""
     weights = [[int(weight) for weight in WEIGHT.findall(upstream)] for upstream in (current, wanted)]
-    moves = max((abs(new - old) / old for old, new in zip(*weights, strict=True)), default=math.inf)
+    moves = max((abs(new - old) / max(1, old) for old, new in zip(*weights, strict=True)), default=math.inf)
     if moves < settings.min_weight_change_ratio:
         return f"no weight moves by {settings.min_weight_change_ratio:.0%} or more"
     if age_seconds < settings.min_reload_interval_seconds:
