@@ -43,7 +43,7 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{STATUS_PORT};
-        location = /generation {{ default_type text/plain; return 200 "$vllm_nginx_lb_generation\\n"; }}
+        location = /generation {{ default_type text/plain; return 200 "$vllm_nginx_lb_generation $pid\\n"; }}
     }}
 }}
 """

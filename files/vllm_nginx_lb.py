@@ -1200,7 +1200,7 @@ class Nginx:
             FailureError: nginx does not answer.
         """
         if not self.settings.confirm_url:
-            return Live(generation_of(next(iter(self.backups()), "")))
+            return Live(generation_of(self.newest_backup()))
         # Not requests: what runs as root loads as little as it can, and this is one GET to the host itself.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -1278,9 +1278,8 @@ class Nginx:
         """Return the text to go back to: what nginx runs, as far as it is known, or an empty text."""
         if is_intact(current) and generation_of(current) == live.generation:
             return current
-        backups = self.backups()
-        running = [text for text in backups if generation_of(text) == live.generation]
-        return next(iter([*running, *backups]), "")
+        running = (text for text in self.backups() if generation_of(text) == live.generation)
+        return next(running, self.newest_backup())
 
     # Copies lie in nginx's directory, not in the state directory: what `rollback` makes live must come
     # from where only root can write. Their numbers tell their age: a clock may jump.
@@ -1307,7 +1306,7 @@ class Nginx:
 
     def tidy(self, upstream: str) -> None:
         """Finish what a killed run left undone although its text is live: its backup, and its temporary files."""
-        if generation_of(next(iter(self.backups()), "")) != generation_of(upstream):
+        if generation_of(self.newest_backup()) != generation_of(upstream):
             self.keep_backup(self.stage_backup(upstream), upstream)
         for left in self.file.parent.glob(f".{self.file.name}*.new"):
             left.unlink(missing_ok=True)
@@ -1321,10 +1320,16 @@ class Nginx:
         for old in self.copies(kind)[MAX_COPIES:]:
             old.unlink(missing_ok=True)
 
-    def backups(self) -> list[str]:
-        """Return the texts that were live, newest first, without damaged ones."""
-        texts = (path.read_text(encoding="utf-8", errors="replace") for path in self.copies("bak"))
-        return [text for text in texts if is_intact(text)]
+    def backups(self) -> Iterator[str]:
+        """Yield the texts that were live, newest first, without damaged ones."""
+        for path in self.copies("bak"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if is_intact(text):
+                yield text
+
+    def newest_backup(self) -> str:
+        """Return the text that was live last, or an empty one."""
+        return next(self.backups(), "")
 
     def keep_edited(self, edited: str, pristine: str) -> None:
         """Keep a text that somebody wrote into the upstream file, and log what they changed."""
@@ -1416,7 +1421,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
 
 def restore_for_start(nginx: Nginx, current: str) -> str:
     """Put the last good text back while nginx is down, so that it can start; return words for the log."""
-    last_good = next(iter(nginx.backups()), "")
+    last_good = nginx.newest_backup()
     if is_intact(current) or not last_good:
         return ""
     nginx.keep_edited(current, last_good)
@@ -1821,7 +1826,7 @@ def rollback_command(config: Config) -> None:
     """Make the newest backup that differs from what is live, live again."""
     nginx = Nginx(config.nginx)
     with locked(nginx.lock, wait_seconds=15):
-        current, live, backups = nginx.read(), nginx.live(), nginx.backups()
+        current, live, backups = nginx.read(), nginx.live(), list(nginx.backups())
         former = next((text for text in backups if text != current and generation_of(text) != live.generation), None)
         if former is None:
             damaged = len(nginx.copies("bak")) - len(backups)
