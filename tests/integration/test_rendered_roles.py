@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,12 +15,15 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 import yaml
+
+from tests.integration.conftest import NodeServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,12 +101,20 @@ def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any],
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+def authority() -> trustme.CA:
+    """Make the certificate authority that the host "tls" trusts."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> dict[str, Host]:
     """Let Ansible write every template of the roles, for each ingress host."""
     folder = tmp_path_factory.mktemp("rendered")
-    ports = free_ports(6)
-    found = {name: Host(folder / name, ports.pop(), ports.pop()) for name in ("plain", "tuned", "secret")}
-    settings: dict[str, dict[str, Any]] = {"plain": {}, "tuned": TUNED, "secret": SECRET}
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    tls = {"nginx_ingress_upstream_scheme": "https", "nginx_ingress_upstream_ca_file": str(folder / "ca.pem")}
+    settings: dict[str, dict[str, Any]] = {"plain": {}, "tuned": TUNED, "secret": SECRET, "tls": tls}
+    ports = free_ports(2 * len(settings))
+    found = {name: Host(folder / name, ports.pop(), ports.pop()) for name in settings}
     files = [(role, name) for role, names in TEMPLATES.items() for name in names]
     for host in found.values():
         for _, name in files:
@@ -183,9 +195,9 @@ SERVICE, TIMER = TEMPLATES["vllm_nginx_lb"][1:]
 def test_sandbox_is_tight(hosts: dict[str, Host]) -> None:
     program = shutil.which("systemd-analyze")
     assert program, "this test needs systemd"
-    # The threshold is in tenths: exit code 1 when the exposure is above 2.0.
+    # The threshold is in tenths: exit code 1 when the exposure is above 1.6.
     result = subprocess.run(
-        [program, "security", "--offline=true", "--threshold=20", "--no-pager", str(hosts["plain"].root / SERVICE)],
+        [program, "security", "--offline=true", "--threshold=16", "--no-pager", str(hosts["plain"].root / SERVICE)],
         capture_output=True,
         text=True,
         check=False,
@@ -212,7 +224,7 @@ class Node:
 
 
 @contextlib.contextmanager
-def serve(node: Node) -> Iterator[Node]:
+def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
     """Let a node answer on a free port of 127.0.0.1."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -233,7 +245,7 @@ def serve(node: Node) -> Iterator[Node]:
         def log_message(self, *_: object) -> None:
             """Stay quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = NodeServer("127.0.0.1", Handler, tls, 0)
     node.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -393,6 +405,32 @@ def test_what_nginx_answers_itself_is_json(tmp_path: Path, hosts: dict[str, Host
         too_large = ask(f"{entry.url}/v1/completions", b"x" * (2**20 + 1))
         assert (too_large.status, json.loads(too_large.body)["error"]["code"]) == (413, "request_too_large")
         assert entry.log()[0]["upstream_addr"] == f"127.0.0.1:{dead}"
+
+
+def certified(issuer: trustme.CA, name: str) -> ssl.SSLContext:
+    """Return what a server with a certificate for this name needs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issuer.issue_cert(name).configure_cert(context)
+    return context
+
+
+def test_requests_go_to_nodes_with_the_right_certificate(
+    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA
+) -> None:
+    with serve(Node(), certified(authority, "vllm")) as node, ingress(tmp_path, hosts["tls"], [node.port]) as entry:
+        assert ask(f"{entry.url}/v1/completions", b"{}").status == 200
+        assert node.seen[0][3] == b"{}"
+
+
+@pytest.mark.parametrize(("ours", "name"), [(False, "vllm"), (True, "other")], ids=["issuer", "name"])
+def test_requests_go_to_no_node_with_a_wrong_certificate(
+    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA, name: str, *, ours: bool
+) -> None:
+    certificate = certified(authority if ours else trustme.CA(), name)
+    with serve(Node(), certificate) as node, ingress(tmp_path, hosts["tls"], [node.port]) as entry:
+        assert ask(f"{entry.url}/v1/completions", b"{}").status == 502
+        assert node.seen == []
+        assert "SSL" in (tmp_path / "error.log").read_text(encoding="utf-8")
 
 
 def test_status_server_tells_the_generation(tmp_path: Path, hosts: dict[str, Host]) -> None:
