@@ -1,11 +1,13 @@
-"""The scenario's stack as its tests see it: the way clients take, and a look into the containers."""
+"""A scenario's stack as its tests see it: the way clients take, and a look into the containers."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +24,12 @@ Seen = TypeVar("Seen")
 PODMAN = "podman"
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 
-SCENARIO = Path(__file__).resolve().parents[1]
-PROJECT = SCENARIO.parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
+# Molecule says which scenario it runs; pytest also collects tests without it.
+SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", PROJECT / "molecule" / "default"))
+EPHEMERAL = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", SCENARIO))
+# The key of the nodes, in a scenario that gives them one.
+API_KEY_FILE = EPHEMERAL / "node_api_key"
 INTERVAL_SECONDS = 10
 UPSTREAM_FILE = "/etc/nginx/vllm-nginx-lb/upstream.conf"
 STATUS_FILE = "/var/lib/vllm-nginx-lb/status.json"
@@ -51,10 +57,24 @@ def wait_until(look: Callable[[], Seen], within_seconds: float, what: str) -> Se
     return seen
 
 
+def podman(*arguments: str) -> None:
+    """Run podman, which must succeed."""
+    subprocess.run([PODMAN, *arguments], check=True, capture_output=True)
+
+
+def container(host: str) -> str:
+    """Return the name of an inventory host's container."""
+    return f"{INVENTORY['containers']['vars']['containers_network']}-{host}"
+
+
+def attempt(host: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the container of an inventory host, which may fail."""
+    return subprocess.run([PODMAN, "exec", container(host), *command], check=False, capture_output=True, text=True)
+
+
 def run(host: str, *command: str, check: bool = True) -> str:
     """Run a command in the container of an inventory host and return what it printed."""
-    container = f"{INVENTORY['containers']['vars']['containers_network']}-{host}"
-    done = subprocess.run([PODMAN, "exec", container, *command], check=False, capture_output=True, text=True)
+    done = attempt(host, *command)
     assert done.returncode == 0 or not check, f"{host}: {' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -105,7 +125,8 @@ def starts_of_ticks() -> list[float]:
 def client(address: str = INGRESS["container_ip"]) -> openai.OpenAI:
     """Return a client of the ingress that shows every failure: it does not try again."""
     host = f"[{address}]" if ":" in address else address
-    return openai.OpenAI(base_url=f"http://{host}:8080/v1", api_key="unused", max_retries=0, timeout=120)
+    api_key = API_KEY_FILE.read_text(encoding="ascii").strip() if API_KEY_FILE.exists() else "unused"
+    return openai.OpenAI(base_url=f"http://{host}:8080/v1", api_key=api_key, max_retries=0, timeout=120)
 
 
 def node_that_answers(user: openai.OpenAI, number: int) -> str:
@@ -123,6 +144,17 @@ def shares(requests: int) -> Counter[str]:
     """Send requests through the ingress, eight at a time, and count which node answered how many."""
     with client() as user, ThreadPoolExecutor(max_workers=8) as pool:
         return Counter(pool.map(lambda number: node_that_answers(user, number), range(requests)))
+
+
+def control(node: str, **settings: Any) -> None:
+    """Change how a node's simulator behaves; see simulator/README.md."""
+    request = urllib.request.Request(
+        f"http://{ADDRESSES[node]}/control",
+        data=json.dumps(settings).encode(),
+        headers={"Content-Type": "application/json"},
+        method="PUT",
+    )
+    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
 
 
 def play(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
