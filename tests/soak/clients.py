@@ -33,7 +33,11 @@ class Answer:
 
 
 async def ask(url: str, max_tokens: int) -> Answer:
-    """Send one request on a connection of its own, and read its answer to the end."""
+    """Send one request, and read its answer to the end.
+
+    The connection is its own: nginx closes those that are kept for later when it reloads, and a client that
+    keeps them must repeat a request that meets the end of its connection.
+    """
     began, request_id, problem = time.monotonic(), "", None
     body = {"prompt": PROMPT, "max_tokens": max_tokens, "stream": True}
     timeout = aiohttp.ClientTimeout(total=LONGEST_SECONDS)
@@ -60,24 +64,30 @@ class Clients:
         self.answers: list[Answer] = []
         self._tasks: list[Future[Any]] = []
         self._stopping = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     def __enter__(self) -> Self:
         """Start the thread."""
         self._thread.start()
+        self._ready.wait()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the requests under way finish, and end the thread."""
+        """Let the requests under way finish, or break them off after an error, and end the thread."""
         try:
-            self.finish()
+            if kind is None:
+                self.finish()
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._over.set)
             self._thread.join()
-            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._over.wait()
 
     def keep_busy(self, clients: int, max_tokens: range, chance: Random) -> None:
         """Let clients ask one request after the other, until finish()."""

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.faults import heard, told
-
-if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter
 
 __all__ = ["heard", "told"]  # fixtures
 SEED_VARIABLE = "SOAK_SEED"
@@ -33,7 +29,7 @@ def seed() -> int:
     return int(os.environ[SEED_VARIABLE])
 
 
-def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what the tests counted."""
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

@@ -31,12 +31,12 @@ BALANCER = {
     "drain": range(3, 15),
     "remove": range(3, 15),
 }
-MEMBERSHIP = {"drain", "remove"}
+MEMBERSHIP = {"drain", "remove"}  # one at a time
 FILES = ("memory.json", "plan.json", "status.json")
 NODE_CHANCE, BALANCER_CHANCE = 0.4, 0.6  # per tick; the second where nothing happens to a node
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """One fault, from before one tick to before another."""
 

@@ -11,7 +11,7 @@ import requests
 
 from tests.integration.conftest import wait_for
 from tests.soak.clients import Clients
-from tests.soak.site import Node, Site, start_site
+from tests.soak.simulated_site import Node, Site, start_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def most_draining(site: Site) -> Iterator[Callable[[], int]]:
 @pytest.mark.fault(
     13,
     "Streams of a minute keep the workers of three reloads alive while weights keep moving",
-    sees="deferred: … generations of workers are still draining, at most …",
+    sees="deferred: … generations of workers are still draining, the limit is …",
     keeps="all 50 streams reach their last token; a drain goes out at once, weights when the streams have ended",
 )
 def test_no_stream_is_cut_and_draining_workers_are_bounded(

@@ -11,18 +11,18 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import vllm_nginx_lb
 from tests.integration.conftest import PYTHON, SCRIPT, wait_for
 from tests.soak.clients import Answer, Clients
-from tests.soak.schedule import MEMBERSHIP, Event, make_schedule
-from tests.soak.site import WORKERS, Site, start_site
+from tests.soak.schedule import Event, make_schedule
+from tests.soak.simulated_site import WORKERS, Site, node_names, start_site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ACCELERATION = 20
@@ -40,12 +40,15 @@ TICK_USUALLY_TAKES_SECONDS = 0.4
 
 @dataclass
 class Outage:
-    """A fault that a node's clients could see. Times are the monotonic clock's."""
+    """When the clients of a node could see a fault of it. Times are the monotonic clock's."""
 
     address: str
-    event: Event
     began: float
     ended: float = math.inf
+
+    def meets(self, began: float, ended: float) -> bool:
+        """Tell whether it was on at some time between two."""
+        return self.began <= ended and began <= self.ended
 
 
 @dataclass
@@ -53,65 +56,69 @@ class Soak:
     """A site, what is done to it, and what came of it."""
 
     site: Site
-    outages: list[Outage] = field(default_factory=list)
+    outages: dict[Event, Outage] = field(default_factory=dict)
     rotations: list[tuple[float, frozenset[str]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     locks: ExitStack = field(default_factory=ExitStack)
+    on: set[str] = field(default_factory=set)  # the faults beside the nodes
 
     # --- faults ---------------------------------------------------------------------------------
 
     def begin(self, event: Event) -> None:
         """Let a fault begin."""
         self.counts["faults"] += 1
-        if event.begin:
-            node = self.site.machines[event.node]
-            if event.out:
-                self.outages.append(Outage(node.address, event, time.monotonic()))
-            node.control(**event.begin)
-        else:
-            self.balancer_fault(event, event.what)()
+        if not event.begin:
+            self.on.add(event.what)
+            self.disturb(event)
+            return
+        node = self.site.machines[event.node]
+        if event.out:
+            self.outages[event] = Outage(node.address, time.monotonic())
+        node.control(**event.begin)
 
     def end(self, event: Event) -> None:
         """Let a fault end."""
-        if event.end:
-            self.site.machines[event.node].control(**event.end)
-            for outage in self.outages:
-                if outage.event == event:
-                    outage.ended = time.monotonic()
-        elif event.what in {"foreign fault", "lock", *MEMBERSHIP}:
-            self.balancer_fault(event, f"end {event.what}")()
+        if not event.begin:
+            self.on.remove(event.what)
+            self.calm(event)
+            return
+        self.site.machines[event.node].control(**event.end)
+        if event.out:
+            self.outages[event].ended = time.monotonic()
 
-    def balancer_fault(self, event: Event, step: str) -> Callable[[], object]:
-        """Return what begins or ends a fault beside the nodes."""
+    def disturb(self, event: Event) -> None:
+        """Do what goes wrong beside the nodes, but for the killing of a tick: see tick()."""
         site = self.site
-        return {
-            "kill": lambda: None,  # see tick()
-            "edit": lambda: site.upstream.write_text(site.upstream.read_text().replace("max_fails=10", "max_fails=9")),
-            "empty": lambda: site.upstream.write_text(""),
-            "truncate": lambda: os.truncate(site.directory / "state" / event.file, 100),
-            "foreign reload": lambda: subprocess.run([*site.nginx, "-s", "reload"], check=False, capture_output=True),
-            "foreign fault": lambda: site.write_nginx("no_such_directive;"),
-            "end foreign fault": site.write_nginx,
-            "lock": self.take_lock,
-            "end lock": self.locks.close,
-            "drain": lambda: site.script("drain", event.node),
-            "end drain": lambda: site.script("undrain", event.node),
-            "remove": lambda: self.configure(without=event.node),
-            "end remove": self.configure,
-        }[step]
+        match event.what:
+            case "edit":
+                site.upstream.write_text(site.upstream.read_text().replace("max_fails=10", "max_fails=9"))
+            case "empty":
+                site.upstream.write_text("")
+            case "truncate":
+                os.truncate(site.directory / "state" / event.file, 100)
+            case "foreign reload":
+                subprocess.run([*site.nginx, "-s", "reload"], check=False, capture_output=True)
+            case "foreign fault":
+                site.write_nginx("no_such_directive;")
+            case "lock":
+                file = self.locks.enter_context((site.directory / "state" / "lock").open())
+                fcntl.flock(file, fcntl.LOCK_EX)
+            case "drain":
+                site.script("drain", event.node)
+            case "remove":
+                site.config["pools"][0]["nodes"] = [node for node in site.as_configured() if node["name"] != event.node]
 
-    def take_lock(self) -> None:
-        """Hold the lock that a tick takes."""
-        file = self.locks.enter_context((self.site.directory / "state" / "lock").open())
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-    def configure(self, without: str = "") -> None:
-        """Have all nodes in the configuration but one."""
-        self.site.config["pools"][0]["nodes"] = [
-            {"name": node.name, "host": node.host, "port": node.port}
-            for node in self.site.machines.values()
-            if node.name != without
-        ]
+    def calm(self, event: Event) -> None:
+        """End what went wrong beside the nodes, where it does not happen once."""
+        match event.what:
+            case "foreign fault":
+                self.site.write_nginx()
+            case "lock":
+                self.locks.close()
+            case "drain":
+                self.site.script("undrain", event.node)
+            case "remove":
+                self.site.config["pools"][0]["nodes"] = self.site.as_configured()
 
     # --- ticks ------------------------------------------------------------------------------------
 
@@ -127,8 +134,11 @@ class Soak:
         else:
             done = self.site.script("run")
             self.counts[f"exit {done.returncode}"] += 1
-            if done.returncode in {0, 1}:
-                self.counts[self.site.status()["outcome"]] += 1
+            assert done.returncode in ({75} if "lock" in self.on else {0, 1}), done.stderr
+            if done.returncode != 75:
+                outcome = self.site.status()["outcome"]
+                self.counts[outcome] += 1
+                assert outcome not in {"failed", "rolled_back"} or "foreign fault" in self.on, done.stderr
         if vllm_nginx_lb.is_intact(self.site.upstream.read_text()):
             self.rotations.append((time.monotonic(), self.site.rotation()))
 
@@ -166,7 +176,8 @@ class Soak:
         """Return those failed requests that cannot be put down to a faulty node, in words."""
         entries = self.site.entries()
         return [
-            f"{answer} {entries.get(answer.request_id)} during {self.faults_during(answer)}"
+            f"{answer} {entries.get(answer.request_id)} during "
+            f"{[str(event) for event, each in self.outages.items() if each.meets(answer.began, answer.ended)]}"
             for answer in failed
             if answer.request_id not in entries or not self.is_explained(answer, entries[answer.request_id])
         ]
@@ -186,21 +197,13 @@ class Soak:
 
     def was_out(self, address: str, began: float, ended: float) -> bool:
         """Tell whether a node had a fault that its clients could see at some time between two."""
-        return any(each.address == address and each.began <= ended and began <= each.ended for each in self.outages)
+        return any(each.address == address and each.meets(began, ended) for each in self.outages.values())
 
     def rotations_between(self, began: float, ended: float) -> list[frozenset[str]]:
         """Return the sets of nodes that were in the upstream file at some time between two."""
         times = [time for time, _ in self.rotations]
         first, last = bisect.bisect(times, began) - 1, bisect.bisect(times, ended)
         return [rotation for _, rotation in self.rotations[max(0, first) : last + 1]]
-
-    def faults_during(self, answer: Answer) -> list[str]:
-        """Return what a request may have met."""
-        return [
-            f"{each.address} {each.event}"
-            for each in self.outages
-            if each.began <= answer.ended and answer.began <= each.ended
-        ]
 
 
 def counted(counts: Counter[Any]) -> str:
@@ -216,15 +219,28 @@ def scaled_config(site: Site) -> None:
     site.config["pools"][0] |= {"fail_timeout_seconds": FAIL_TIMEOUT_SECONDS}
 
 
+@contextmanager
+def noting(note: str) -> Iterator[None]:
+    """Add a note to whatever fails."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
+
+
 def test_no_request_to_a_healthy_node_fails(
     tmp_path: Path, heard: list[str], seed: int, record_property: Callable[[str, object], None]
 ) -> None:
     hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
-    with start_site(tmp_path, heard, hosts, NODE_OPTIONS) as site, Clients(site.ingress_port) as clients:
+    schedule = make_schedule(seed, node_names(hosts), TICKS)
+    with (
+        noting("\n".join([f"SOAK_SEED={seed}:", *map(str, schedule)])),
+        start_site(tmp_path, heard, hosts, NODE_OPTIONS) as site,
+        Clients(site.ingress_port) as clients,
+    ):
         scaled_config(site)
         soak, master = Soak(site), site.master_pid
-        schedule = make_schedule(seed, list(site.machines), TICKS)
-        story = f"seed {seed}:\n" + "\n".join(map(str, schedule))
         soak.tick()
         wait_for(site.is_settled)
         clients.keep_busy(CLIENTS, MAX_TOKENS, random.Random(seed))  # noqa: S311 - to be repeated, not to be secret
@@ -240,9 +256,9 @@ def test_no_request_to_a_healthy_node_fails(
             f"({counted(Counter(answer.problem for answer in failed))}), {len(unexplained)} of them at healthy nodes; "
             f"{counted(soak.counts)}; weights right after {settled_after} more",
         )
-        assert not unexplained, "\n".join([*unexplained, story])
-        assert settled_after is not None, f"{site.status()}\n{heard[-10:]}\n{story}"
-        assert site.master_pid == master, story
+        assert not unexplained, "\n".join(unexplained)
+        assert settled_after is not None, f"{site.status()}\n{heard[-10:]}"
+        assert site.master_pid == master
         wait_for(lambda: len(site.worker_pids()) == WORKERS)
-        assert not list(site.upstream.parent.glob(".*.new")), f"a temporary file is left\n{story}"
-        assert subprocess.run([*site.nginx, "-t", "-q"], check=False).returncode == 0, story
+        assert not list(site.upstream.parent.glob(".*.new")), "a temporary file is left"
+        assert subprocess.run([*site.nginx, "-t", "-q"], check=False).returncode == 0

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import string
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -93,6 +94,10 @@ class Site(Stack):
                 {extra}
             }}""")
 
+    def as_configured(self) -> list[dict[str, object]]:
+        """Return all nodes as the configuration has them."""
+        return [{"name": node.name, "host": node.host, "port": node.port} for node in self.machines.values()]
+
     def entries(self) -> dict[str, dict[str, Any]]:
         """Return the access log by request."""
         text = (self.directory / "upstream_trace.log").read_text()
@@ -161,6 +166,11 @@ def write_server(site: Site) -> None:
     run_play(folder, inventory, variables, tasks)
 
 
+def node_names(hosts: Sequence[str]) -> list[str]:
+    """Return the names of the nodes on these addresses: node-a and so on."""
+    return [f"node-{letter}" for letter, _ in zip(string.ascii_lowercase, hosts, strict=False)]
+
+
 @contextlib.contextmanager
 def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options: Sequence[str] = ()) -> Iterator[Site]:
     """Start a node on each host address and nginx in front of them; end all of it afterwards."""
@@ -169,8 +179,7 @@ def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options:
     (directory / "upstream").mkdir()
     with contextlib.ExitStack() as running:
         site = Site(directory, [], free_port(), free_port(), binary, heard=heard)
-        for letter, host in zip("abcdefgh", hosts, strict=False):
-            name = f"node-{letter}"
+        for name, host in zip(node_names(hosts), hosts, strict=True):
             site.machines[name] = running.enter_context(start_node(name, host, options, directory / f"{name}.log"))
         site.config = {
             "state_directory": str(directory / "state"),
@@ -180,14 +189,7 @@ def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options:
                 "reload_command": [*site.nginx, "-s", "reload"],
                 "confirm_url": f"http://127.0.0.1:{site.status_port}/generation",
             },
-            "pools": [
-                {
-                    "name": "llm_cluster",
-                    "nodes": [
-                        {"name": node.name, "host": node.host, "port": node.port} for node in site.machines.values()
-                    ],
-                }
-            ],
+            "pools": [{"name": "llm_cluster", "nodes": site.as_configured()}],
         }
         site.upstream.write_text(SEED)
         write_server(site)
