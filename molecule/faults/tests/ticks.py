@@ -1,0 +1,103 @@
+"""Ticks as systemd runs them on the ingress, what they say, and what came of them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import stack
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+SERVICE = "vllm-nginx-lb.service"
+WARNING = "4"
+# With these an operator runs a playbook here.
+OPERATOR = (
+    f"--inventory={stack.EPHEMERAL / 'edited-inventory' / 'hosts.yml'}",
+    f"--vault-password-file={stack.EPHEMERAL / 'vault_password'}",
+)
+# Without what is installed already.
+QUICKLY = ("--tags=vllm_nginx_lb_configure,vllm_nginx_lb_run",)
+
+
+def shell(script: str) -> str:
+    """Run a shell script on the ingress, which must succeed, and return what it printed."""
+    return stack.on_ingress("sh", "-euc", script)
+
+
+def balancer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the balancer's command on the ingress as root."""
+    return stack.attempt("ingress-1", "vllm-nginx-lb", *arguments)
+
+
+def property_of(unit: str, name: str) -> str:
+    """Return what systemd says of a unit."""
+    return stack.on_ingress("systemctl", "show", "--value", f"--property={name}", unit).strip()
+
+
+def await_end() -> None:
+    """Wait until no tick is under way."""
+    stack.wait_until(
+        lambda: property_of(SERVICE, "ActiveState") != "activating", within_seconds=15, what="the tick is over"
+    )
+
+
+def tick() -> bool:
+    """Run a tick that begins now, and tell whether it succeeded."""
+    await_end()  # the timer may have started one a moment ago, with the state of then
+    return stack.attempt("ingress-1", "systemctl", "start", SERVICE).returncode == 0
+
+
+@contextmanager
+def timer_stopped() -> Iterator[None]:
+    """Let no tick come by itself."""
+    stack.on_ingress("systemctl", "stop", "vllm-nginx-lb.timer")
+    try:
+        yield
+    finally:
+        stack.on_ingress("systemctl", "start", "vllm-nginx-lb.timer")
+
+
+def journal(since: float, *options: str) -> list[str]:
+    """Return the lines of the service since a time, in Unix seconds."""
+    stack.on_ingress("journalctl", "--sync")
+    lines = stack.on_ingress(
+        "journalctl", "--quiet", "--output=cat", f"--since=@{since:.6f}", f"--unit={SERVICE}", *options
+    )
+    return lines.splitlines()
+
+
+def complaints(since: float) -> list[str]:
+    """Return the warnings and errors of the script itself since a time."""
+    return journal(since, "--identifier=vllm-nginx-lb", f"--priority={WARNING}")
+
+
+def await_live(*servers: str, within_seconds: float = 10) -> None:
+    """Wait until nginx serves what was decided last, with these beginnings of servers in the upstream file.
+
+    After a reload the former workers may take connections for another moment.
+    """
+
+    def is_live() -> bool:
+        live, upstream = stack.generation(), stack.upstream()
+        as_decided = live == stack.status()["generation"] and f'default "{live}"' in upstream
+        return as_decided and all(f"server {server} " in upstream for server in servers)
+
+    stack.wait_until(is_live, within_seconds, f"what was decided is live: {' '.join(servers)}")
+
+
+def await_out(node: str, within_seconds: float = 10) -> None:
+    """Wait until nginx serves an upstream in which a node gets no requests."""
+    await_live(f"{stack.ADDRESSES[node]} down", within_seconds=within_seconds)
+
+
+@contextmanager
+def drained(node: str) -> Iterator[None]:
+    """Want a node out of rotation, and afterwards in it again. A tick makes it so."""
+    stack.on_ingress("vllm-nginx-lb", "drain", node)
+    try:
+        yield
+    finally:
+        stack.on_ingress("vllm-nginx-lb", "undrain", node)
