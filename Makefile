@@ -44,20 +44,19 @@ test-integration: venv ## Run the integration tests, with the real nginx on loop
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint ## All but the soak and the containers, and how much of the script the tests reach
-	tools/system-packages integration
-	pytest --numprocesses=auto --dist=loadfile --cov --cov-report= tests/unit tests/integration
-	coverage report --fail-under=95
+test-fast: lint test-unit test-integration ## All but the containers, within two minutes
 
 test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
 	tools/system-packages integration
 	pytest --numprocesses=2 tests/soak
 
-test-molecule: venv ## Stand the whole stack up in containers (VLLM_NGINX_LB_TEST_DEBIAN=bookworm: on Debian 12)
+test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
 	tools/system-packages containers
 	$(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO)
 
-test: test-fast test-soak test-molecule ## Everything
+test: test-fast test-soak ## Everything
+	$(MAKE) test-molecule SCENARIO=default
+	$(MAKE) test-molecule SCENARIO=faults
 	@echo "make test: everything passed"
 
 demo: venv ## Show one ingress and three simulated nodes at work, about a minute of load
@@ -71,4 +70,4 @@ bench: venv ## Measure what a tick costs
 	python benchmarks/tick.py
 
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .ansible .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
