@@ -44,7 +44,10 @@ test-integration: venv ## Run the integration tests, with the real nginx on loop
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint test-unit test-integration ## All but the containers, within two minutes
+test-fast: lint ## All but the soak and the containers, and how much of the script the tests reach
+	tools/system-packages integration
+	pytest --numprocesses=auto --dist=loadfile --cov --cov-report= tests/unit tests/integration
+	coverage report --fail-under=95
 
 test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
 	tools/system-packages integration
@@ -70,4 +73,4 @@ bench: venv ## Measure what a tick costs
 	python benchmarks/tick.py
 
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) .ansible .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
