@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -29,6 +30,7 @@ import math
 import os
 import queue
 import re
+import resource
 import socket
 import stat
 import subprocess
@@ -61,6 +63,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_LOCKED = 1, 2, 75
 NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
+SEED = "seed"  # the generation of the file that the role of the ingress makes, which serves nobody
 PRINTABLE = re.compile(r"[ -~]{0,300}")
 MAX_WEIGHT = 100
 
@@ -153,7 +156,9 @@ class NginxSettings:
     The last three ration reloads that only move weights: each leaves workers behind that finish their streams.
     """
 
-    upstream_file: str = path_setting("/etc/nginx/vllm-nginx-lb/upstream.conf")
+    upstream_file: str = text(
+        re.compile(r"/([^/\0\n]+/)*[^/\0\n]+"), "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
+    )
     upstream_template: str | None = path_setting(None)
     test_command: tuple[str, ...] = at_least_one("word", ("nginx", "-t"))
     reload_command: tuple[str, ...] = at_least_one("word", ("nginx", "-s", "reload"))
@@ -341,7 +346,7 @@ def load_config(path: Path) -> Config:
         raw = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}: expected a readable configuration", EXIT_USAGE) from error
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise FailureError(f"{path}: not YAML: {' '.join(str(error).split())}", EXIT_USAGE) from error
     problems: list[str] = []
     config = build(Config, raw, "", problems)
@@ -475,6 +480,11 @@ class Job:
 # it stops counting towards scrape.workers, so that dead nodes never hold up live ones.
 BLOCKED_AFTER_SECONDS = 0.1
 BROKEN_OFF = "the answer broke off"
+# Faults of this host, which say nothing against the node.
+OWN_LIMITS = [
+    os.strerror(number).lower()
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+]
 
 
 def scrape_all(
@@ -499,7 +509,10 @@ def scrape_all(
         for _ in range(min(len(pending), settings.workers - busy)):
             node = pending.popleft()
             job = active[node.name] = Job(node, canonical(node.host) if is_ip(node.host) else known.get(node.name), now)
-            threading.Thread(target=scrape_job, args=(job, settings, api_key, results), daemon=True).start()
+            try:
+                threading.Thread(target=scrape_job, args=(job, settings, api_key, results), daemon=True).start()
+            except RuntimeError:  # a limit of this host's, which says nothing against the node
+                results.put((job, Sample(job.address, 0.0, None, "no thread can be started")))
         with contextlib.suppress(queue.Empty):
             while active:
                 job, sample = results.get(timeout=BLOCKED_AFTER_SECONDS / 2)
@@ -525,6 +538,7 @@ def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.S
         error = timeout_reason(job, settings)
     except (OSError, requests.RequestException) as fault:
         error = network_reason(fault)
+        job.answered = job.answered or error in OWN_LIMITS
     except urllib3.exceptions.HTTPError:  # requests does not translate what happens while the body is read
         error = BROKEN_OFF
     except Exception as fault:  # noqa: BLE001 - a node must not be able to end the tick
@@ -933,7 +947,12 @@ def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *,
     how = (
         "last weights kept" if weights is last and any(node.previous_weight for node in nodes) else "lowest weights set"
     )
-    kept = [dataclasses.replace(node, weight=weights.get(node.name, 0)) for node in nodes]
+    kept, serving = [], set[tuple[str | None, int]]()  # as in decide: two names of one server serve once
+    for at, node in zip(nodes, pool.nodes, strict=True):
+        twin = (at.address, node.port) in serving
+        kept.append(dataclasses.replace(at, weight=0 if twin else weights.get(at.name, 0)))
+        if kept[-1].weight:
+            serving.add((at.address, node.port))
     return PoolPlan(name=pool.name, held=f"{why}, {how}", nodes=tuple(kept))
 
 
@@ -1052,6 +1071,7 @@ def render(context: list[dict[str, Any]], template: str) -> str:
     )
     try:
         body = environment.from_string(template).render(pools=context)
+        body.encode()
     except Exception as error:  # whatever the operator's template does
         line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise FailureError(f"nginx.upstream_template:{line} {printable(str(error))}", EXIT_USAGE) from error
@@ -1084,7 +1104,7 @@ WEIGHT = re.compile(r"\bweight=(\d+)")
 
 def membership(upstream: str) -> str:
     """Return an upstream file with everything removed that a mere change of weights changes."""
-    return WEIGHT.sub("weight", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
+    return WEIGHT.sub("weight=", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
 
 
 # --- Ration: when a change that only moves weights may go out ------------------------------------------
@@ -1103,16 +1123,20 @@ class Workers:
         return max(0, len(self.generations) - 1)
 
 
-def sort_workers(known: Workers, group: int, alive: AbstractSet[int], serving: int) -> Workers:
+def sort_workers(known: Workers, group: int, alive: set[int], serving: int) -> Workers:
     """Sort the processes of nginx that are alive into generations; `serving` is one that takes requests now."""
-    before = known.generations if known.group == group else ()
-    generations = [kept for each in before if (kept := tuple(pid for pid in each if pid in alive))]
-    new = alive - {pid for each in generations for pid in each}
-    if serving in new or not generations:
-        generations.append(tuple(sorted(new)))
-    else:  # nginx replaced a worker that died
-        generations[-1] = (*generations[-1], *sorted(new))
-    return Workers(group=group, generations=tuple(generations))
+    before = [set(each) for each in known.generations] if known.group == group else []
+    new = alive.difference(*before)
+    died = len(before[-1] - alive) if before else 0
+    if before and (serving not in new or len(new) <= died):  # nginx replaced workers that died
+        before[-1] |= new
+    else:
+        before.append(set(new))
+    generations = [tuple(sorted(each & alive)) for each in before]
+    return Workers(group=group, generations=tuple(each for each in generations if each))
+
+
+LONGEST_WAIT_SECONDS = 600  # for streams to end: some never do, and a weight must not wait for ever
 
 
 def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_seconds: float, draining: int) -> str | None:
@@ -1123,7 +1147,7 @@ def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_secon
         return f"no weight moves by {settings.min_weight_change_ratio:.0%} or more"
     if age_seconds < settings.min_reload_interval_seconds:
         return f"the last reload was {int(age_seconds)} s ago, the least is {settings.min_reload_interval_seconds:g} s"
-    if draining >= settings.max_draining_generations:
+    if draining >= settings.max_draining_generations and age_seconds < LONGEST_WAIT_SECONDS:
         return f"{draining} generations of workers are still draining, the limit is {settings.max_draining_generations}"
     return None
 
@@ -1162,7 +1186,7 @@ class Nginx:
     def read(self) -> str:
         """Return the upstream file's text, or an empty one where there is none yet."""
         try:
-            return self.file.read_text(encoding="utf-8", errors="replace")
+            return decoded(self.file.read_bytes())
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -1208,11 +1232,32 @@ class Nginx:
                 said = answer.read(100).decode("ascii", errors="replace")
         except urllib.error.HTTPError:
             return Live(None)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             url, why = self.settings.confirm_url, network_reason(error)
             raise FailureError(f"nginx does not answer at {url} ({why}): is it running?") from error
         words = re.fullmatch(r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*", said)
         return Live(words[1], int(words[2]) if words[2] else None) if words else Live(None)
+
+    def live_or_restored(self, current: str) -> Live:
+        """Ask nginx what it serves; while it is down, see to it that it can start, which is not done here.
+
+        Raises:
+            FailureError: nginx does not answer.
+        """
+        try:
+            return self.live()
+        except FailureError as failure:
+            last_good = self.newest_backup()
+            # Whole and yet never live: what a run wrote that was killed before its test.
+            if not last_good or current == last_good or (is_intact(current) and self.test() is None):
+                raise
+            if not is_intact(current):
+                self.keep_edited(current, last_good)
+            write_atomically(self.file, last_good, 0o644)
+            generation = generation_of(last_good)
+            raise FailureError(
+                f"{failure}; {self.file} could not start it and is generation {generation} again"
+            ) from failure
 
     def await_generation(self, wanted: str | None, former: AbstractSet[int]) -> str | None:
         """Wait until a worker that is not a former one serves a generation; return None, or what is served."""
@@ -1242,32 +1287,30 @@ class Nginx:
         fault = self.command(self.settings.reload_command)
         return fault or (self.await_generation(wanted, former) if wanted and self.settings.confirm_url else None)
 
-    def publish(self, upstream: str, current: str, live: Live, *, passes: bool = True) -> None:
-        """Make a text the live upstream, or put the last good one back; what goes live is kept as a copy.
-
-        `current` is what is in the file, and `passes` whether nginx's test accepts it.
+    def publish(self, upstream: str, current: str, live: Live) -> None:
+        """Make a text the live upstream in place of `current`, or put the last good one back.
 
         Raises:
             RolledBackError: it could not be published; the last good text is back and live.
             FailureError: it could not be published, and going back failed too.
         """
-        last_good = self.last_good(current, live)
-        if last_good and not is_intact(current):
-            self.keep_edited(current, last_good)
-        elif not last_good and passes:  # somebody else's, from before our first
-            last_good = current
-        copy = self.stage_backup(upstream)
+        known = self.last_good(current, live)
+        if (current or known) and not is_intact(current) and generation_of(current) != SEED:
+            self.keep_edited(current, known)
+        last_good = known or current  # before our first, somebody else's
+        # What it takes to go back is on the disk before anything changes: later that may be full.
+        copy, way_back = self.stage("copy", upstream), self.stage("back", last_good)
         write_atomically(self.file, upstream, 0o644)
         refused = self.test()
         fault = refused or self.reload(upstream, anew=True)
         if fault is None:
             self.keep_backup(copy, upstream)
+            self.tidy(upstream)
             return
-        copy.unlink(missing_ok=True)
         if not last_good:
             self.file.unlink(missing_ok=True)
             raise FailureError(f"{fault}; there was no earlier file to go back to")
-        write_atomically(self.file, last_good, 0o644)
+        put_in_place(way_back, self.file)
         if not refused or live.generation != generation_of(last_good):  # else nginx never saw another one
             again = self.test() or self.reload(last_good, anew=False)
             if again:
@@ -1281,55 +1324,80 @@ class Nginx:
         running = (text for text in self.backups() if generation_of(text) == live.generation)
         return next(running, self.newest_backup())
 
-    # Copies lie in nginx's directory, not in the state directory: what `rollback` makes live must come
-    # from where only root can write. Their numbers tell their age: a clock may jump.
+    # Beside the upstream file, not in the state directory: what goes live must come from where only root
+    # can write. Their names begin with a dot, so that no `include *` of nginx's takes them in, and have
+    # numbers, because a clock may jump.
+
+    def beside(self, name: str) -> Path:
+        """Return the path of a hidden file beside the upstream file."""
+        return self.file.with_name(f".{self.file.name}.{name}")
 
     def copies(self, kind: str) -> list[Path]:
         """Return the copies of a kind, "bak" (was live) or "edited" (by hand), newest first."""
-        found = self.file.parent.glob(f"{self.file.name}.[0-9]*.{kind}")
-        return sorted((path for path in found if self.number(path) >= 0), key=self.number, reverse=True)
-
-    def number(self, path: Path) -> int:
-        """Return the number of a copy, or -1."""
-        digits = path.name[len(self.file.name) + 1 :].partition(".")[0]
-        return int(digits) if re.fullmatch(r"[0-9]{6,12}", digits) else -1
+        name = re.compile(rf"\.{re.escape(self.file.name)}\.(\d{{6,}})\.(?:[0-9a-z]{{1,64}}\.)?{kind}")
+        found = [(int(match[1]), path) for path in self.file.parent.iterdir() if (match := name.fullmatch(path.name))]
+        return [path for _, path in sorted(found, reverse=True)]
 
     def next_copy(self, name: str) -> Path:
         """Return the path of a copy that is to be the newest."""
-        numbers = [self.number(path) for kind in ("bak", "edited") for path in self.copies(kind)[:1]]
-        return self.file.with_name(f"{self.file.name}.{max(numbers, default=0) + 1:06d}.{name}")
+        newest = [int(path.name[len(self.file.name) + 2 :].partition(".")[0]) for path in self.newest_copies()]
+        return self.beside(f"{max(newest, default=0) + 1:06d}.{name}")
+
+    def newest_copies(self) -> list[Path]:
+        """Return the newest copy of each kind."""
+        return [path for kind in ("bak", "edited") for path in self.copies(kind)[:1]]
+
+    def stage(self, name: str, upstream: str) -> Path:
+        """Write a text into a file beside the upstream file, from where it can be put in place."""
+        return stage(self.file.with_name(f"{self.file.name}.{name}"), upstream, 0o644)
 
     def keep_backup(self, staged: Path, upstream: str) -> None:
         """Keep a staged copy of what went live as the newest backup."""
         put_in_place(staged, self.next_copy(f"{generation_of(upstream)}.bak"))
         self.drop_old_copies("bak")
 
-    def tidy(self, upstream: str) -> None:
-        """Finish what a killed run left undone although its text is live: its backup, and its temporary files."""
-        if generation_of(self.newest_backup()) != generation_of(upstream):
-            self.keep_backup(self.stage_backup(upstream), upstream)
-        for left in self.file.parent.glob(f".{self.file.name}*.new"):
-            left.unlink(missing_ok=True)
-
-    def stage_backup(self, upstream: str) -> Path:
-        """Write a copy of a text, which `keep_backup` then gives its name: a full disk shows here."""
-        return stage(self.file.with_name(f"{self.file.name}.bak"), upstream, 0o644)
-
     def drop_old_copies(self, kind: str) -> None:
         """Keep at most MAX_COPIES of a kind."""
         for old in self.copies(kind)[MAX_COPIES:]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+    def tidy(self, upstream: str) -> None:
+        """Finish what a run left undone although its text is live: a backup, and no temporary files."""
+        if generation_of(self.newest_backup()) != generation_of(upstream):
+            self.keep_backup(self.stage("copy", upstream), upstream)
+        for left in ("new", "copy.new", "back.new", "failed"):
+            with contextlib.suppress(OSError):
+                self.beside(left).unlink(missing_ok=True)
 
     def backups(self) -> Iterator[str]:
         """Yield the texts that were live, newest first, without damaged ones."""
         for path in self.copies("bak"):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if is_intact(text):
-                yield text
+            with contextlib.suppress(OSError, FailureError):
+                upstream = decoded(read_file(path))
+                if is_intact(upstream):
+                    yield upstream
 
     def newest_backup(self) -> str:
         """Return the text that was live last, or an empty one."""
         return next(self.backups(), "")
+
+    def remember_failure(self, generation: str, error: str) -> None:
+        """Note that a generation could not be published, and why."""
+        with contextlib.suppress(FailureError):  # a full disk, say: then it is tried again at once
+            write_atomically(self.beside("failed"), f"{generation}\n{error}", 0o644)
+
+    def failed_lately(self, generation: str) -> str | None:
+        """Return why a generation could not be published, if that was less than the reload interval ago.
+
+        A reload that nginx takes too late for its confirmation leaves workers behind, each time.
+        """
+        with contextlib.suppress(OSError, FailureError):
+            wait = self.settings.min_reload_interval_seconds - file_age_seconds(self.beside("failed"))
+            failed, _, error = decoded(read_file(self.beside("failed"))).partition("\n")
+            if failed == generation and wait > 0:
+                return f"{printable(error, 2000)}; tried again in {wait:.0f} s"
+        return None
 
     def keep_edited(self, edited: str, pristine: str) -> None:
         """Keep a text that somebody wrote into the upstream file, and log what they changed."""
@@ -1337,7 +1405,7 @@ class Nginx:
             log(WARNING, f"{self.file} was empty or missing: written again")
             return
         newest = next(iter(self.copies("edited")), None)
-        if newest is None or newest.read_text(encoding="utf-8", errors="replace") != edited:
+        if newest is None or newest.is_symlink() or not newest.is_file() or decoded(newest.read_bytes()) != edited:
             newest = self.next_copy("edited")
             write_atomically(newest, edited, 0o644)
             self.drop_old_copies("edited")
@@ -1396,10 +1464,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
     context, template = template_context(config, plan.pools), load_template(config)
     generation = generation_for(context, template)
     current = nginx.read()
-    try:
-        live = nginx.live()
-    except FailureError as failure:
-        raise FailureError(f"{failure}{restore_for_start(nginx, current)}") from failure
+    live = nginx.live_or_restored(current)
     workers = nginx.workers(known, live)
     current_is_live = is_intact(current) and generation_of(current) == live.generation
     if current_is_live and generation == live.generation:
@@ -1410,23 +1475,19 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
         age = file_age_seconds(nginx.file)
         if wait := reason_to_wait(config.nginx, current, wanted, age, workers.draining):
             return Result(outcome="deferred", generation=live.generation, deferred=wait, workers=workers)
+    if failure := nginx.failed_lately(generation):
+        raise FailureError(failure)
     complaint = nginx.test()
     # A file that was damaged, or lacks a new pool, may be what the complaint is about without being named in it.
     ours = not is_intact(current) or not all(f"\nupstream {pool.name} " in current for pool in config.pools)
     if complaint and not ours and str(nginx.file) not in complaint:
         raise FailureError(f"nothing changed, the configuration test fails already: {complaint}")
-    nginx.publish(wanted, current, live, passes=complaint is None)
+    try:
+        nginx.publish(wanted, current, live)
+    except FailureError as failed:
+        nginx.remember_failure(generation, str(failed))
+        raise
     return Result(outcome="reloaded", generation=generation, workers=workers)
-
-
-def restore_for_start(nginx: Nginx, current: str) -> str:
-    """Put the last good text back while nginx is down, so that it can start; return words for the log."""
-    last_good = nginx.newest_backup()
-    if is_intact(current) or not last_good:
-        return ""
-    nginx.keep_edited(current, last_good)
-    write_atomically(nginx.file, last_good, 0o644)
-    return f"; {nginx.file} was damaged and is generation {generation_of(last_good)} again"
 
 
 def load_template(config: Config) -> str:
@@ -1490,12 +1551,30 @@ def put_in_place(temporary: Path, path: Path) -> None:
         raise FailureError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def read_json(path: Path, max_bytes: int = 2**26) -> Any:
+def decoded(content: bytes) -> str:
+    """Return bytes as text, line ends as they are; what is not UTF-8 shows as such."""
+    return content.decode(errors="replace")
+
+
+def read_json(path: Path, max_bytes: int = 2**24) -> Any:
     """Read a JSON file that somebody else may have put there.
 
     Raises:
         FileNotFoundError: there is none.
         FailureError: it is not a regular file, too large, or not JSON.
+    """
+    try:
+        return json.loads(read_file(path, max_bytes))
+    except (ValueError, RecursionError) as error:
+        raise FailureError(f"{path} is not JSON") from error
+
+
+def read_file(path: Path, max_bytes: int = 2**24) -> bytes:
+    """Read a file that somebody else may have put there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FailureError: it is not a regular file, or too large.
     """
     try:
         # Neither follow a link nor wait for the far end of a pipe.
@@ -1506,20 +1585,18 @@ def read_json(path: Path, max_bytes: int = 2**26) -> Any:
             content = file.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise FailureError(f"{path} is larger than {max_bytes} bytes: remove it")
-        return json.loads(content)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FailureError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise FailureError(f"{path} is not JSON") from error
+    return content
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold a lock file; exit code 75 if another run keeps it."""
+def locked(path: Path, mode: int, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold a lock file; exit code 75 if another run keeps it. Who may open the file may hold it: `mode`."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     except OSError as error:
         raise FailureError(f"{path.parent}: {error.strerror}: expected a writable directory") from error
     try:
@@ -1533,7 +1610,7 @@ def locked(path: Path, wait_seconds: float = 0) -> Iterator[None]:
                     raise FailureError("another run holds the lock", EXIT_LOCKED) from error
                 time.sleep(0.05)
         with contextlib.suppress(OSError):  # root and the service's user share the one of the state directory
-            os.fchmod(handle, 0o644)
+            os.fchmod(handle, mode)
         yield
     finally:
         os.close(handle)
@@ -1552,7 +1629,7 @@ class State:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise FailureError(f"{self.directory}: {error.strerror}: expected a writable directory") from error
-        with locked(self.directory / "lock", wait_seconds):
+        with locked(self.directory / "lock", 0o644, wait_seconds):
             yield
 
     def write(self, name: str, data: Any) -> None:
@@ -1619,7 +1696,7 @@ class State:
     def workers(self) -> Workers:
         """Return nginx's workers as the last tick saw them, or none."""
         with contextlib.suppress(FileNotFoundError, FailureError):
-            found = build(Workers, read_json(self.directory / "workers.json"), "workers", [])
+            found = build(Workers, read_json(self.directory / "workers.json", max_bytes=2**18), "workers", [])
             return found if isinstance(found, Workers) else Workers()
         return Workers()
 
@@ -1649,6 +1726,8 @@ class State:
                 labels = f'pool="{pool.name}",node="{node.name}",state="{node.state}"'
                 lines.append(f"vllm_nginx_lb_node_weight{{{labels}}} {node.weight}")
         write_atomically(self.directory / "metrics.prom", "\n".join(lines) + "\n", 0o644)
+        if result.workers != self.workers():
+            self.write("workers.json", dataclasses.asdict(result.workers))
 
 
 # --- Log and tables -------------------------------------------------------------------------------------
@@ -1659,11 +1738,12 @@ ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 def log(priority: int, message: str) -> None:
     """Write a line to stderr; for the journal with its priority, on a terminal without debug lines."""
     journal = "JOURNAL_STREAM" in os.environ
-    for line in message.splitlines():
-        if journal:
-            print(f"<{priority}>{line}", file=sys.stderr)
-        elif priority <= INFO:
-            print(line, file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log that cannot be written must not stop what it would tell
+        for line in message.splitlines():
+            if journal:
+                print(f"<{priority}>{line}", file=sys.stderr)
+            elif priority <= INFO:
+                print(line, file=sys.stderr)
 
 
 def log_changes(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], after: Mapping[str, NodeMemory]) -> None:
@@ -1727,6 +1807,9 @@ def timestamp() -> str:
 
 def collect_command(config: Config, state: State) -> None:
     """Scrape, decide, and leave the plan for apply."""
+    # systemd's soft limit of 1,024 is for programs that use select().
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan, memory, after = look(config, state)
     log_changes(plan.pools, memory, after)
     state.write("plan.json", dataclasses.asdict(plan))
@@ -1735,24 +1818,26 @@ def collect_command(config: Config, state: State) -> None:
 
 def apply_command(config: Config, state: State) -> None:
     """Make the plan live and record how that went."""
-    plan, known = Plan(version=1, decided_at=timestamp()), state.workers()
+    nginx, plan, known = Nginx(config.nginx), Plan(version=1, decided_at=timestamp()), state.workers()
     try:
-        with locked(Nginx(config.nginx).lock):
+        with locked(nginx.lock, 0o600):
             plan = state.plan(config)
             result = apply(config, plan, known)
     except FailureError as failure:
         if failure.code != EXIT_LOCKED:
             outcome = "rolled_back" if isinstance(failure, RolledBackError) else "failed"
+            live = Live(None)
+            with contextlib.suppress(FailureError):
+                live = nginx.live()
+            result = Result(outcome=outcome, generation=live.generation, workers=nginx.workers(known, live))
             try:
-                state.record(plan, Result(outcome=outcome, generation=None, workers=known), str(failure))
+                state.record(plan, result, str(failure))
             except FailureError as second:  # a full disk, say: it must not hide what came first
                 log(ERROR, str(second))
         raise
     log_result(result, state)
     held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
     state.record(plan, result, held)
-    if result.workers != known:
-        state.write("workers.json", dataclasses.asdict(result.workers))
     if held:
         raise FailureError(held)
 
@@ -1804,6 +1889,8 @@ def check_config_command(config: Config) -> None:
 def drain_command(config: Config, state: State, name: str, *, drain: bool) -> None:
     """Take a node out of rotation until `undrain`, or end that; the next tick makes it so."""
     pool = next((pool for pool in config.pools if name in [node.name for node in pool.nodes]), None)
+    if pool is None and not drain and name in state.drained():
+        pool = Pool(name="gone", nodes=())  # removed while it was drained
     if pool is None:
         known = ", ".join(node.name for each in config.pools for node in each.nodes)
         raise FailureError(f"no node {shown(name)}: expected one of {known}", EXIT_USAGE)
@@ -1822,17 +1909,23 @@ def drain_command(config: Config, state: State, name: str, *, drain: bool) -> No
     print(f"{name} {'drained' if drain else 'undrained'}; the next tick makes it live, requests under way finish")
 
 
-def rollback_command(config: Config) -> None:
+def rollback_command(config: Config, state: State) -> None:
     """Make the newest backup that differs from what is live, live again."""
     nginx = Nginx(config.nginx)
-    with locked(nginx.lock, wait_seconds=15):
-        current, live, backups = nginx.read(), nginx.live(), list(nginx.backups())
-        former = next((text for text in backups if text != current and generation_of(text) != live.generation), None)
+    with locked(nginx.lock, 0o600, wait_seconds=15):
+        current, backups = nginx.read(), list(nginx.backups())
+        live = nginx.live_or_restored(current)
+        # What nginx runs is no way back, unless the file says something else.
+        runs = live.generation if is_intact(current) and generation_of(current) == live.generation else None
+        former = next((text for text in backups if text != current and generation_of(text) != runs), None)
         if former is None:
             damaged = len(nginx.copies("bak")) - len(backups)
             hint = f" ({damaged} damaged)" if damaged else ""
             raise FailureError(f"no backup beside {nginx.file}{hint}: nothing to go back to")
-        nginx.publish(former, current, live, passes=nginx.test() is None)
+        nginx.publish(former, current, live)
+        with contextlib.suppress(FileNotFoundError, FailureError):
+            result = Result(outcome="rolled_back", generation=generation_of(former), workers=state.workers())
+            state.record(state.status(), result, "rolled back by the operator")
     now_live = f"generation {generation_of(former)} is live"
     print(f"{now_live}; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
 
@@ -1878,7 +1971,7 @@ def execute(options: argparse.Namespace) -> None:
         case "check-config":
             check_config_command(config)
         case "rollback":
-            rollback_command(config)
+            rollback_command(config, state)
         case command:
             with state.lock(wait_seconds=15):
                 drain_command(config, state, options.node, drain=command == "drain")
@@ -1889,10 +1982,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         execute(options)
+        sys.stdout.flush()
     except FailureError as failure:
         log(ERROR, str(failure))
         return failure.code
     except BrokenPipeError:  # the reader of our output has gone
+        return EXIT_FAILED
+    except OSError as error:  # a full disk behind our output, say
+        log(ERROR, f"{error.filename or 'output'}: {error.strerror}")
         return EXIT_FAILED
     return 0
 

@@ -211,7 +211,11 @@ class Stack:
 
     def backups(self) -> list[Path]:
         """Return the copies of what was live, newest first."""
-        return sorted(self.upstream.parent.glob("upstream.conf.*.bak"), reverse=True)
+        return sorted(self.upstream.parent.glob(".upstream.conf.*.bak"), reverse=True)
+
+    def edits(self) -> list[Path]:
+        """Return the copies of what was edited by hand, newest first."""
+        return sorted(self.upstream.parent.glob(".upstream.conf.*.edited"), reverse=True)
 
     def start(self) -> None:
         """Start nginx, and wait until it serves."""
@@ -220,7 +224,12 @@ class Stack:
         if self.master:
             self.master.wait(10)
         self.master = master = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(lambda: master.poll() is None and answers(self.status_port))
+        wait_for(lambda: master.poll() is None and answers(self.status_port) and self.is_master(master.pid))
+
+    def is_master(self, pid: int) -> bool:
+        """Tell whether nginx has written its pid file, which it does after it listens."""
+        path = self.directory / "nginx.pid"
+        return path.exists() and path.read_text().strip() == str(pid)
 
     def stop(self) -> None:
         """End nginx at once, if it runs."""

@@ -130,9 +130,9 @@ def test_backups_are_what_was_live_and_at_most_ten(stack: Stack) -> None:
     for number in range(12):
         stack.nodes[0].load["kv"] = 0.95 if number % 2 else 0.1
         stack.run()
-    kept = sorted(path.name for path in stack.upstream.parent.glob("*.bak"))
-    assert [name.split(".")[2] for name in kept] == [f"{number:06d}" for number in range(3, 13)]
-    assert stack.upstream.with_name(kept[-1]).read_text() == stack.upstream.read_text()
+    kept = stack.backups()
+    assert [path.name.split(".")[3] for path in kept] == [f"{number:06d}" for number in range(12, 2, -1)]
+    assert kept[0].read_text() == stack.upstream.read_text()
 
 
 def test_collect_and_apply_are_the_two_halves_of_a_run(stack: Stack) -> None:

@@ -36,17 +36,20 @@ PUBLISHING = [
     Step("writes a copy of the new text", "write", 1),
     Step("gives the copy its mode", "fchmod", 2),
     Step("syncs the copy", "fsync", 1),
-    Step("writes the new text", "write", 2),
-    Step("gives the new text its mode", "fchmod", 3),
-    Step("syncs the new text", "fsync", 2),
+    Step("writes the way back", "write", 2),
+    Step("gives the way back its mode", "fchmod", 3),
+    Step("syncs the way back", "fsync", 2),
+    Step("writes the new text", "write", 3),
+    Step("gives the new text its mode", "fchmod", 4),
+    Step("syncs the new text", "fsync", 3),
     Step("renames the new text into place", "rename", 1),
-    Step("syncs the directory", "fsync", 3),
+    Step("syncs the directory", "fsync", 4),
     Step("tests the new text", FORK, 2),
     Step("asks nginx for its workers", "connect", 2),
     Step("reloads", FORK, 3),
     Step("asks nginx for the new generation", "connect", 3, next_tick="(reloaded|unchanged)"),
     Step("keeps the copy", "rename", 2, next_tick="unchanged"),
-    Step("syncs the directory with the copy", "fsync", 4, next_tick="unchanged"),
+    Step("syncs the directory with the copy", "fsync", 5, next_tick="unchanged"),
 ]
 
 
@@ -94,7 +97,7 @@ def test_the_next_tick_repairs_what_a_killed_one_left(stack: Stack, step: Step) 
     stack.await_generation(stack.status()["generation"])
     assert f"{stack.nodes[0].port} weight=10 " in stack.upstream.read_text()
     assert stack.backups()[0].read_text() == stack.upstream.read_text()
-    assert not list(stack.upstream.parent.glob("*.new"))
+    assert not list(stack.upstream.parent.glob(".*.new"))
 
 
 def test_the_steps_above_are_all_there_are(stack: Stack) -> None:
