@@ -62,7 +62,7 @@ def test_nginx_is_stopped(clients: Clients) -> None:
 @pytest.mark.fault(
     5,
     "nginx is stopped, and the upstream file is damaged",
-    sees="is it running?; /etc/nginx/vllm-nginx-lb/upstream.conf was damaged and is generation … again",
+    sees="is it running?; /etc/nginx/vllm-nginx-lb/upstream.conf could not start it and is generation … again",
     keeps="nothing; but the file is restored, so that nginx can be started",
 )
 @pytest.mark.parametrize("damage", ["echo 'upstream {' >>", "truncate --size=100", "rm"])
