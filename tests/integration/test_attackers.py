@@ -124,9 +124,9 @@ def plan_is(name: str, what: str, problem: str, make: Callable[[Path, str], obje
 
 
 def make_large(path: Path, _content: str) -> None:
-    """Make a file of 64 MB and a byte, which takes no room."""
+    """Make a file of 64 MB, which takes no room."""
     with path.open("wb") as file:
-        file.truncate(2**26 + 1)
+        file.truncate(2**26)
 
 
 def make_socket(path: Path, _content: str) -> None:
@@ -150,7 +150,7 @@ def make_link(path: Path, content: str) -> None:
         plan_is("bytes", "no text", "is not JSON", lambda path, _: path.write_bytes(b"\xff\xfe\x00")),
         plan_is("deep", "nested 100,000 deep", "is not JSON", lambda path, _: path.write_text("[" * 10**5)),
         plan_is("digits", "a number of 10,000 digits", "is not JSON", lambda path, _: path.write_text("9" * 10**4)),
-        plan_is("large", "larger than 64 MB", "is larger than 67108864 bytes", make_large),
+        plan_is("large", "too large", "is larger than … bytes", make_large),
         plan_is("link", "a link to another one", "cannot be read", make_link),
         plan_is("device", "a link to a device", "cannot be read", lambda path, _: path.symlink_to("/dev/zero")),
         plan_is("pipe", "a pipe", "is not a regular file", lambda path, _: os.mkfifo(path)),
