@@ -1211,6 +1211,7 @@ class Nginx:
             return None
         lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no output"]
         telling = next((line for line in lines if "[emerg]" in line), lines[-1])
+        telling = re.sub(r"^.*?\[emerg\]( \d+#\d+:)?", "[emerg]", telling)  # without time and process
         return f"{' '.join(words)}: {re.sub(r'[^ -~]', '?', telling)}"
 
     def test(self) -> str | None:
@@ -1486,6 +1487,8 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
         nginx.publish(wanted, current, live)
     except FailureError as failed:
         nginx.remember_failure(generation, str(failed))
+        if complaint and complaint in str(failed):
+            raise FailureError(f"nothing published, the configuration test failed already: {complaint}") from failed
         raise
     return Result(outcome="reloaded", generation=generation, workers=workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -132,7 +133,8 @@ class Faults:
         spoiled = web.StreamResponse(status=answer.status, headers=answer.headers)
         spoiled.content_length = len(answer.body)
         await spoiled.prepare(request)
-        await self.write(request, spoiled, answer.body)
+        with contextlib.suppress(ConnectionResetError):
+            await self.write(request, spoiled, answer.body)
         return spoiled
 
     async def write(self, request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:

@@ -424,8 +424,8 @@ def test_a_text_that_is_restored_is_tested_first(stack: Stack) -> None:
 @fault(
     3,
     "somebody else's file is broken before our first file is written",
-    sees='unknown directive "no_such_directive"…; rolled back to generation seed',
-    keeps="requests, and a restart of nginx: the file that was there is back",
+    sees='nothing published, the configuration test failed already: …unknown directive "no_such_directive"',
+    keeps="requests: the file that was there is back",
 )
 def test_a_broken_foreign_file_does_not_cost_the_file_from_before_our_first(stack: Stack) -> None:
     (stack.directory / "other.conf").write_text("no_such_directive on;\n")
@@ -435,6 +435,26 @@ def test_a_broken_foreign_file_does_not_cost_the_file_from_before_our_first(stac
     stack.write_nginx()
     stack.run()
     assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+
+
+@fault(
+    11,
+    "upstream.conf is edited while somebody else's file is broken",
+    sees='nothing published, the configuration test failed already: …unknown directive "no_such_directive"',
+    keeps="requests; the edited text is kept beside it, what was live is back",
+)
+def test_an_edit_beside_a_broken_foreign_file_is_put_back(stack: Stack) -> None:
+    stack.run()
+    live, workers = stack.upstream.read_text(), stack.worker_pids()
+    (stack.directory / "other.conf").write_text("no_such_directive on;\n")
+    stack.write_nginx("include other.conf;")
+    stack.upstream.write_text(live + "# edited\n")
+    stack.run(1)
+    assert (stack.upstream.read_text(), stack.worker_pids()) == (live, workers)
+    assert stack.status()["outcome"] == "failed"
+    assert len(stack.edits()) == 1
+    stack.write_nginx()
+    assert stack.run() == ""
 
 
 @fault(

@@ -101,7 +101,6 @@ class Site(Stack):
     def entries(self) -> dict[str, dict[str, Any]]:
         """Return the access log by request."""
         text = (self.directory / "upstream_trace.log").read_text()
-        text = text.replace('"status":000', '"status":0')  # a request that nginx gave up without an answer
         return {entry["request_id"]: entry for entry in map(json.loads, text.splitlines())}
 
     def rotation(self) -> frozenset[str]:
