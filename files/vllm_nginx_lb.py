@@ -32,6 +32,7 @@ import queue
 import re
 import resource
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -564,8 +565,7 @@ def resolve(node: Node, last: str | None) -> str:
 
 def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     """GET one node's metrics; raise UnreadableError for an answer that cannot be metrics."""
-    # The very address that goes into the upstream; TLS needs the name, to verify it.
-    target = job.node.host if job.node.scheme == "https" or not job.address else job.address
+    target = job.address or job.node.host  # the very address that goes into the upstream
     headers = {
         "Accept": "text/plain;version=0.0.4",
         "Accept-Encoding": "identity",  # a compressed answer could unpack to anything
@@ -576,7 +576,7 @@ def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     with (
-        http_session() as session,
+        http_session(job.node.host) as session,
         session.get(
             f"{job.node.scheme}://{bracketed(target)}:{job.node.port}{settings.path}",
             headers=headers,
@@ -607,12 +607,16 @@ def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
     return bytes(body)
 
 
-def http_session() -> requests.Session:
-    """Make a session that ignores the environment's proxies and .netrc."""
+def http_session(host: str) -> requests.Session:
+    """Make a session that ignores the environment's proxies and .netrc, and wants certificates to be this host's."""
     import requests
 
     session = requests.Session()
     session.trust_env = False
+    if not is_ip(host):  # TLS goes to an address, and must be told the name
+        adapter = requests.adapters.HTTPAdapter()
+        adapter.init_poolmanager(1, 1, server_hostname=host)
+        session.mount("https://", adapter)
     return session
 
 
@@ -627,8 +631,15 @@ def network_reason(error: BaseException) -> str:
     todo: list[Any] = [error]
     while todo:
         each = todo.pop()
-        if isinstance(each, OSError) and each.strerror:
+        if isinstance(each, ssl.SSLCertVerificationError):
+            reasons.append(f"certificate refused: {each.verify_message}".rstrip("."))
+        elif type(each).__name__ == "CertificateError":  # urllib3 1.26 (Debian 12) compares names itself
+            reasons.append(f"certificate refused: {each}")
+        elif isinstance(each, OSError) and each.strerror:
             reasons.append(each.strerror)
+        elif isinstance(each, http.client.HTTPException):
+            closed = isinstance(each, http.client.RemoteDisconnected)
+            reasons.append("closed without an answer" if closed else "the answer is not HTTP")
         if isinstance(each, BaseException):
             todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
     return printable(reasons[-1]).lower()
@@ -650,11 +661,11 @@ class NodeMemory:
     weight: int | None = number(0, MAX_WEIGHT, None)
     failures: int = number(0, 2**53, 0)  # scrapes without an answer, in a row
     successes: int = number(0, 2**53, 0)  # good scrapes, in a row
-    read_at: float | None = None
-    preemptions: int | None = None
+    read_at: float | None = number(0, 2**53, None)
+    preemptions: int | None = number(0, 2**60, None)
     setbacks: int = number(0, 5, 0)  # how often it went down lately; see good_scrapes_needed
     figures: str | None = None  # what it said last, and since when it says so
-    moved_at: float | None = None
+    moved_at: float | None = number(0, 2**53, None)
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # to which that address belongs
 
@@ -1612,8 +1623,11 @@ def locked(path: Path, mode: int, wait_seconds: float = 0) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise FailureError("another run holds the lock", EXIT_LOCKED) from error
                 time.sleep(0.05)
-        with contextlib.suppress(OSError):  # root and the service's user share the one of the state directory
-            os.fchmod(handle, mode)
+        found = os.fstat(handle)
+        # Root and the service's user share the one of the state directory; another file's other name stays as it is.
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            with contextlib.suppress(OSError):
+                os.fchmod(handle, mode)
         yield
     finally:
         os.close(handle)
@@ -1792,8 +1806,19 @@ def read_api_key(settings: Scrape) -> str | None:
     return key
 
 
+def check_ca_file(settings: Scrape) -> None:
+    """Refuse a CA file that cannot be used: else every node with TLS would seem to be down."""
+    try:
+        if settings.ca_file:
+            ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        problem = f"scrape.ca_file: {settings.ca_file}: {error.strerror}: expected certificates in PEM"
+        raise FailureError(problem, EXIT_USAGE) from error
+
+
 def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dict[str, NodeMemory]]:
     """Scrape and decide; return the plan, the memory before and the memory after. Writes nothing."""
+    check_ca_file(config.scrape)
     memory = state.memory()
     nodes = [node for pool in config.pools for node in pool.nodes]
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}

@@ -217,6 +217,14 @@ def test_a_lock_that_is_a_link_is_not_followed(stack: Stack, victim: Path) -> No
     assert stack.upstream.read_text() == SEED
 
 
+@attack("the lock is another file, by a hard link", "node-a drained", "that file's mode")
+def test_a_lock_that_is_a_hard_link_keeps_its_mode(stack: Stack, victim: Path) -> None:
+    (stack.directory / "state").mkdir()
+    (stack.directory / "state" / "lock").hardlink_to(victim)
+    assert stack.script("drain", "node-a").returncode == 0
+    assert_untouched(victim)
+
+
 @attack("the lock is a pipe", "reloaded: generation", "the tick, which does not wait for anybody")
 def test_a_lock_that_is_a_pipe_blocks_nobody(stack: Stack) -> None:
     (stack.directory / "state").mkdir()

@@ -119,10 +119,20 @@ CHUNKED = HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
         bad("chunk", "closes in a chunk", "the answer broke off", stream(CHUNKED + b"fff\r\nvllm:")),
         bad("length", "sends chunks of no length", "the answer broke off", stream(CHUNKED + b"many\r\n")),
         # It does not speak HTTP
-        bad("silent", "closes without a word", "… (1 of 3)", stream(b"")),
-        bad("garbage", "answers in HTTP/0.9", "… (1 of 3)", stream(b"\x00\xffhello\r\n" * 9)),
-        bad("headers", "sends 100,000 headers", "… (1 of 3)", stream(HEAD[:-2], b"X-More: 1\r\n", 10**5)),
-        bad("header", "sends a header without end", "… (1 of 3)", stream(HEAD[:-2], b"x" * 10**4, 10**4)),
+        bad("silent", "closes without a word", "closed without an answer (1 of 3)", stream(b"")),
+        bad("garbage", "answers in HTTP/0.9", "the answer is not http (1 of 3)", stream(b"\x00\xffhello\r\n" * 9)),
+        bad(
+            "headers",
+            "sends 100,000 headers",
+            "the answer is not http (1 of 3)",
+            stream(HEAD[:-2], b"X-More: 1\r\n", 10**5),
+        ),
+        bad(
+            "header",
+            "sends a header without end",
+            "the answer is not http (1 of 3)",
+            stream(HEAD[:-2], b"x" * 10**4, 10**4),
+        ),
         bad("continue", "says 100 Continue for ever", "… (1 of 3)", stream(b"", HEAD.replace(b"200", b"100"), 10**6)),
         # Its answer is something else
         bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,6 @@ from tests.integration.conftest import FakeNode, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 KEY = "secret-key"
 
@@ -69,17 +69,13 @@ def wrong(name: str, what: str, reason: str, host: str, certificate: Callable[[t
     mark = pytest.mark.fault(
         14,
         f"a node's certificate {what}",
-        sees=f"node-b: unknown: … {reason}… (1 of 3), last weight held",
+        sees=f"node-b: unknown: certificate refused: {reason}… (1 of 3), last weight held",
         keeps="the others are weighed; no request goes to it, nor the key",
     )
     return pytest.param(host, certificate, id=name, marks=mark)
 
 
-ISSUER, EXPIRED, MISMATCH = (
-    "unable to get local issuer certificate",
-    "certificate has expired",
-    "certificate is not valid",
-)
+ISSUER, EXPIRED, MISMATCH = "unable to get local issuer certificate", "certificate has expired", "…match"
 
 
 @pytest.mark.parametrize(
@@ -103,3 +99,19 @@ def test_a_node_with_a_wrong_certificate_is_sent_nothing(
     stack.run()
     assert stack.weights() == {"node-a": 100, "node-b": 0, "node-c": 100}
     assert node.headers == []
+
+
+@pytest.mark.fault(
+    14,
+    "the CA file is missing or no certificate",
+    sees="scrape.ca_file: …: expected certificates in PEM",
+    keeps="all weights",
+)
+def test_a_wrong_ca_file_is_named_and_no_node_blamed(stack: Stack, authority: trustme.CA, tmp_path: Path) -> None:
+    replace(stack, 1, "127.0.0.1", server(authority, "127.0.0.1"))
+    stack.run()
+    for damage in (Path.unlink, Path.touch):
+        damage(tmp_path / "ca.pem")
+        done = stack.script("run")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
