@@ -59,7 +59,8 @@ def wait_until(look: Callable[[], Seen], within_seconds: float, what: str) -> Se
 
 def podman(*arguments: str) -> None:
     """Run podman, which must succeed."""
-    subprocess.run([PODMAN, *arguments], check=True, capture_output=True)
+    done = subprocess.run([PODMAN, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
 
 
 def container(host: str) -> str:

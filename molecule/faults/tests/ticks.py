@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,17 @@ def await_live(*servers: str, within_seconds: float = 10) -> None:
 def await_out(node: str, within_seconds: float = 10) -> None:
     """Wait until nginx serves an upstream in which a node gets no requests."""
     await_live(f"{stack.ADDRESSES[node]} down", within_seconds=within_seconds)
+
+
+def failing_tick() -> str:
+    """Run a tick that must fail, and return the one line it says."""
+    with timer_stopped():
+        await_end()
+        began = time.time()
+        assert not tick()
+        lines = complaints(began)
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 @contextmanager
