@@ -163,6 +163,7 @@ class NginxSettings:
     upstream_template: str | None = path_setting(None)
     test_command: tuple[str, ...] = at_least_one("word", ("nginx", "-t"))
     reload_command: tuple[str, ...] = at_least_one("word", ("nginx", "-s", "reload"))
+    pid_file: str | None = path_setting(None)
     confirm_url: str | None = text(URL, "an http(s) URL, or null", None)
     confirm_timeout_seconds: float = number(0.1, 60, 5.0)
     min_reload_interval_seconds: float = number(0, 86400, 30.0)
@@ -1431,7 +1432,13 @@ class Nginx:
     def workers(self, known: Workers, live: Live) -> Workers:
         """Return nginx's workers in generations; none where confirm_url does not tell a process."""
         group, alive = processes_of_group(live.worker)
-        return sort_workers(known, group, alive, live.worker) if live.worker else Workers()
+        return sort_workers(known, group, alive - {self.master()}, live.worker) if live.worker else Workers()
+
+    def master(self) -> int | None:
+        """Return nginx's master process, if pid_file tells: it need not lead its group, after an upgrade for instance."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(Path(self.settings.pid_file).read_text("ascii")) if self.settings.pid_file else None
+        return None
 
 
 def processes_of_group(member: int | None) -> tuple[int, set[int]]:
