@@ -466,16 +466,18 @@ class Sample:
     reading: Reading | None = None
     error: str | None = None  # why there is no reading
     answered: bool = True  # False: no HTTP answer at all, which counts towards health.fall
+    unresolved: str | None = None  # why its name led nowhere, so that the last address was used
 
 
 @dataclass(slots=True)
 class Job:
-    """A scrape under way. The scraping thread writes `answered` and `address`, the main thread reads them."""
+    """A scrape under way. Its thread writes `address` and what follows `started`; the main thread reads it."""
 
     node: Node
     address: str | None
     started: float
     answered: bool = False
+    unresolved: str | None = None
 
 
 # A scrape without an answer after this many seconds waits for the network, not for a processor:
@@ -506,7 +508,7 @@ def scrape_all(
         for job in [job for job in active.values() if now - job.started > settings.timeout_seconds]:
             del active[job.node.name]
             error = timeout_reason(job, settings)
-            samples[job.node.name] = Sample(job.address, now - job.started, None, error, job.answered)
+            samples[job.node.name] = Sample(job.address, now - job.started, None, error, job.answered, job.unresolved)
         busy = sum(job.answered or now - job.started < BLOCKED_AFTER_SECONDS for job in active.values())
         for _ in range(min(len(pending), settings.workers - busy)):
             node = pending.popleft()
@@ -532,7 +534,7 @@ def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.S
 
     reading, error = None, None
     try:
-        job.address = resolve(job.node, job.address)
+        job.address, job.unresolved = resolve(job.node, job.address, settings.timeout_seconds / 3)
         reading = parse_metrics(fetch_metrics(job, settings, api_key))
     except UnreadableError as unreadable:
         error = str(unreadable)
@@ -546,22 +548,40 @@ def scrape_job(job: Job, settings: Scrape, api_key: str | None, results: queue.S
     except Exception as fault:  # noqa: BLE001 - a node must not be able to end the tick
         error = f"unexpected {type(fault).__name__}"
     seconds = time.monotonic() - job.started
-    results.put((job, Sample(job.address, seconds, reading, error, job.answered)))
+    results.put((job, Sample(job.address, seconds, reading, error, job.answered, job.unresolved)))
 
 
-def resolve(node: Node, last: str | None) -> str:
+def resolve(node: Node, last: str | None, patience_seconds: float) -> tuple[str, str | None]:
     """Return the IP to write for a node, keeping the last one as long as its name still leads there.
 
+    A name that leads nowhere says nothing against the node: then the last address is used, and why is returned too.
+
     Raises:
-        OSError: the name does not resolve.
+        OSError: the name does not resolve, and there is no last address.
     """
     if is_ip(node.host):
-        return canonical(node.host)
-    found = [str(info[4][0]) for info in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)]
-    usable = [address for address in found if is_ip(address)]
-    if not usable:
-        raise OSError(f"{node.host} has no usable address")
-    return last if last in usable else usable[0]
+        return canonical(node.host), None
+    found: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
+    threading.Thread(target=look_up, args=(node, found), daemon=True).start()  # libc's resolver waits for long
+    try:
+        answer = found.get(timeout=patience_seconds)
+    except queue.Empty:
+        answer = OSError(errno.ETIMEDOUT, "the resolver does not answer")
+    if isinstance(answer, OSError):
+        if not last:
+            raise answer
+        return last, network_reason(answer)
+    return last if last in answer else answer[0], None
+
+
+def look_up(node: Node, found: queue.SimpleQueue[list[str] | OSError]) -> None:
+    """Put the addresses of a node's name on the queue, or why there is none."""
+    try:
+        infos = socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+        usable = [address for info in infos if is_ip(address := str(info[4][0]))]
+        found.put(usable or OSError(errno.EADDRNOTAVAIL, "no usable address"))
+    except OSError as error:
+        found.put(error)
 
 
 def fetch_metrics(job: Job, settings: Scrape, api_key: str | None) -> bytes:
@@ -669,6 +689,7 @@ class NodeMemory:
     moved_at: float | None = number(0, 2**53, None)
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # to which that address belongs
+    resolves: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -815,6 +836,8 @@ def decide(
             else:
                 error = sample.error or "no reading"
                 state, weight, reason = judge_unread(was, now_is, error, lowest, config.health, now)
+            if sample.unresolved:
+                reason += f"; its name does not resolve ({sample.unresolved}), last address used"
             if node.drain or node.name in drained:
                 state, weight, reason = "drained", 0, "drained in the inventory" if node.drain else DRAINED
             elif not sample.address:
@@ -828,7 +851,12 @@ def decide(
         plan = hold_if_needed(pool, config.policies, nodes, any_read=bool(seen))
         plans.append(plan)
         remembered |= {
-            each.name: dataclasses.replace(after[each.name], weight=each.weight, host=node.host)
+            each.name: dataclasses.replace(
+                after[each.name],
+                weight=each.weight,
+                host=node.host,
+                resolves=samples[each.name].unresolved is None,
+            )
             for each, node in zip(plan.nodes, pool.nodes, strict=True)
         }
     return tuple(plans), remembered
@@ -1435,7 +1463,7 @@ class Nginx:
         return sort_workers(known, group, alive - {self.master()}, live.worker) if live.worker else Workers()
 
     def master(self) -> int | None:
-        """Return nginx's master process, if pid_file tells: it need not lead its group, after an upgrade for instance."""
+        """Return nginx's master process, if pid_file tells: after an upgrade in place it does not lead its group."""
         with contextlib.suppress(OSError, ValueError):
             return int(Path(self.settings.pid_file).read_text("ascii")) if self.settings.pid_file else None
         return None
@@ -1775,7 +1803,8 @@ def log_changes(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], aft
     for pool in pools:
         for node in pool.nodes:
             was, now_is = memory.get(node.name, NodeMemory()), after[node.name]
-            if node.error and (was.successes > 0 or was == NodeMemory() or was.up != now_is.up):
+            lost = was.resolves and not now_is.resolves
+            if lost or (node.error and (was.successes > 0 or was == NodeMemory() or was.up != now_is.up)):
                 log(WARNING, f"{pool.name}/{node.name}: {node.state}: {node.reason}")
             if node.weight != node.previous_weight:
                 before = "new" if node.previous_weight is None else node.previous_weight

@@ -46,16 +46,16 @@ def wait_for_all_nodes() -> None:
 @pytest.mark.fault(
     8,
     "the name of one node stops resolving",
-    sees="llm_cluster/node-b: unknown: name or service not known (1 of 3)",
-    keeps="its last address stays in the upstream; the other nodes go on as before",
+    sees="llm_cluster/node-b: up: …; its name does not resolve (name or service not known), last address used",
+    keeps="all, that node too: it is scraped and served at its last address",
 )
 def test_one_name_stops_resolving() -> None:
     with name_changed("/node-b.test/d"):
         for _ in range(4):
             assert ticks.tick()
             assert stack.ADDRESSES["node-b"] in stack.upstream()
-            assert (stack.weights()["node-a"], stack.weights()["node-c"]) == (100, 100)
-        assert {"node-a", "node-c"} <= set(stack.shares(20))
+            assert set(stack.weights().values()) == {100}
+        assert set(stack.shares(20)) == {"node-a", "node-b", "node-c"}
     wait_for_all_nodes()
 
 
@@ -79,12 +79,12 @@ def test_a_name_changes_address() -> None:
 @pytest.mark.fault(
     8,
     "the name server hangs",
-    sees="llm_cluster/node-b: unknown: no answer within 3 s",
-    keeps="all nodes at their last addresses; the tick ends in time",
+    sees="llm_cluster/node-b: up: …; its name does not resolve (the resolver does not answer), last address used",
+    keeps="all, at their last addresses; the tick ends in time",
 )
 def test_the_resolver_hangs() -> None:
     with resolver_hanging():
-        for _ in range(2):
+        for _ in range(4):
             assert ticks.tick()
             for node in stack.nodes():
                 assert f"{stack.ADDRESSES[node]} weight=100 " in stack.upstream()
