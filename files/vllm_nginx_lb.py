@@ -1390,7 +1390,7 @@ class Nginx:
 
     def stage(self, name: str, upstream: str) -> Path:
         """Write a text into a file beside the upstream file, from where it can be put in place."""
-        return stage(self.file.with_name(f"{self.file.name}.{name}"), upstream, 0o644)
+        return stage(self.file, upstream, 0o644, self.beside(f"{name}.new"))
 
     def keep_backup(self, staged: Path, upstream: str) -> None:
         """Keep a staged copy of what went live as the newest backup."""
@@ -1563,12 +1563,12 @@ def write_atomically(path: Path, content: str, mode: int) -> None:
     put_in_place(stage(path, content, mode), path)
 
 
-def stage(path: Path, content: str, mode: int) -> Path:
+def stage(path: Path, content: str, mode: int, temporary: Path | None = None) -> Path:
     """Write what is to be put in place of a file into a hidden one beside it, and return that.
 
     Safe in a directory somebody else can write to: it neither follows links nor reuses a file it finds.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = temporary or path.with_name(f".{path.name}.new")
     try:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 
 import pytest
 
-from tests.integration.conftest import Stack, fetch, respond
+from tests.integration.conftest import PYTHON, SCRIPT, Stack, fetch, respond
 
 fault = pytest.mark.fault
 
@@ -29,6 +30,29 @@ def test_a_missing_upstream_directory(stack: Stack) -> None:
     assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
     assert not directory.exists()
     away.rename(directory)
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+
+
+@fault(
+    2,
+    "the directory of the upstream file is not writable",
+    sees="upstream.conf cannot be written: Permission denied",
+    keeps="requests; once it is, the change goes out",
+)
+def test_an_upstream_directory_that_is_not_writable(stack: Stack) -> None:
+    stack.run()
+    live = stack.upstream.read_text()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.upstream.parent.chmod(0o555)
+    # Root writes everywhere unless it may not override permissions, which anybody may give up.
+    humble = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    command = [*humble, PYTHON, str(SCRIPT), "--config", str(stack.write_config()), "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    stack.heard.append(done.stderr)
+    assert (done.returncode, stack.upstream.read_text()) == (1, live)
+    assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
+    stack.upstream.parent.chmod(0o755)
     stack.run()
     assert stack.weights()["node-a"] == 10
 
