@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv system-packages lint test-unit test-integration test-fast test-soak test-molecule test \
+.PHONY: help venv system-packages lint test-unit test-integration test-fast test-python test-soak test-molecule test \
 	demo demo-down bench clean
 
 PYTHON ?= python3
@@ -44,7 +44,11 @@ test-integration: venv ## Run the integration tests, with the real nginx on loop
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint ## All but the soak and the containers, and how much of the script the tests reach
+test-fast: lint ## All but the faults, the soak and the containers, within two minutes
+	tools/system-packages integration
+	pytest --numprocesses=auto --dist=worksteal -m "not fault" tests/unit tests/integration
+
+test-python: venv ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
@@ -57,7 +61,7 @@ test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; 
 	tools/system-packages containers
 	$(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO)
 
-test: test-fast test-soak ## Everything
+test: lint test-python test-soak ## Everything
 	$(MAKE) test-molecule SCENARIO=default
 	$(MAKE) test-molecule SCENARIO=faults
 	@echo "make test: everything passed"
