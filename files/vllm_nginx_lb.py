@@ -562,7 +562,10 @@ def resolve(node: Node, last: str | None, patience_seconds: float) -> tuple[str,
     if is_ip(node.host):
         return canonical(node.host), None
     found: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
-    threading.Thread(target=look_up, args=(node, found), daemon=True).start()  # libc's resolver waits for long
+    try:
+        threading.Thread(target=look_up, args=(node, found), daemon=True).start()  # libc's resolver waits for long
+    except RuntimeError:
+        found.put(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     try:
         answer = found.get(timeout=patience_seconds)
     except queue.Empty:
@@ -636,7 +639,7 @@ def http_session(host: str) -> requests.Session:
     session.trust_env = False
     if not is_ip(host):  # TLS goes to an address, and must be told the name
         adapter = requests.adapters.HTTPAdapter()
-        adapter.init_poolmanager(1, 1, server_hostname=host)
+        adapter.init_poolmanager(1, 1, server_hostname=host.rstrip("."))
         session.mount("https://", adapter)
     return session
 
@@ -973,7 +976,7 @@ def hold_if_needed(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *,
     returning = {
         node.name: lowest[node.name]
         for node in undrained
-        if node.state == "down" and node.engines and node.reason != ASLEEP
+        if node.state == "down" and node.engines and not node.reason.startswith(ASLEEP)
     }
     last = {
         node.name: lowest[node.name] if node.previous_weight is None else node.previous_weight for node in undrained
@@ -1093,9 +1096,14 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
     return context
 
 
+def digest(content: str) -> str:
+    """Return the sha256 of a text."""
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def generation_for(context: list[dict[str, Any]], template: str) -> str:
     """Return the name of a wanted upstream file: a hash of all that goes into it, known before it is rendered."""
-    return hashlib.sha256(json.dumps([context, template]).encode()).hexdigest()[:16]
+    return digest(json.dumps([context, template]))[:16]
 
 
 def render(context: list[dict[str, Any]], template: str) -> str:
@@ -1116,8 +1124,7 @@ def render(context: list[dict[str, Any]], template: str) -> str:
         line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise FailureError(f"nginx.upstream_template:{line} {printable(str(error))}", EXIT_USAGE) from error
     rest = f'map "" $vllm_nginx_lb_generation {{ default "{generation_for(context, template)}"; }}\n{body}'
-    checksum = hashlib.sha256(rest.encode()).hexdigest()
-    return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {checksum}\n{rest}"
+    return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {digest(rest)}\n{rest}"
 
 
 def difference(before: str, after: str) -> list[str]:
@@ -1130,7 +1137,7 @@ def difference(before: str, after: str) -> list[str]:
 def is_intact(upstream: str) -> bool:
     """Tell whether an upstream file is as it was written, by its checksum."""
     found = CHECKSUM_LINE.match(upstream)
-    return found is not None and found[1] == hashlib.sha256(upstream[found.end() :].encode()).hexdigest()
+    return found is not None and found[1] == digest(upstream[found.end() :])
 
 
 def generation_of(upstream: str) -> str | None:
@@ -1197,6 +1204,7 @@ def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_secon
 MAX_COPIES = 10
 MAX_DIFF_LINES = 40
 COMMAND_TIMEOUT_SECONDS = 30
+LONGEST_RETRY_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -1289,8 +1297,10 @@ class Nginx:
             return self.live()
         except FailureError as failure:
             last_good = self.newest_backup()
-            # Whole and yet never live: what a run wrote that was killed before its test.
-            if not last_good or current == last_good or (is_intact(current) and self.test() is None):
+            if not last_good or current == last_good:
+                raise
+            # Whole and yet refused: what a run wrote that was killed before its test.
+            if is_intact(current) and str(self.file) not in (self.test() or ""):
                 raise
             if not is_intact(current):
                 self.keep_edited(current, last_good)
@@ -1351,6 +1361,8 @@ class Nginx:
         if not last_good:
             self.file.unlink(missing_ok=True)
             raise FailureError(f"{fault}; there was no earlier file to go back to")
+        if not refused:
+            self.remember_failure(upstream, fault)
         put_in_place(way_back, self.file)
         if not refused or live.generation != generation_of(last_good):  # else nginx never saw another one
             again = self.test() or self.reload(last_good, anew=False)
@@ -1376,7 +1388,11 @@ class Nginx:
     def copies(self, kind: str) -> list[Path]:
         """Return the copies of a kind, "bak" (was live) or "edited" (by hand), newest first."""
         name = re.compile(rf"\.{re.escape(self.file.name)}\.(\d{{6,}})\.(?:[0-9a-z]{{1,64}}\.)?{kind}")
-        found = [(int(match[1]), path) for path in self.file.parent.iterdir() if (match := name.fullmatch(path.name))]
+        try:
+            there = list(self.file.parent.iterdir())
+        except OSError as error:
+            raise FailureError(f"{self.file.parent} cannot be read: {error.strerror}") from error
+        found = [(int(match[1]), path) for path in there if (match := name.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
     def next_copy(self, name: str) -> Path:
@@ -1423,20 +1439,18 @@ class Nginx:
         """Return the text that was live last, or an empty one."""
         return next(self.backups(), "")
 
-    def remember_failure(self, generation: str, error: str) -> None:
-        """Note that a generation could not be published, and why."""
+    def remember_failure(self, upstream: str, error: str) -> None:
+        """Note that nginx did not take a reload, and why: one that it takes too late leaves workers behind."""
         with contextlib.suppress(FailureError):  # a full disk, say: then it is tried again at once
-            write_atomically(self.beside("failed"), f"{generation}\n{error}", 0o644)
+            write_atomically(self.beside("failed"), f"{digest(membership(upstream))}\n{error}", 0o644)
 
-    def failed_lately(self, generation: str) -> str | None:
-        """Return why a generation could not be published, if that was less than the reload interval ago.
-
-        A reload that nginx takes too late for its confirmation leaves workers behind, each time.
-        """
+    def failed_lately(self, upstream: str) -> str | None:
+        """Return why nginx did not take this text, or one with other weights, if that was a moment ago."""
         with contextlib.suppress(OSError, FailureError):
-            wait = self.settings.min_reload_interval_seconds - file_age_seconds(self.beside("failed"))
+            patience = min(self.settings.min_reload_interval_seconds, LONGEST_RETRY_SECONDS)
+            wait = patience - file_age_seconds(self.beside("failed"))
             failed, _, error = decoded(read_file(self.beside("failed"))).partition("\n")
-            if failed == generation and wait > 0:
+            if failed == digest(membership(upstream)) and wait > 0:
                 return f"{printable(error, 2000)}; tried again in {wait:.0f} s"
         return None
 
@@ -1522,7 +1536,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
         age = file_age_seconds(nginx.file)
         if wait := reason_to_wait(config.nginx, current, wanted, age, workers.draining):
             return Result(outcome="deferred", generation=live.generation, deferred=wait, workers=workers)
-    if failure := nginx.failed_lately(generation):
+    if is_intact(current) and (failure := nginx.failed_lately(wanted)):
         raise FailureError(failure)
     complaint = nginx.test()
     # A file that was damaged, or lacks a new pool, may be what the complaint is about without being named in it.
@@ -1532,7 +1546,6 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
     try:
         nginx.publish(wanted, current, live)
     except FailureError as failed:
-        nginx.remember_failure(generation, str(failed))
         if complaint and complaint in str(failed):
             raise FailureError(f"nothing published, the configuration test failed already: {complaint}") from failed
         raise
@@ -1873,7 +1886,8 @@ def collect_command(config: Config, state: State) -> None:
     """Scrape, decide, and leave the plan for apply."""
     # systemd's soft limit of 1,024 is for programs that use select().
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may have been lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan, memory, after = look(config, state)
     log_changes(plan.pools, memory, after)
     state.write("plan.json", dataclasses.asdict(plan))

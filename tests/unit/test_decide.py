@@ -197,3 +197,12 @@ def test_a_reboot_does_not_make_readings_from_the_future() -> None:
     assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 100)
     fleet.now = 300.0
     assert fleet.tick(b=unreadable("127.0.0.2"))["b"] == ("unknown", 10)
+
+
+def test_a_sleeper_whose_name_does_not_resolve_is_not_woken_by_the_last_resort() -> None:
+    settings = config("a", "b", health={"fall": 1})
+    asleep = good("127.0.0.1", awake=False)
+    lost = lb.Sample("127.0.0.1", 0.1, asleep.reading, unresolved="name or service not known")
+    _, memory = lb.decide(settings, {"a": asleep, "b": good("127.0.0.2")}, {}, set(), 0.0)
+    pools, _ = lb.decide(settings, {"a": lost, "b": refused("127.0.0.2")}, memory, set(), 10.0)
+    assert {node.name: node.weight for node in pools[0].nodes} == {"a": 0, "b": 100}
