@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import SEED, Stack, respond
+from tests.integration.conftest import SEED, Stack, respond, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,7 +239,7 @@ def test_a_status_that_cannot_be_written_is_named(stack: Stack) -> None:
     done = stack.script("run")
     assert done.returncode == 1
     assert stack.upstream.read_text() != SEED
-    assert stack.generation() != "seed"
+    wait_for(lambda: stack.generation() != "seed")
 
 
 # --- What reaches a terminal -----------------------------------------------------------------------------------
