@@ -114,7 +114,9 @@ class Site(Stack):
         return int(found[1]) if found else 0
 
     def is_settled(self) -> bool:
-        """Tell whether file, nginx and status agree."""
+        """Tell whether file, nginx and status agree, and no former worker takes a request any more."""
+        if len(self.worker_pids()) != WORKERS:
+            return False
         text, status = self.upstream.read_text(), self.status()
         served = self.generation()
         intact = vllm_nginx_lb.is_intact(text)

@@ -80,6 +80,7 @@ def test_no_stream_is_cut_and_draining_workers_are_bounded(
         site.config["policies"] = {"stepped": {"max_waiting": 10**6, "max_running": 10**6}}
         nodes = list(site.machines.values())
         outcomes = [decide(site)]
+        wait_for(site.is_settled)
         weights = [site.weights()]
         for change in range(CHANGES):
             if change <= MOST_DRAINING:  # some streams for each generation of workers
