@@ -60,10 +60,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--api-key", help="bearer token that /v1 asks for")
     add("--guard-metrics", action="store_true", help="/metrics asks for it too")
     add("--old-metric-names", action="store_true", help="name the cache gauge as before vLLM 0.9")
+    add("--stream-interval", type=_count, default=1, help="tokens in one piece of a stream, after the first (1)")
 
     add = parser.add_argument_group("engines").add_argument
     add("--engines", type=_count, default=1, help="engines behind this address (1)")
     add("--speed", type=_positive, default=1.0, help="factor on the engines' pace (1.0)")
+    add("--prefix-caching", action="store_true", help="share the blocks of prompts that begin alike")
     for option, text in {
         "max_num_batched_tokens": "tokens per step",
         "max_num_seqs": "requests running at once",

@@ -13,6 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from simulator.block_pool import BlockPool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class EngineConfig:
         step_seconds: cost of any step, > 0.
         prefill_token_seconds: added cost per prompt token of a step, >= 0.
         decode_sequence_seconds: added cost per sequence of a step that only continues, >= 0.
+        prefix_caching: whether requests that begin alike share blocks and skip what is computed already.
     """
 
     max_num_batched_tokens: int = 2048
@@ -38,6 +45,7 @@ class EngineConfig:
     step_seconds: float = 0.020
     prefill_token_seconds: float = 0.0001
     decode_sequence_seconds: float = 0.0002
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes an engine cannot have.
@@ -45,7 +53,7 @@ class EngineConfig:
         Raises:
             ValueError: names the field, its value and what is allowed.
         """
-        lowest = {"max_model_len": 2, "prefill_token_seconds": 0, "decode_sequence_seconds": 0}
+        lowest = {"max_model_len": 2, "prefill_token_seconds": 0, "decode_sequence_seconds": 0, "prefix_caching": 0}
         for option in fields(self):
             value, least = getattr(self, option.name), lowest.get(option.name, 1)
             if option.name == "step_seconds":
@@ -65,15 +73,17 @@ class EngineConfig:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request and how far it has come. The caller sets the first three fields, the engine the rest.
+    """A request and how far it has come. The caller sets the first four fields, the engine the rest.
 
     Attributes:
         request_id: the caller's name for it.
         prompt_tokens: >= 1.
         max_tokens: how many tokens it generates, >= 1; nothing ends it earlier.
+        prefix: for each whole block of the prompt a hash of all tokens up to its end, as far as it may be shared.
         generated: tokens generated so far.
         computed: tokens whose keys and values are in the cache now.
         blocks: cache blocks held now.
+        known_blocks: those of them, the first ones, that are known by their hashes.
         preemptions: how often it lost its blocks and had to start over.
         arrived_at, scheduled_at, first_token_at, token_at: seconds; None until it happened.
         token_gap: seconds between its last two tokens; 0 for the first.
@@ -83,9 +93,11 @@ class Request:
     request_id: str
     prompt_tokens: int
     max_tokens: int
+    prefix: Sequence[int] = ()
     generated: int = 0
     computed: int = 0
     blocks: int = 0
+    known_blocks: int = 0
     preemptions: int = 0
     arrived_at: float = 0.0
     scheduled_at: float | None = None
@@ -105,13 +117,15 @@ class Counters:
     """What an engine has done since its start; each only grows.
 
     Prompt tokens count once, when the prompt's first output token appears: neither chunks nor
-    recomputation after a preemption count again. A prefix cache would add its hits here.
+    recomputation after a preemption count again, cached ones count too. Queried and hit tokens are those
+    looked up in the prefix cache, and found.
     """
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
     queried_tokens: int = 0
+    hit_tokens: int = 0
     steps: int = 0
 
 
@@ -152,9 +166,14 @@ class Engine:
         self.counters = Counters()
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
-        self.free_blocks = config.num_blocks
+        self._pool = BlockPool(config.num_blocks)
         self._step: StepReport | None = None
         self._batch: list[tuple[Request, int]] = []
+
+    @property
+    def free_blocks(self) -> int:
+        """Cache blocks that no request holds."""
+        return self._pool.free
 
     @property
     def used_blocks(self) -> int:
@@ -234,6 +253,7 @@ class Engine:
             if request.aborted:
                 continue
             request.computed += tokens
+            self._publish(request)
             if request.computed == request.prompt_tokens + request.generated:
                 self._add_token(request, step)
         if step.finished:
@@ -263,13 +283,19 @@ class Engine:
             request = self.waiting[0]
             if request.arrived_at > step.started_at:
                 break
-            tokens = min(request.prompt_tokens + request.generated, budget)
-            if not self._reserve(request, tokens):
+            found = request.prefix[: self._known_blocks(request)]
+            tokens = min(request.prompt_tokens + request.generated - len(found) * self.config.block_size, budget)
+            if self._blocks_for(tokens) > self._pool.room_with(found):
                 break
+            self._pool.hold(found)
+            request.blocks = request.known_blocks = len(found)
+            request.computed = len(found) * self.config.block_size
+            self._reserve(request, tokens)
             self.running.append(self.waiting.popleft())
             if request.scheduled_at is None:
                 request.scheduled_at = step.started_at
                 self.counters.queried_tokens += request.prompt_tokens
+                self.counters.hit_tokens += request.computed
             self._add_to_batch(request, tokens, step)
             budget -= tokens
 
@@ -290,18 +316,35 @@ class Engine:
                 return False
         return True
 
+    def _known_blocks(self, request: Request) -> int:
+        """Return how many blocks a request finds in the prefix cache; its last token is always computed."""
+        if not self.config.prefix_caching:
+            return 0
+        return min(self._pool.known(request.prefix), (request.prompt_tokens - 1) // self.config.block_size)
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.config.block_size)
+
     def _reserve(self, request: Request, tokens: int) -> bool:
         """Give the request the blocks for `tokens` more tokens, if they are free."""
-        needed = -(-(request.computed + tokens) // self.config.block_size) - request.blocks
-        if needed > self.free_blocks:
+        needed = self._blocks_for(request.computed + tokens) - request.blocks
+        if needed > self._pool.free:
             return False
-        self.free_blocks -= needed
+        self._pool.take(needed)
         request.blocks += needed
         return True
 
+    def _publish(self, request: Request) -> None:
+        """Let others share the blocks of the prompt that are computed, in order."""
+        if not self.config.prefix_caching:
+            return
+        complete = min(request.computed // self.config.block_size, len(request.prefix))
+        while request.known_blocks < complete and self._pool.publish(request.prefix[request.known_blocks]):
+            request.known_blocks += 1
+
     def _release(self, request: Request) -> None:
-        self.free_blocks += request.blocks
-        request.blocks = 0
+        self._pool.give_back(request.prefix[: request.known_blocks], request.blocks - request.known_blocks)
+        request.blocks = request.known_blocks = 0
 
     def _add_to_batch(self, request: Request, tokens: int, step: StepReport) -> None:
         if tokens == 1 and request.generated:

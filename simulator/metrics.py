@@ -62,14 +62,14 @@ _COUNTERS: Mapping[str, tuple[str, Callable[[Counters], int] | None]] = {
     "estimated_read_bytes_per_gpu": ("Bytes read from memory per GPU (not simulated).", None),
     "estimated_write_bytes_per_gpu": ("Bytes written to memory per GPU (not simulated).", None),
     "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", lambda c: c.queried_tokens),
-    "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", None),
+    "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda c: c.hit_tokens),
     "external_prefix_cache_queries": ("Tokens looked up in an external cache.", None),
     "external_prefix_cache_hits": ("Tokens found in an external cache.", None),
     "mm_cache_queries": ("Items looked up in the multi-modal cache.", None),
     "mm_cache_hits": ("Items found in the multi-modal cache.", None),
     "num_preemptions": ("Requests thrown out of a full cache.", lambda c: c.preemptions),
     "prompt_tokens": ("Prompt tokens processed.", lambda c: c.prompt_tokens),
-    "prompt_tokens_cached": ("Prompt tokens taken from a cache.", None),
+    "prompt_tokens_cached": ("Prompt tokens taken from a cache.", lambda c: c.hit_tokens),
     "generation_tokens": ("Tokens generated.", lambda c: c.generation_tokens),
 }
 
@@ -91,7 +91,7 @@ _CACHE_CONFIG = {
     ),
     **dict.fromkeys(
         (
-            *("enable_mamba_shared_prefix_checkpoint", "enable_prefix_caching", "is_attention_free"),
+            *("enable_mamba_shared_prefix_checkpoint", "is_attention_free"),
             *("kv_sharing_fast_prefill", "use_kda_recoverssm", "use_replayssm", "user_specified_block_size"),
         ),
         "False",
@@ -256,6 +256,7 @@ class NodeCollector(Collector):
             "effective_attention_block_size": str(config.block_size),
             "num_gpu_blocks": str(config.num_blocks * len(self.engines)),
             "num_gpu_blocks_override": str(config.num_blocks),
+            "enable_prefix_caching": str(config.prefix_caching),
             "kv_cache_size_tokens": str(size),
             "kv_cache_max_concurrency": str(size / config.max_model_len),
         }
@@ -278,14 +279,19 @@ class NodeCollector(Collector):
             return counter
 
         def by_source(engine: EngineMetrics) -> Mapping[str, float]:
-            return dict.fromkeys(_PROMPT_SOURCES, 0) | {"local_compute": engine.engine.counters.prompt_tokens}
+            total, hits = engine.engine.counters.prompt_tokens, engine.engine.counters.hit_tokens
+            # A hit counts when the prompt starts, the prompt when it is done.
+            return dict.fromkeys(_PROMPT_SOURCES, 0) | {
+                "local_compute": max(0, total - hits),
+                "local_cache_hit": hits,
+            }
 
         yield family("prompt_tokens_by_source", "Prompt tokens by where they came from.", "source", by_source)
         yield family(
             "prompt_tokens_cached_by_source",
             "Cached prompt tokens by the tier that held them.",
             "source",
-            lambda _: dict.fromkeys(_CACHE_TIERS, 0),
+            lambda engine: dict.fromkeys(_CACHE_TIERS, 0) | {"device": engine.engine.counters.hit_tokens},
         )
         yield family("request_success", "Finished requests.", "finished_reason", lambda engine: engine.ended)
         rejections = CounterMetricFamily(

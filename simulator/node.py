@@ -21,13 +21,13 @@ CATCH_UP_SECONDS = 1.0
 class Generation:
     """One accepted request, seen from the side that answers it."""
 
-    __slots__ = ("_changed", "_each_token", "lane", "request")
+    __slots__ = ("_changed", "_interval", "lane", "request")
 
-    def __init__(self, request: Request, lane: Lane, *, each_token: bool) -> None:
-        """Follow a request; wake the reader at each token, or at the last one only."""
+    def __init__(self, request: Request, lane: Lane, interval: int) -> None:
+        """Follow a request; wake the reader at the first token, at each `interval`-th (0: none) and at the last."""
         self.request = request
         self.lane = lane
-        self._each_token = each_token
+        self._interval = interval
         self._changed = asyncio.Event()
 
     async def progress(self) -> int:
@@ -38,7 +38,8 @@ class Generation:
 
     def notify(self) -> None:
         """Tell the reader that the request moved on."""
-        if self._each_token or self.request.finished:
+        made = self.request.generated
+        if self.request.finished or (self._interval and (made == 1 or made % self._interval == 0)):
             self._changed.set()
 
     def abort(self) -> None:
@@ -62,14 +63,14 @@ class Lane:
         """Requests running and waiting."""
         return len(self.engine.running) + len(self.engine.waiting)
 
-    def submit(self, request: Request, *, each_token: bool) -> Generation:
-        """Queue a request.
+    def submit(self, request: Request, interval: int) -> Generation:
+        """Queue a request whose reader wants every `interval`-th token, or 0 for the whole answer alone.
 
         Raises:
             ValueError: the engine can never serve it.
         """
         self.engine.submit(request, asyncio.get_running_loop().time())
-        generation = Generation(request, self, each_token=each_token)
+        generation = Generation(request, self, interval)
         self._open[request] = generation
         self.wake.set()
         return generation
@@ -142,13 +143,13 @@ class Node:
             lane.metrics.sleep_level = value
             lane.wake.set()
 
-    def submit(self, request: Request, *, each_token: bool) -> Generation:
-        """Queue a request at the least loaded engine.
+    def submit(self, request: Request, interval: int) -> Generation:
+        """Queue a request at the least loaded engine; see Lane.submit.
 
         Raises:
             ValueError: no engine can ever serve it.
         """
-        return min(self.lanes, key=lambda lane: lane.load).submit(request, each_token=each_token)
+        return min(self.lanes, key=lambda lane: lane.load).submit(request, interval)
 
     async def run(self) -> None:
         """Drive all engines until cancelled."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import uuid
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Call:
     max_tokens: int
     stream: bool
     include_usage: bool
+    prompt: object  # as it came
 
 
 def count_text_tokens(text: str) -> int:
@@ -122,7 +124,33 @@ def parse_call(body: object, *, chat: bool, model: str) -> Call:
     options = body.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(options, dict) or (options and not stream):
         raise ApiError(400, "Stream options can only be defined when `stream=True`.", "stream_options")
-    return Call(chat, prompt_tokens, limit, stream, include_usage=bool(options.get("include_usage")))
+    return Call(chat, prompt_tokens, limit, stream, bool(options.get("include_usage")), body.get(prompt))
+
+
+def prefix_hashes(prompt: object, block_size: int) -> list[int]:
+    """Hash a prompt up to the end of each of its whole blocks.
+
+    Prompts of token ids are never taken to be alike, and what a node answered is not in its prefix cache.
+    """
+    text = prompt_text(prompt)
+    size, chain, hashes = block_size * CHARACTERS_PER_TOKEN, 0, []
+    for end in range(size, len(text) + 1, size):
+        chain = hash((chain, text[end - size : end]))
+        hashes.append(chain)
+    return hashes
+
+
+def prompt_text(prompt: object) -> str:
+    """Return a prompt's text: of a conversation all of its texts, one after the other, of token ids none."""
+    if isinstance(prompt, list):
+        return "".join(str(m.get("content")) for m in prompt if isinstance(m, dict))
+    return prompt if isinstance(prompt, str) else ""
+
+
+def token_ids(text: str) -> list[int]:
+    """Return an id for each token of a text, the same for the same characters."""
+    pieces = (text[at : at + CHARACTERS_PER_TOKEN] for at in range(0, len(text), CHARACTERS_PER_TOKEN))
+    return [zlib.crc32(piece.encode()) for piece in pieces]
 
 
 class Answer:
@@ -182,9 +210,10 @@ class Answer:
 class OpenAiApi:
     """Handlers of /v1."""
 
-    def __init__(self, node: Node, faults: Faults) -> None:
-        """Serve this node, through these faults."""
+    def __init__(self, node: Node, faults: Faults, stream_interval: int) -> None:
+        """Serve this node, through these faults; a piece of a stream holds `stream_interval` tokens."""
         self.node = node
+        self.stream_interval = stream_interval
         self.faults = faults
         self.started_at = int(time.time())
         self._open: dict[Generation, web.Request] = {}
@@ -192,6 +221,7 @@ class OpenAiApi:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register the handlers."""
         router.add_get("/v1/models", self.list_models)
+        router.add_post("/tokenize", self.tokenize)
         router.add_post("/v1/completions", self.complete)
         router.add_post("/v1/chat/completions", self.complete_chat)
 
@@ -208,6 +238,16 @@ class OpenAiApi:
             "permission": [],
         }
         return web.json_response({"object": "list", "data": [model]})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """Answer with the tokens of a prompt, which routers ask for to find nodes that have its beginning cached."""
+        try:
+            body = await _read_json(request)
+        except ApiError as error:
+            return error.response()
+        tokens = token_ids(prompt_text(body.get("prompt", body.get("messages")))) if isinstance(body, dict) else []
+        answer = {"count": len(tokens), "max_model_len": self.node.config.longest_request, "tokens": tokens}
+        return web.json_response(answer | {"token_strs": None})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer a completion."""
@@ -244,8 +284,11 @@ class OpenAiApi:
     def _submit(self, request: web.Request, call: Call) -> Generation:
         prefix = "chatcmpl" if call.chat else "cmpl"
         answer_id = f"{prefix}-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
+        config = self.node.config
+        shared = prefix_hashes(call.prompt, config.block_size) if config.prefix_caching else ()
+        wanted = Request(answer_id, call.prompt_tokens, call.max_tokens, shared)
         try:
-            return self.node.submit(Request(answer_id, call.prompt_tokens, call.max_tokens), each_token=call.stream)
+            return self.node.submit(wanted, self.stream_interval if call.stream else 0)
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 

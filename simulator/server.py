@@ -38,6 +38,7 @@ class ServerConfig:
         api_key: if set, /v1 wants it as bearer token.
         guard_metrics: /metrics wants it too.
         old_metric_names: name the KV cache gauge as before vLLM 0.9.
+        stream_interval: tokens in one piece of a stream, after the first; vLLM has the same option.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class ServerConfig:
     api_key: str | None = None
     guard_metrics: bool = False
     old_metric_names: bool = False
+    stream_interval: int = 1
 
 
 class Server:
@@ -57,7 +59,7 @@ class Server:
         self.config = config
         self.node = node
         self.faults = Faults()
-        self.api = OpenAiApi(node, self.faults)
+        self.api = OpenAiApi(node, self.faults, config.stream_interval)
         engines = [lane.metrics for lane in node.lanes]
         self.page = MetricsPage(NodeCollector(node.model, engines, old_names=config.old_metric_names))
         app = web.Application(

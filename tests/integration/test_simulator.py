@@ -198,6 +198,36 @@ def test_models_health_and_version(node: SimulatedNode) -> None:
     assert (unknown.status_code, unknown.json()) == (404, {"detail": "Not Found"})
 
 
+def test_prompts_that_begin_alike_are_found_in_the_prefix_cache() -> None:
+    beginning, hits = "a prompt of many words " * 40, "vllm:prefix_cache_hits_total"
+    with start_node("--prefix-caching", "--block-size", "16") as node, node.client() as client:
+        client.completions.create(model="sim", prompt=beginning + "one", max_tokens=1)
+        assert node.samples(hits) == [0]
+        client.completions.create(model="sim", prompt=beginning + "another", max_tokens=1)
+        assert node.samples(hits) == [len(beginning) // 64 * 16]
+        client.completions.create(model="sim", prompt="x" + beginning, max_tokens=1)
+        assert node.samples(hits) == [len(beginning) // 64 * 16]
+
+
+def test_a_stream_comes_in_pieces_of_several_tokens_after_the_first() -> None:
+    with start_node("--stream-interval", "4") as node:
+        body = {"prompt": "a", "max_tokens": 10, "stream": True}
+        answer = requests.post(f"{node.url}/v1/completions", json=body, timeout=DEADLINE_SECONDS, stream=True)
+        pieces = [piece.count(b"word ") for piece in answer.iter_content(None) if b"word " in piece]
+    assert pieces == [1, 3, 4, 2]
+
+
+def test_tokens_of_prompts_that_begin_alike_begin_alike(node: SimulatedNode) -> None:
+    def tokens(prompt: object) -> list[int]:
+        answer = requests.post(f"{node.url}/tokenize", json=prompt, timeout=DEADLINE_SECONDS).json()
+        assert answer["count"] == len(answer["tokens"])
+        return list(answer["tokens"])
+
+    one, other = tokens({"prompt": "hello, world"}), tokens({"prompt": "hello, moon"})
+    assert (len(one), one[0], one[1] == other[1]) == (3, other[0], False)
+    assert tokens({"messages": [{"role": "user", "content": "hello, world"}]}) == one
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [

@@ -29,7 +29,9 @@ def check_limits(engine: Engine, report: StepReport) -> None:
     config = engine.config
     assert 0 < report.prefill_tokens + report.decodes <= config.max_num_batched_tokens
     assert len(engine.running) <= config.max_num_seqs
-    assert engine.used_blocks == sum(request.blocks for request in engine.running)
+    own = sum(request.blocks - request.known_blocks for request in engine.running)
+    shared = {each for request in engine.running for each in request.prefix[: request.known_blocks]}
+    assert engine.used_blocks == own + len(shared)
     assert 0 <= engine.used_blocks <= config.num_blocks
     assert all(request.computed <= request.blocks * config.block_size for request in engine.running)
     in_order = [request.arrived_at for request in (*engine.running, *engine.waiting)]
@@ -180,6 +182,53 @@ def test_steps_alternate() -> None:
         engine.begin(1.0)
 
 
+CACHING = replace(SMALL, prefix_caching=True)
+
+
+def test_prompts_that_begin_alike_share_blocks_and_skip_what_is_computed() -> None:
+    engine = Engine(CACHING)
+    first = Request("first", prompt_tokens=8, max_tokens=3, prefix=(1, 2))
+    step_one = run(engine, [(0.0, first)])
+    assert (step_one[0].prefill_tokens, engine.counters.hit_tokens) == (8, 0)
+    assert engine.used_blocks == 0  # kept, though nobody holds them
+    longer = Request("longer", prompt_tokens=12, max_tokens=3, prefix=(1, 2, 3))
+    other = Request("other", prompt_tokens=4, max_tokens=1, prefix=(9,))
+    reports = run(engine, [(9.0, longer), (9.0, other)])
+    assert reports[0].prefill_tokens == 4 + 4
+    assert (engine.counters.queried_tokens, engine.counters.hit_tokens) == (24, 8)
+
+
+def test_the_last_token_of_a_known_prompt_is_computed() -> None:
+    engine = Engine(CACHING)
+    for _ in range(2):
+        reports = run(engine, [(0.0, Request("same", prompt_tokens=8, max_tokens=1, prefix=(1, 2)))])
+    assert reports[0].prefill_tokens == 4  # the whole last block
+    assert engine.free_blocks == CACHING.num_blocks
+
+
+def test_blocks_held_twice_count_once_and_come_free_with_the_last_holder() -> None:
+    engine = Engine(replace(CACHING, max_num_batched_tokens=32))
+    early = Request("early", prompt_tokens=12, max_tokens=9, prefix=(1, 2, 3))
+    late = Request("late", prompt_tokens=13, max_tokens=2, prefix=(1, 2, 3))
+    engine.submit(early, 0.0)
+    step(engine)
+    engine.submit(late, 1.0)
+    assert step(engine, 1.0).prefill_tokens == 1
+    assert (early.blocks, late.blocks, engine.used_blocks) == (4, 4, 5)
+    engine.abort(early)
+    assert engine.used_blocks == 4
+    run(engine, [])
+    assert engine.free_blocks == CACHING.num_blocks
+
+
+def test_the_longest_unused_blocks_make_room_a_prompts_end_first() -> None:
+    engine = Engine(replace(CACHING, max_num_batched_tokens=32))
+    run(engine, [(0.0, Request("old", prompt_tokens=12, max_tokens=1, prefix=(1, 2, 3)))])
+    run(engine, [(10.0, Request("large", prompt_tokens=24, max_tokens=1, prefix=(4, 5, 6, 7, 8, 9)))])
+    again = run(engine, [(20.0, Request("again", prompt_tokens=13, max_tokens=1, prefix=(1, 2, 3)))])
+    assert again[0].prefill_tokens == 13 - 8
+
+
 configs = st.builds(
     EngineConfig,
     max_num_batched_tokens=st.integers(1, 40),
@@ -187,6 +236,7 @@ configs = st.builds(
     num_blocks=st.integers(4, 20),
     block_size=st.integers(1, 8),
     step_seconds=st.floats(0.01, 1),
+    prefix_caching=st.booleans(),
 )
 sizes = st.lists(st.tuples(st.floats(0, 50), st.integers(1, 60), st.integers(1, 40)), max_size=12)
 
@@ -198,7 +248,7 @@ def test_every_request_that_fits_gets_exactly_its_tokens(
     def simulate() -> tuple[Engine, list[StepReport], list[Request]]:
         engine = Engine(config)
         arrivals = [
-            (at, Request(str(number), prompt, output))
+            (at, Request(str(number), prompt, output, tuple(range(prompt // config.block_size))))
             for number, (at, prompt, output) in enumerate(sorted(wanted))
             if prompt + output <= config.longest_request
         ]
