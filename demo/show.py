@@ -202,7 +202,7 @@ def main() -> int:
 It is still running. To look around:
   sudo podman exec {container} vllm-nginx-lb status
   sudo podman exec {container} journalctl -u vllm-nginx-lb -n 20
-  sudo podman exec {container} cat /etc/nginx/vllm-nginx-lb/upstream.conf
+  sudo podman exec {container} cat /etc/nginx/vllm-nginx-lb/weights.json
   curl http://{address}:8080/v1/models
 Add node-d ({{ansible_host: 10.231.78.24}}) to demo/inventory/hosts.yml and run `make demo` again: it serves.
 Remove everything: make demo-down""")

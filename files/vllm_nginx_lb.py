@@ -63,6 +63,7 @@ __version__ = "0.1.0"
 EXIT_FAILED, EXIT_USAGE, EXIT_LOCKED = 1, 2, 75
 NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+MODEL = re.compile(r"[^\x00-\x1f\x7f\"\\]{1,256}")  # as they stand in JSON and in nginx
 HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 SEED = "seed"  # the generation of the file that the role of the ingress makes, which serves nobody
 PRINTABLE = re.compile(r"[ -~]{0,300}")
@@ -154,9 +155,12 @@ class Scrape:
 class NginxSettings:
     """Where the upstream goes, and how nginx is tested, reloaded and asked what is live.
 
-    The last three ration reloads that only move weights: each leaves workers behind that finish their streams.
+    The balancer "upstream" is nginx's own, which reads its upstream in a reload; "work" is our Lua, which notices a new
+    file by itself: nothing is tested and reloaded then. The last three ration reloads that only move weights: each
+    leaves workers behind that finish their streams.
     """
 
+    balancer: str = choice("upstream", "work", default="upstream")
     upstream_file: str = text(
         re.compile(r"/([^/\0\n]+/)*[^/\0\n]+"), "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
     )
@@ -203,9 +207,14 @@ class Pool:
     max_fails: int = number(0, 10**6, 10)
     fail_timeout_seconds: int = number(1, 86400, 60)
     policy: str = setting(
-        "one of stepped, static",
+        "one of capacity, stepped, static",
         lambda v: v in POLICIES,
-        "stepped",
+        "capacity",
+    )
+    models: tuple[str, ...] = setting(
+        "names of models: 1 to 256 printable characters without quotes and backslashes",
+        lambda v: all(MODEL.fullmatch(name) for name in v),
+        (),
     )
     nodes: tuple[Node, ...] = at_least_one("node")
 
@@ -238,10 +247,26 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """The policy that learns what each node can do; see weigh_capacity.
+
+    A weight moves at once when the last readings ask for sudden_change_ratio or more, and down to min_change_ratio
+    the longer they ask for it.
+    """
+
+    lowest_weight: int = number(1, MAX_WEIGHT, 10)
+    speed_exponent: float = number(0, 4, 1.5)
+    max_kv_cache_usage: float = number(0.01, 1, 0.7)
+    sudden_change_ratio: float = number(0.01, 10, 0.5)
+    min_change_ratio: float = number(0.01, 10, 0.15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
     """The settings of each policy that has any."""
 
     stepped: Stepped = Stepped()
+    capacity: Capacity = Capacity()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,9 +346,11 @@ def shown(value: Any) -> str:
 
 def cross_check(config: Config) -> Iterator[str]:
     """Yield a line for each problem that no single field shows."""
+    yield from check_nginx(config.nginx)
     first_seen: dict[str, str] = {}
     for p, pool in enumerate(config.pools):
         items = [(f"pools[{p}].name", pool.name, "a pool")]
+        items += [(f"pools[{p}].models[{m}]", model, "a model") for m, model in enumerate(pool.models)]
         for n, node in enumerate(pool.nodes):
             where = f"pools[{p}].nodes[{n}]"
             address = f"{canonical(node.host)}:{node.port}"
@@ -334,10 +361,25 @@ def cross_check(config: Config) -> Iterator[str]:
                 yield f"{where}: {value!r}: already used by {earlier}: expected {kind} of its own"
         if all(node.drain for node in pool.nodes):
             yield f"pools[{p}].nodes: every node has drain: true: expected at least one that serves"
+    if config.nginx.min_weight_change_ratio > (least := config.policies.capacity.min_change_ratio) and any(
+        pool.policy == "capacity" for pool in config.pools
+    ):
+        yield (
+            f"nginx.min_weight_change_ratio: {config.nginx.min_weight_change_ratio:g}: expected at most "
+            f"policies.capacity.min_change_ratio, {least:g}: else what is decided would not be published"
+        )
     stepped = config.policies.stepped
     for k, step in enumerate(stepped.kv_cache):
         if step.weight not in stepped.levels:
             yield f"policies.stepped.kv_cache[{k}].weight: {step.weight}: expected one of levels {list(stepped.levels)}"
+
+
+def check_nginx(settings: NginxSettings) -> Iterator[str]:
+    """Yield a line for each setting that does not go with the balancer."""
+    if settings.balancer == "work" and settings.upstream_template:
+        yield "nginx.upstream_template: expected null with balancer: work, which reads JSON"
+    if settings.balancer == "work" and not settings.confirm_url:
+        yield "nginx.confirm_url: expected a URL with balancer: work: nothing else says whether a file was taken"
 
 
 def load_config(path: Path) -> Config:
@@ -372,8 +414,9 @@ METRICS = {
     "num_requests_running": "running",
     "num_preemptions_total": "preemptions",
     "engine_sleep_state": "sleep",
-    "prompt_tokens_total": "tokens",
-    "generation_tokens_total": "tokens",
+    "prompt_tokens_total": "prompt_tokens",
+    "generation_tokens_total": "generation_tokens",
+    "request_success_total": "finished",
 }
 # The parser takes 10 ms for a whole scrape of 50 KB, this filter a fraction of one.
 WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
@@ -394,12 +437,20 @@ class Reading:
     preemptions: int  # since the node started, summed
     engines: int  # at least 1
     awake: bool
-    tokens: int | None = None  # prompt and generated since the node started, summed; None in old versions
+    prompt_tokens: int | None = None  # computed since the node started, summed; None in old versions
+    generation_tokens: int | None = None  # the same for generated ones
+    finished: int | None = None  # the same for requests that have ended
+
+    @property
+    def requests(self) -> int:
+        """All that the node has: in a batch or queued."""
+        return self.running + self.waiting
 
     @property
     def figures(self) -> str:
         """All that moves while an engine works, in one line."""
-        return f"{self.kv_cache_usage} {self.waiting} {self.running} {self.preemptions} {self.tokens}"
+        counted = f"{self.preemptions} {self.prompt_tokens} {self.generation_tokens}"
+        return f"{self.kv_cache_usage} {self.waiting} {self.running} {counted}"
 
 
 def parse_metrics(body: bytes) -> Reading:
@@ -441,7 +492,9 @@ def parse_metrics(body: bytes) -> Reading:
         preemptions=int(sums["preemptions"]),
         engines=len(engines),
         awake=not found["sleep"] or any(found["sleep"].values()),
-        tokens=int(sums["tokens"]) if found["tokens"] else None,
+        prompt_tokens=int(sums["prompt_tokens"]) if found["prompt_tokens"] else None,
+        generation_tokens=int(sums["generation_tokens"]) if found["generation_tokens"] else None,
+        finished=int(sums["finished"]) if found["finished"] else None,
     )
 
 
@@ -678,6 +731,46 @@ def printable(value: str, limit: int = 120) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a node did over some readings, in the mean; numbers of requests are per engine."""
+
+    speed: float = number(0, 2**53, 0.0)  # generated tokens per second and running request
+    running: float = number(0, 2**53, 0.0)
+    waiting: float = number(0, 2**53, 0.0)
+    finished: float = number(0, 2**53, 0.0)  # from one reading to the next
+    kv_cache_usage: float = number(0, 1, 0.0)  # ratio
+    engines: float = number(1, 2**53, 1.0)
+
+    @property
+    def requests(self) -> float:
+        """All that it had: in a batch or queued."""
+        return self.running + self.waiting
+
+    def shifted(self, towards: Means, share: float) -> Means:
+        """Return the means with a newer value weighing `share`."""
+        moved = {
+            each.name: (1 - share) * getattr(self, each.name) + share * getattr(towards, each.name)
+            for each in dataclasses.fields(self)
+        }
+        return Means(**moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What the policy `capacity` remembers of a node."""
+
+    at: float = number(0, 2**53)  # the last reading, in seconds of the monotonic clock
+    generation_tokens: int | None = number(0, 2**60, None)
+    finished: int | None = number(0, 2**60, None)
+    running: int = number(0, 2**60)
+    readings: int = number(0, 2**53, 0)  # that went into the means, since a weight moved last
+    recent: Means = Means()
+    longer: Means = Means()
+    earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # what it has, or had before it was out of rotation
+    steps: int = number(0, 2, 0)  # of SLOW_START: how many of its way back to that are left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeMemory:
     """What one tick leaves for the next about a node. Times are seconds of the monotonic clock."""
 
@@ -693,6 +786,7 @@ class NodeMemory:
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # to which that address belongs
     resolves: bool = True
+    learned: Learned | None = None  # by the pool's policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -738,7 +832,7 @@ class Status(Plan):
 
     generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
     applied: bool
-    outcome: str = choice("reloaded", "unchanged", "deferred", "rolled_back", "failed")
+    outcome: str = choice("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     draining_generations: int = number(0, 2**22, 0)
     error: str | None = text(re.compile(r"[ -~]*"), "printable text")
@@ -750,11 +844,26 @@ class Observation:
 
     reading: Reading
     preemptions_delta: int  # since the previous reading
+    was: NodeMemory = NodeMemory()
+    settled: bool = True  # whether what was decided last is live
 
 
-def weigh_stepped(pool: Pool, policies: Policies, seen: Mapping[str, Observation]) -> dict[str, tuple[int, str]]:
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a policy says of a node, and what it wants to remember of it."""
+
+    weight: int
+    reason: str
+    learned: Learned | None = None
+
+
+def weigh_stepped(pool: Pool, policies: Policies, seen: Mapping[str, Observation], _now: float) -> dict[str, Verdict]:
     """Weigh each node by the published ladder, alone: KV usage, then waiting, preemptions, running."""
-    return {node.name: stepped_weight(seen[node.name], policies.stepped) for node in pool.nodes if node.name in seen}
+    return {
+        node.name: Verdict(*stepped_weight(seen[node.name], policies.stepped))
+        for node in pool.nodes
+        if node.name in seen
+    }
 
 
 def stepped_weight(seen: Observation, rules: Stepped) -> tuple[int, str]:
@@ -779,10 +888,10 @@ def shown_ratio(value: float) -> str:
     return f"{math.floor(value * 100) / 100:.2f}"
 
 
-def weigh_static(pool: Pool, _policies: Policies, seen: Mapping[str, Observation]) -> dict[str, tuple[int, str]]:
+def weigh_static(pool: Pool, _policies: Policies, seen: Mapping[str, Observation], _now: float) -> dict[str, Verdict]:
     """Weigh each node by its configured capacity; the largest of the pool gets 100."""
     return {
-        node.name: (static_weight(pool, node), f"capacity {node.capacity:g}")
+        node.name: Verdict(static_weight(pool, node), f"capacity {node.capacity:g}")
         for node in pool.nodes
         if node.name in seen
     }
@@ -793,19 +902,232 @@ def static_weight(pool: Pool, node: Node) -> int:
     return max(1, round(MAX_WEIGHT * node.capacity / max(each.capacity for each in pool.nodes)))
 
 
+# --- The policy `capacity`: weights from what the nodes turn out to do -----------------------------------
+
+SLOW_START = (0.5, 1.0)  # shares of its weight that a node which starts at the lowest gets next
+RECENT_READINGS, LONGER_READINGS = 2, 20
+ENOUGH_READINGS = 4  # for the longer means to count
+GAP_SECONDS = 60  # readings further apart say nothing of the time between
+FEW_REQUESTS = 2.0  # per engine; with fewer, their number is mostly chance
+CORRECTION, MOST_GROWTH = 0.7, 1.5  # a weight is corrected by most of what it is off, and upwards in steps
+SURE_AT = 2.0  # standard deviations by which requests must be off for half of that to count
+
+
+def weigh_capacity(pool: Pool, policies: Policies, seen: Mapping[str, Observation], now: float) -> dict[str, Verdict]:
+    """Weigh nodes so that each has as many requests as its speed asks for, and no more than it has room for.
+
+    `least_conn` knows at any moment how many requests it has at each node. What it cannot know is how fast the nodes
+    are, and what else they do. So each node's requests, per engine, shall be in proportion to speed ^ speed_exponent,
+    where speed is what a request meets there: generated tokens per second and running request. A weight is corrected
+    by how far its node is from that, which makes up for traffic that nginx does not see, too:
+
+        weight_i *= (due_i / requests_i) ^ CORRECTION
+
+    with due_i and requests_i from `dues` and `credible_requests`. A move costs a reload, which zeroes nginx's counts.
+    So it takes a large deviation in the last readings, or a smaller one the longer it lasts; what was measured before
+    a move is forgotten. docs/decisions.md has the measurements.
+    """
+    rules = policies.capacity
+    awake = {name: each for name, each in seen.items() if each.reading.awake}
+    first = {node.name: max(rules.lowest_weight, static_weight(pool, node)) for node in pool.nodes}
+    running = any(each.was.learned for each in awake.values())
+    learned = {name: learn(each, first[name], now, running=running) for name, each in awake.items()}
+    weights = {
+        name: (awake[name].was.weight or rules.lowest_weight) if each.steps else each.earned_weight
+        for name, each in learned.items()
+    }
+    moved: dict[str, int] = {}
+    if running and all(each.settled for each in awake.values()):
+        moved = next_steps(rules, learned, awake) or corrected(rules, learned, weights, whole=len(pool.nodes))
+    verdicts = {}
+    for name, each in learned.items():
+        weight = moved.get(name, weights[name])
+        on_its_way = each.steps - (each.steps > 0 and name in moved)
+        after = dataclasses.replace(
+            each,
+            readings=0 if moved else each.readings,
+            steps=on_its_way,
+            earned_weight=each.earned_weight if each.steps else weight,
+        )
+        means = f"{each.recent.speed:.1f} tokens/s a request, {each.recent.requests:.1f} requests"
+        way = f"step {len(SLOW_START) - on_its_way} of {len(SLOW_START)} back to {each.earned_weight}"
+        verdicts[name] = Verdict(weight, way if each.steps else means, after)
+    return verdicts
+
+
+def learn(seen: Observation, first_weight: int, now: float, *, running: bool) -> Learned:
+    """Return what is known of a node after one more reading. In a pool that is running, a new node starts low."""
+    reading, was, before = seen.reading, seen.was, seen.was.learned
+    returns = was.up is False or was.weight == 0
+    tokens = reading.generation_tokens
+    if before is None:
+        steps = len(SLOW_START) if running or returns else 0
+        return Learned(
+            at=now,
+            generation_tokens=tokens,
+            finished=reading.finished,
+            running=reading.running,
+            earned_weight=first_weight,
+            steps=steps,
+        )
+    after = dataclasses.replace(
+        before,
+        at=now,
+        generation_tokens=tokens,
+        finished=reading.finished,
+        running=reading.running,
+        readings=before.readings if seen.settled and not returns else 0,
+        steps=len(SLOW_START) if returns else before.steps,
+    )
+    seconds, in_batch = now - before.at, (before.running + reading.running) / 2
+    generated = -1 if None in (tokens, before.generation_tokens) else (tokens or 0) - (before.generation_tokens or 0)
+    started_anew_or_untold, stands_still = generated < 0, reading.figures == was.figures
+    if not 0 < seconds <= GAP_SECONDS or in_batch < 1 or started_anew_or_untold or stands_still:
+        return after
+    means = Means(
+        speed=min(2.0**53, generated / seconds / in_batch),  # as much as a memory may hold
+        running=in_batch / reading.engines,
+        waiting=reading.waiting / reading.engines,
+        finished=max(0, (reading.finished or 0) - (before.finished or 0)) / reading.engines,
+        kv_cache_usage=reading.kv_cache_usage,
+        engines=reading.engines,
+    )
+    readings = after.readings + 1
+    return dataclasses.replace(
+        after,
+        readings=readings,
+        recent=before.recent.shifted(means, 1 / min(readings, RECENT_READINGS)),
+        longer=before.longer.shifted(means, 1 / min(readings, LONGER_READINGS)),
+    )
+
+
+def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[str, Observation]) -> dict[str, int]:
+    """Return the next weights of nodes on their way back, which have been in rotation at the lowest since a tick."""
+    return {
+        name: max(rules.lowest_weight, round(each.earned_weight * SLOW_START[-each.steps]))
+        for name, each in learned.items()
+        if each.steps and seen[name].was.up and seen[name].was.weight
+    }
+
+
+def corrected(
+    rules: Capacity, learned: Mapping[str, Learned], weights: Mapping[str, int], whole: int
+) -> dict[str, int]:
+    """Return the weights that the requests of the nodes ask for, or none while that is not certain enough.
+
+    `whole` is how many nodes the pool has: while some are not ready, the others keep their scale to them.
+    """
+    ready = {name: each for name, each in learned.items() if not each.steps and each.readings >= RECENT_READINGS}
+    if len(ready) < 2:  # noqa: PLR2004 - one alone has nothing to be compared with
+        return {}
+    top = MAX_WEIGHT if len(ready) == whole else max(weights[name] for name in ready)
+    now_at = scaled({name: weights[name] for name in ready}, top)
+    readings = min(each.readings for each in ready.values())
+    lasting = max(rules.min_change_ratio, 1 / math.sqrt(readings)) if readings >= ENOUGH_READINGS else math.inf
+    for span, needed in (("recent", rules.sudden_change_ratio), ("longer", lasting)):
+        means = {name: getattr(each, span) for name, each in ready.items()}
+        if sum(each.requests for each in means.values()) < FEW_REQUESTS * len(ready):
+            continue
+        count = min(readings, RECENT_READINGS if span == "recent" else LONGER_READINGS)
+        factors = corrections(rules, means, now_at, count)
+        wanted = {
+            name: max(rules.lowest_weight, each)
+            for name, each in scaled({name: weights[name] * factors[name] for name in ready}, top).items()
+        }
+        if max(abs(wanted[name] / now_at[name] - 1) for name in ready) >= needed:
+            return {name: round(each) for name, each in wanted.items()}
+    return {}
+
+
+def corrections(
+    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: int
+) -> dict[str, float]:
+    """Return by what each weight is to be multiplied, so that the requests of its node become what is due."""
+    if not any(each.speed for each in means.values()):
+        return dict.fromkeys(means, 1.0)
+    due = dues(rules, means)
+    per_weight = sum(each.requests * each.engines for each in means.values()) / sum(weights.values())
+    factors = {}
+    for name, each in means.items():
+        has = credible_requests(each, per_weight * weights[name] / each.engines, readings)
+        # FEW_REQUESTS on both sides: between 0 and 1 request there is no infinite difference.
+        factors[name] = min(MOST_GROWTH, ((due[name] + FEW_REQUESTS) / (has + FEW_REQUESTS)) ** CORRECTION)
+    return factors
+
+
+def credible_requests(means: Means, by_weight: float, readings: int) -> float:
+    """Return how many requests an engine has, as far as that is certain, else what its node's weight gives it.
+
+    What it had at some moment is off by chance, by about its square root, and says nothing new until other requests
+    have taken the place of those: long streams make few independent readings. Of what is left over, the part counts
+    that is signal (as in a Wiener filter: off^2 of off^2 + noise^2).
+    """
+    off = means.requests - by_weight
+    turnovers = means.finished * readings / max(1.0, means.requests)
+    if not off or not turnovers:
+        return by_weight
+    noise = SURE_AT**2 * max(1.0, by_weight) / turnovers
+    return by_weight + off * off**2 / (off**2 + noise)
+
+
+def dues(rules: Capacity, means: Mapping[str, Means]) -> dict[str, float]:
+    """Share all requests out by speed, to no node more than it has room for; if all are full, by room."""
+    room = {name: room_for(each, rules.max_kv_cache_usage) for name, each in means.items()}
+    total = left = sum(each.requests for each in means.values())
+    if sum(room.values()) <= total:
+        return {name: total * each / sum(room.values()) for name, each in room.items()}
+    speeds = {name: each.speed**rules.speed_exponent for name, each in means.items()}
+    due: dict[str, float] = {}
+    while len(due) < len(means):
+        whole = sum(speed for name, speed in speeds.items() if name not in due)
+        share = {name: left * speed / whole if whole else 0.0 for name, speed in speeds.items() if name not in due}
+        full = {name: room[name] for name, each in share.items() if each > room[name]}
+        due |= full or share
+        left = total - sum(due.values())
+    return due
+
+
+def room_for(means: Means, max_kv_cache_usage: float) -> float:
+    """Return how many requests a node can run at once: up to some KV usage, or those it runs if others wait."""
+    by_memory = max_kv_cache_usage * means.running / max(means.kv_cache_usage, 0.01)
+    return min(by_memory, means.running) if means.waiting >= FEW_REQUESTS else by_memory
+
+
+def scaled(weights: Mapping[str, float], largest: float) -> dict[str, float]:
+    """Return weights of which the largest is `largest`."""
+    return {name: largest * each / max(weights.values()) for name, each in weights.items()}
+
+
 # Reasons that are more than words: of a node that answers and must not be asked, and of one drained by `drain`.
 ASLEEP, DRAINED = "asleep", "drained by the operator"
 
-# A policy weighs the nodes of a pool that could be read: name -> (weight 1..100, reason).
-POLICIES: dict[str, Callable[[Pool, Policies, Mapping[str, Observation]], dict[str, tuple[int, str]]]] = {
+# A policy weighs the nodes of a pool that could be read: name -> verdict, with a weight from 1 to 100.
+POLICIES: dict[str, Callable[[Pool, Policies, Mapping[str, Observation], float], dict[str, Verdict]]] = {
     "stepped": weigh_stepped,
+    "capacity": weigh_capacity,
     "static": weigh_static,
 }
 
 
 def lowest_weight(pool: Pool, node: Node, policies: Policies) -> int:
-    """Return the trickle that lets a node prove itself: where it starts, and where a stale one ends."""
-    return static_weight(pool, node) if pool.policy == "static" else policies.stepped.levels[-1]
+    """Return the trickle that lets a node prove itself: where it starts."""
+    match pool.policy:
+        case "static":
+            return static_weight(pool, node)
+        case "capacity":
+            return policies.capacity.lowest_weight
+        case _:
+            return policies.stepped.levels[-1]
+
+
+def stale_weight(pool: Pool, was: NodeMemory, lowest: int) -> int:
+    """Return the weight of a node of which nothing has been known for long.
+
+    What `capacity` learned stays half true: with the lowest weight the other nodes would have to do all its work.
+    """
+    if pool.policy == "capacity" and was.learned and was.weight:
+        return max(lowest, min(was.weight, was.learned.earned_weight // 2))
+    return lowest
 
 
 def decide(
@@ -814,31 +1136,37 @@ def decide(
     memory: Mapping[str, NodeMemory],
     drained: AbstractSet[str],
     now: float,
+    *,
+    settled: bool = True,
 ) -> tuple[tuple[PoolPlan, ...], dict[str, NodeMemory]]:
-    """Decide every node's state and weight: a pure function, `now` in seconds of the monotonic clock."""
+    """Decide every node's state and weight: a pure function, `now` in seconds of the monotonic clock.
+
+    `settled` says whether what was decided last is live, so that what the nodes show can be the effect of it.
+    """
     plans: list[PoolPlan] = []
     remembered: dict[str, NodeMemory] = {}
     for pool in config.pools:
         before = {node.name: memory.get(node.name, NodeMemory()) for node in pool.nodes}
         after = {node.name: observe(before[node.name], samples[node.name], config.health, now) for node in pool.nodes}
         seen = {
-            name: Observation(reading, preemptions_delta(before[name], reading))
+            name: Observation(reading, preemptions_delta(before[name], reading), before[name], settled)
             for name in before
             if (reading := samples[name].reading)
         }
-        verdicts = POLICIES[pool.policy](pool, config.policies, seen)
+        verdicts = POLICIES[pool.policy](pool, config.policies, seen, now)
         nodes: list[NodePlan] = []
         serving: dict[tuple[str | None, int], str] = {}  # two names of one server would double its share
         for node in pool.nodes:
             was, now_is, sample = before[node.name], after[node.name], samples[node.name]
             lowest = lowest_weight(pool, node, config.policies)
+            levels = lowest, stale_weight(pool, was, lowest)
             if sample.reading and sample.reading.awake:
-                state, weight, reason = judge_read(was, now_is, verdicts[node.name], lowest, config.health)
+                state, weight, reason = judge_read(was, now_is, verdicts[node.name], levels, config.health)
             elif sample.reading:
                 state, weight, reason = "down", 0, ASLEEP
             else:
                 error = sample.error or "no reading"
-                state, weight, reason = judge_unread(was, now_is, error, lowest, config.health, now)
+                state, weight, reason = judge_unread(was, now_is, error, levels, config.health, now)
             if sample.unresolved:
                 reason += f"; its name does not resolve ({sample.unresolved}), last address used"
             if node.drain or node.name in drained:
@@ -857,6 +1185,7 @@ def decide(
             each.name: dataclasses.replace(
                 after[each.name],
                 weight=each.weight,
+                learned=verdicts[each.name].learned if each.state == "up" else before[each.name].learned,
                 host=node.host,
                 resolves=samples[each.name].unresolved is None,
             )
@@ -872,7 +1201,7 @@ def observe(was: NodeMemory, sample: Sample, health: Health, now: float) -> Node
     reading = sample.reading
     if reading and reading.awake:
         successes = was.successes + 1
-        working = reading.waiting + reading.running > 0 and reading.tokens is not None
+        working = reading.requests > 0 and reading.generation_tokens is not None
         return NodeMemory(
             up=was.up is not False or successes >= good_scrapes_needed(was, health),
             successes=successes,
@@ -914,23 +1243,25 @@ def preemptions_delta(was: NodeMemory, reading: Reading) -> int:
 
 
 def judge_read(
-    was: NodeMemory, now_is: NodeMemory, verdict: tuple[int, str], lowest: int, health: Health
+    was: NodeMemory, now_is: NodeMemory, verdict: Verdict, levels: tuple[int, int], health: Health
 ) -> tuple[str, int, str]:
-    """Return the state, weight and reason of a node that could be read and is awake."""
+    """Return the state, weight and reason of a node that could be read and is awake; `levels`: to start, and stale."""
+    lowest, stale = levels
     if not now_is.up:
         return "down", 0, f"{now_is.successes} of {good_scrapes_needed(was, health)} good scrapes"
     if was.up is False:
         return "up", lowest, f"back after {now_is.successes} good scrapes, starting low"
     still = (now_is.read_at or 0) - (now_is.moved_at or 0)
     if still > health.stale_after_seconds:
-        return "unknown", lowest, f"has requests, and no figure of it has moved for {still:.0f} s"
-    return "up", *verdict
+        return "unknown", stale, f"has requests, and no figure of it has moved for {still:.0f} s"
+    return "up", verdict.weight, verdict.reason
 
 
 def judge_unread(
-    was: NodeMemory, now_is: NodeMemory, error: str, lowest: int, health: Health, now: float
+    was: NodeMemory, now_is: NodeMemory, error: str, levels: tuple[int, int], health: Health, now: float
 ) -> tuple[str, int, str]:
-    """Return the state, weight and reason of a node that could not be read."""
+    """Return the state, weight and reason of a node that could not be read; `levels`: to start, and stale."""
+    lowest, stale = levels
     counted = f"{error} ({now_is.failures} of {health.fall})" if now_is.failures else error
     if now_is.up is False:
         return "down", 0, f"{error}, {now_is.failures} in a row" if now_is.failures else error
@@ -939,7 +1270,7 @@ def judge_unread(
     age = now - now_is.read_at
     if was.weight and age <= health.stale_after_seconds:
         return "unknown", was.weight, f"{counted}, last weight held"
-    return "unknown", lowest, f"{counted}, not read for {age:.0f} s"
+    return "unknown", stale, f"{counted}, not read for {age:.0f} s"
 
 
 def plan_node(
@@ -1065,10 +1396,58 @@ upstream {{ pool.name }} {
 }
 {% endfor %}
 """
-GENERATION_MAP = re.compile(r'map "" \$vllm_nginx_lb_generation \{\s*default "([0-9a-z]{1,64})";\s*\}')
-CHECKSUM_LINE = re.compile(
-    r"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: ([0-9a-f]{64})\n"
+# One node a line, so that a difference shows what has moved.
+WEIGHTS_TEMPLATE = """\
+"pools": [{% for pool in pools %}{{ "," if not loop.first }}
+{"name": "{{ pool.name }}", "models": {{ pool.models | tojson }},\
+ "nodes": [{% for server in pool.servers %}{{ "," if not loop.first }}
+{"name": "{{ server.name }}", "address": "{{ server.address.strip("[]") }}", "port": {{ server.port }},\
+ "weight": {{ server.weight }}, "state": "{{ server.state }}"}{% endfor %}
+]}{% endfor %}
+]}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """What every file we publish begins with, and how that and its weights are found again.
+
+    Attributes:
+        head: with the checksum of all that follows.
+        opening: of what follows, with the generation.
+        checksum: finds the head, and the checksum in it.
+        generation: finds the opening, and the generation in it.
+        weight: finds a weight.
+    """
+
+    head: str
+    opening: str
+    checksum: re.Pattern[str]
+    generation: re.Pattern[str]
+    weight: re.Pattern[str]
+
+
+UPSTREAM_CONF = Framing(
+    head="# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: %s\n",
+    opening='map "" $vllm_nginx_lb_generation { default "%s"; }\n',
+    checksum=re.compile(
+        r"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: ([0-9a-f]{64})\n"
+    ),
+    generation=re.compile(r'map "" \$vllm_nginx_lb_generation \{\s*default "([0-9a-z]{1,64})";\s*\}'),
+    weight=re.compile(r"\bweight=(\d+)"),
 )
+WEIGHTS_JSON = Framing(
+    head='{"sha256": "%s",\n',
+    opening='"version": 1, "generation": "%s",\n',
+    checksum=re.compile(r'\{"sha256": "([0-9a-f]{64})",\n'),
+    generation=re.compile(r'"version": 1, "generation": "([0-9a-z]{1,64})",\n'),
+    weight=re.compile(r'"weight": (\d+)'),
+)
+
+
+def framing_of(published: str) -> Framing:
+    """Return the framing of a published file."""
+    return WEIGHTS_JSON if published.startswith("{") else UPSTREAM_CONF
 
 
 NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0}
@@ -1079,6 +1458,7 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
 
     Nodes whose name never resolved are left out; nginx refuses an upstream without any server.
     """
+    by_work = config.nginx.balancer == "work"
     context = []
     for planned, pool in zip(pools, config.pools, strict=True):
         servers = [
@@ -1088,11 +1468,12 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
                 "port": node.port,
                 "weight": at.weight,
             }
+            | ({"state": at.state} if by_work else {})  # else each change of it would be a reload
             for at, node in zip(planned.nodes, pool.nodes, strict=True)
             if at.address
         ]
         plain = {each.name: getattr(pool, each.name) for each in dataclasses.fields(pool) if each.name != "nodes"}
-        context.append(plain | {"servers": servers or [NO_SERVER]})
+        context.append(plain | {"servers": servers or ([] if by_work else [NO_SERVER])})
     return context
 
 
@@ -1123,8 +1504,9 @@ def render(context: list[dict[str, Any]], template: str) -> str:
     except Exception as error:  # whatever the operator's template does
         line = f" line {error.lineno}:" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise FailureError(f"nginx.upstream_template:{line} {printable(str(error))}", EXIT_USAGE) from error
-    rest = f'map "" $vllm_nginx_lb_generation {{ default "{generation_for(context, template)}"; }}\n{body}'
-    return f"# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: {digest(rest)}\n{rest}"
+    framing = WEIGHTS_JSON if template == WEIGHTS_TEMPLATE else UPSTREAM_CONF
+    rest = framing.opening % generation_for(context, template) + body
+    return framing.head % digest(rest) + rest
 
 
 def difference(before: str, after: str) -> list[str]:
@@ -1136,22 +1518,20 @@ def difference(before: str, after: str) -> list[str]:
 
 def is_intact(upstream: str) -> bool:
     """Tell whether an upstream file is as it was written, by its checksum."""
-    found = CHECKSUM_LINE.match(upstream)
+    found = framing_of(upstream).checksum.match(upstream)
     return found is not None and found[1] == digest(upstream[found.end() :])
 
 
 def generation_of(upstream: str) -> str | None:
     """Return the generation an upstream file declares."""
-    found = GENERATION_MAP.search(upstream)
+    found = framing_of(upstream).generation.search(upstream)
     return found[1] if found else None
-
-
-WEIGHT = re.compile(r"\bweight=(\d+)")
 
 
 def membership(upstream: str) -> str:
     """Return an upstream file with everything removed that a mere change of weights changes."""
-    return WEIGHT.sub("weight=", GENERATION_MAP.sub("", CHECKSUM_LINE.sub("", upstream)))
+    framing = framing_of(upstream)
+    return framing.weight.sub("weight", framing.generation.sub("", framing.checksum.sub("", upstream)))
 
 
 # --- Ration: when a change that only moves weights may go out ------------------------------------------
@@ -1188,7 +1568,7 @@ LONGEST_WAIT_SECONDS = 600  # for streams to end: some never do, and a weight mu
 
 def reason_to_wait(settings: NginxSettings, current: str, wanted: str, age_seconds: float, draining: int) -> str | None:
     """Return why a change that only moves weights shall wait, or None if it may go out."""
-    weights = [[int(weight) for weight in WEIGHT.findall(upstream)] for upstream in (current, wanted)]
+    weights = [[int(weight) for weight in framing_of(text).weight.findall(text)] for text in (current, wanted)]
     moves = max((abs(new - old) / max(1, old) for old, new in zip(*weights, strict=True)), default=math.inf)
     if moves < settings.min_weight_change_ratio:
         return f"no weight moves by {settings.min_weight_change_ratio:.0%} or more"
@@ -1225,6 +1605,11 @@ class Nginx:
     def file(self) -> Path:
         """The upstream file."""
         return Path(self.settings.upstream_file)
+
+    @property
+    def reloads(self) -> bool:
+        """Whether nginx takes a new file in a reload, with new workers."""
+        return self.settings.balancer == "upstream"
 
     @property
     def lock(self) -> Path:
@@ -1264,7 +1649,7 @@ class Nginx:
 
     def test(self) -> str | None:
         """Run nginx's own check of its whole configuration; return what it says against it."""
-        return self.command(self.settings.test_command)
+        return self.command(self.settings.test_command) if self.reloads else None
 
     def live(self) -> Live:
         """Ask nginx what it serves; without confirm_url, take what was last made live.
@@ -1322,7 +1707,7 @@ class Nginx:
             if live.generation is not None and live.generation == wanted and live.worker not in former:
                 return None
             if time.monotonic() > deadline:
-                return f"the reload did not take: {printable(said)}"
+                return f"{'the reload' if self.reloads else 'the new file'} did not take: {printable(said)}"
             time.sleep(0.02)
 
     def reload(self, upstream: str, *, anew: bool) -> str | None:
@@ -1332,10 +1717,10 @@ class Nginx:
         """
         wanted = generation_of(upstream)
         former: AbstractSet[int] = set()
-        if anew:
+        if anew and self.reloads:
             with contextlib.suppress(FailureError):
                 former = processes_of_group(self.live().worker)[1]
-        fault = self.command(self.settings.reload_command)
+        fault = self.command(self.settings.reload_command) if self.reloads else None
         return fault or (self.await_generation(wanted, former) if wanted and self.settings.confirm_url else None)
 
     def publish(self, upstream: str, current: str, live: Live) -> None:
@@ -1532,7 +1917,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
         nginx.tidy(current)
         return Result(outcome="unchanged", generation=generation, workers=workers)
     wanted = render(context, template)
-    if current_is_live and membership(current) == membership(wanted):
+    if nginx.reloads and current_is_live and membership(current) == membership(wanted):
         age = file_age_seconds(nginx.file)
         if wait := reason_to_wait(config.nginx, current, wanted, age, workers.draining):
             return Result(outcome="deferred", generation=live.generation, deferred=wait, workers=workers)
@@ -1549,13 +1934,13 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
         if complaint and complaint in str(failed):
             raise FailureError(f"nothing published, the configuration test failed already: {complaint}") from failed
         raise
-    return Result(outcome="reloaded", generation=generation, workers=workers)
+    return Result(outcome="reloaded" if nginx.reloads else "published", generation=generation, workers=workers)
 
 
 def load_template(config: Config) -> str:
     """Return the upstream template: the operator's, or the one built in."""
     if not config.nginx.upstream_template:
-        return UPSTREAM_TEMPLATE
+        return WEIGHTS_TEMPLATE if config.nginx.balancer == "work" else UPSTREAM_TEMPLATE
     try:
         return Path(config.nginx.upstream_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -1758,6 +2143,13 @@ class State:
         assert isinstance(status, Status)  # tells the type checker what build() returned
         return status
 
+    def settled(self) -> bool:
+        """Tell whether what the last tick decided is live; so it is said to be where no tick has ended yet."""
+        with contextlib.suppress(FileNotFoundError, FailureError):
+            raw = read_json(self.directory / "status.json")
+            return not isinstance(raw, dict) or raw.get("applied") is not False
+        return True
+
     def workers(self) -> Workers:
         """Return nginx's workers as the last tick saw them, or none."""
         with contextlib.suppress(FileNotFoundError, FailureError):
@@ -1769,7 +2161,7 @@ class State:
         """Write status.json and metrics.prom (for node_exporter's textfile collector)."""
         status = dataclasses.asdict(plan) | {
             "generation": result.generation,
-            "applied": result.outcome in ("reloaded", "unchanged"),
+            "applied": result.outcome in ("reloaded", "published", "unchanged"),
             "outcome": result.outcome,
             "deferred": result.deferred,
             "draining_generations": result.workers.draining,
@@ -1873,7 +2265,7 @@ def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dic
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
     addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
     samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
-    pools, after = decide(config, samples, memory, state.drained(), time.monotonic())
+    pools, after = decide(config, samples, memory, state.drained(), time.monotonic(), settled=state.settled())
     return Plan(version=1, decided_at=timestamp(), pools=pools), memory, after
 
 

@@ -31,7 +31,7 @@ EPHEMERAL = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", SCENARIO))
 # The key of the nodes, in a scenario that gives them one.
 API_KEY_FILE = EPHEMERAL / "node_api_key"
 INTERVAL_SECONDS = 10
-UPSTREAM_FILE = "/etc/nginx/vllm-nginx-lb/upstream.conf"
+CONFIG_FILE = "/etc/vllm-nginx-lb/config.yml"
 STATUS_FILE = "/var/lib/vllm-nginx-lb/status.json"
 GENERATION_URL = "http://127.0.0.1:18091/generation"
 
@@ -100,9 +100,14 @@ def weights() -> dict[str, int]:
     return {name: node["weight"] for name, node in nodes().items()}
 
 
-def upstream() -> str:
-    """Return the upstream file."""
-    return on_ingress("cat", UPSTREAM_FILE)
+def published_file() -> str:
+    """Return the path of what the script publishes: the upstream file, or the weights that Lua reads."""
+    return str(yaml.safe_load(on_ingress("cat", CONFIG_FILE))["nginx"]["upstream_file"])
+
+
+def published() -> str:
+    """Return what the script has published."""
+    return on_ingress("cat", published_file())
 
 
 def generation() -> str:

@@ -67,12 +67,12 @@ def test_systemd_finds_nothing_wrong_with_the_units() -> None:
 
 def test_nodes_are_read_without_privileges_and_applied_as_root() -> None:
     owners = stack.on_ingress(
-        "stat", "--format=%n %U", "/var/lib/vllm-nginx-lb/plan.json", stack.STATUS_FILE, stack.UPSTREAM_FILE
+        "stat", "--format=%n %U", "/var/lib/vllm-nginx-lb/plan.json", stack.STATUS_FILE, stack.published_file()
     )
     assert dict(line.split() for line in owners.splitlines()) == {
         "/var/lib/vllm-nginx-lb/plan.json": "vllm-nginx-lb",
         stack.STATUS_FILE: "root",
-        stack.UPSTREAM_FILE: "root",
+        stack.published_file(): "root",
     }
 
 

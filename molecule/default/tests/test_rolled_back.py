@@ -7,7 +7,7 @@ import stack
 
 def test_the_former_upstream_is_live_and_nothing_will_undo_it() -> None:
     live = stack.generation()
-    assert f'default "{live}"' in stack.upstream()
+    assert f'"{live}"' in stack.published()
     status = stack.status()
     assert (status["outcome"], status["error"]) == ("rolled_back", "rolled back by the operator")
     assert status["generation"] == live

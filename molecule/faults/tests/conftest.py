@@ -1,4 +1,7 @@
-"""Around each test: clients that never stop asking, an ear on the journal, and a tick that succeeds at the end."""
+"""Around each test: clients that never stop asking, an ear on the journal, and a tick that succeeds at the end.
+
+The timer stands still, so that a tick begins when a test says so.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,15 @@ class Clients:
 
 
 @pytest.fixture(autouse=True)
-def clients(told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - told judges what is heard here
+def quiet() -> Iterator[None]:
+    """Stop the timer, which plays and a boot start, and leave it as the role does."""
+    ticks.stop_timer()
+    yield
+    ticks.start_timer()
+
+
+@pytest.fixture(autouse=True)
+def clients(quiet: None, told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - for what they do
     """Keep asking during the test, and hear all that the service says; then all must be well again."""
     began = time.time()
     asking = Clients()

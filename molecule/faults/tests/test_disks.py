@@ -67,11 +67,11 @@ def moved_away(path: str) -> Iterator[None]:
 )
 def test_the_upstream_disk_is_full() -> None:
     with on_a_small_disk(UPSTREAM_DIRECTORY), ticks.drained("node-c"):
-        before = (stack.generation(), stack.upstream())
+        before = (stack.generation(), stack.published())
         with filled_up(UPSTREAM_DIRECTORY):
             for _ in range(2):
                 assert "cannot be written: No space left on device" in ticks.failing_tick()
-            assert (stack.generation(), stack.upstream()) == before
+            assert (stack.generation(), stack.published()) == before
         assert ticks.tick()
         ticks.await_out("node-c")
 
@@ -84,11 +84,11 @@ def test_the_upstream_disk_is_full() -> None:
 )
 def test_the_upstream_disk_is_read_only() -> None:
     with ticks.drained("node-c"):
-        before = (stack.generation(), stack.upstream())
+        before = (stack.generation(), stack.published())
         with read_only(UPSTREAM_DIRECTORY):
             for _ in range(2):
                 assert "Read-only file system" in ticks.failing_tick()
-            assert (stack.generation(), stack.upstream()) == before
+            assert (stack.generation(), stack.published()) == before
         assert ticks.tick()
         ticks.await_out("node-c")
 

@@ -53,7 +53,7 @@ def test_one_name_stops_resolving() -> None:
     with name_changed("/node-b.test/d"):
         for _ in range(4):
             assert ticks.tick()
-            assert stack.ADDRESSES["node-b"] in stack.upstream()
+            assert stack.ADDRESSES["node-b"] in stack.published()
             assert set(stack.weights().values()) == {100}
         assert set(stack.shares(20)) == {"node-a", "node-b", "node-c"}
     wait_for_all_nodes()
@@ -69,11 +69,11 @@ def test_a_name_changes_address() -> None:
     new = stack.ADDRESSES["node-d"].partition(":")[0]
     with name_changed(f"s/.* node-b.test/{new} node-b.test/"):
         assert ticks.tick()
-        assert stack.ADDRESSES["node-d"] in stack.upstream()
-        assert stack.ADDRESSES["node-b"] not in stack.upstream()
+        assert stack.ADDRESSES["node-d"] in stack.published()
+        assert stack.ADDRESSES["node-b"] not in stack.published()
         stack.wait_until(lambda: set(stack.shares(20)) == {"node-a", "node-c", "node-d"}, 30, "traffic goes there")
     wait_for_all_nodes()
-    assert stack.ADDRESSES["node-d"] not in stack.upstream()
+    assert stack.ADDRESSES["node-d"] not in stack.published()
 
 
 @pytest.mark.fault(
@@ -87,5 +87,5 @@ def test_the_resolver_hangs() -> None:
         for _ in range(4):
             assert ticks.tick()
             for node in stack.nodes():
-                assert f"{stack.ADDRESSES[node]} weight=100 " in stack.upstream()
+                assert f"{stack.ADDRESSES[node]} weight=100 " in stack.published()
     wait_for_all_nodes()

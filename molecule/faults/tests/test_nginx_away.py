@@ -32,13 +32,12 @@ def nginx_stopped(clients: Clients) -> Iterator[None]:
 @contextmanager
 def damaged(damage: str) -> Iterator[None]:
     """Damage the upstream file with a command, and make sure that it is well in the end."""
-    ticks.shell(f"cp -p {stack.UPSTREAM_FILE} /run/upstream.kept; {damage} {stack.UPSTREAM_FILE}")
+    file = stack.published_file()
+    ticks.shell(f"cp -p {file} /run/upstream.kept; {damage} {file}")
     try:
         yield
     finally:
-        ticks.shell(
-            f"cmp --silent /run/upstream.kept {stack.UPSTREAM_FILE} || cp -p /run/upstream.kept {stack.UPSTREAM_FILE}"
-        )
+        ticks.shell(f"cmp --silent /run/upstream.kept {file} || cp -p /run/upstream.kept {file}")
 
 
 @pytest.mark.fault(
@@ -63,10 +62,10 @@ def test_nginx_is_stopped(clients: Clients) -> None:
 )
 @pytest.mark.parametrize("damage", ["echo 'upstream {' >>", "truncate --size=100", "rm"])
 def test_nginx_is_stopped_and_the_upstream_file_is_damaged(clients: Clients, damage: str) -> None:
-    good = stack.upstream()
+    good = stack.published()
     with nginx_stopped(clients), damaged(damage):
         assert not ticks.tick()
-        assert stack.upstream() == good
+        assert stack.published() == good
         assert ticks.property_of(NGINX, "ActiveState") == "inactive"
     assert ticks.tick()
 
@@ -78,12 +77,12 @@ def test_nginx_is_stopped_and_the_upstream_file_is_damaged(clients: Clients, dam
     keeps="the last upstream serves; the first tick with the binary makes the change",
 )
 def test_the_binary_of_nginx_is_gone() -> None:
-    before = stack.upstream()
+    before = stack.published()
     with ticks.drained("node-c"):
         ticks.shell("mv /usr/sbin/nginx /usr/sbin/nginx.away")
         try:
             assert "nginx cannot be run" in ticks.failing_tick()
-            assert stack.upstream() == before
+            assert stack.published() == before
         finally:
             ticks.shell("mv /usr/sbin/nginx.away /usr/sbin/nginx")
         assert ticks.tick()
