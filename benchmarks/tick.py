@@ -1,4 +1,4 @@
-"""Measure what one tick costs: its processor time over 4 nodes, its duration and memory over 1,000.
+"""Measure what one tick costs: its processor time, duration and memory over 4, 100 and 1,000 nodes.
 
 The nodes are addresses of 127.0.0.0/8 at which one nginx serves a recording of vLLM's /metrics; the
 same nginx plays the ingress, so that a tick ends as it does in production: by asking for the live
@@ -144,8 +144,8 @@ def main() -> int:
         (directory / "upstream.conf").write_text('map "" $vllm_nginx_lb_generation { default "seed"; }\n')
         server = subprocess.Popen([nginx, "-p", name, "-c", str(directory / "nginx.conf")])
         try:
-            four, thousand = write_config(directory, 4), write_config(directory, 1000)
-            figures = run(options.python, options.runs, four, thousand)
+            configs = {nodes: write_config(directory, nodes) for nodes in (4, 100, 1000)}
+            figures = run(options.python, options.runs, configs)
         finally:
             server.terminate()
             server.wait(10)
@@ -154,8 +154,9 @@ def main() -> int:
     return 0 if report(figures) else 1
 
 
-def run(python: str, runs: int, four: Path, thousand: Path) -> dict[str, float]:
+def run(python: str, runs: int, configs: dict[int, Path]) -> dict[str, float]:
     """Measure everything; the first tick over each fleet publishes and is not counted."""
+    four = configs[4]
     print(f"4 nodes, {runs} runs ...", flush=True)
     deadline = time.monotonic() + 10
     while subprocess.run(tick(python, four), capture_output=True, check=False).returncode:
@@ -164,18 +165,24 @@ def run(python: str, runs: int, four: Path, thousand: Path) -> dict[str, float]:
     imports, whole, collect, apply = median(
         [[python, "-c", IMPORTS], tick(python, four), tick(python, four, "collect"), tick(python, four, "apply")], runs
     )
-    print("1,000 nodes, 3 runs ...", flush=True)
-    measure(tick(python, thousand))
-    (large,) = median([tick(python, thousand)], 3)
-    return {
+    costs = {4: whole}
+    for nodes, path in configs.items():
+        if nodes not in costs:
+            print(f"{nodes:,} nodes, 3 runs ...", flush=True)
+            measure(tick(python, path))
+            (costs[nodes],) = median([tick(python, path)], 3)
+    figures = {
         "imports, CPU seconds": imports.cpu,
-        "tick, CPU seconds, 4 nodes": whole.cpu,
         "tick / imports, 4 nodes": whole.cpu / imports.cpu,
         "(collect + apply) / imports": (collect.cpu + apply.cpu) / imports.cpu,
-        "seconds, 1,000 nodes": large.wall,
-        "CPU seconds, 1,000 nodes": large.cpu,
-        "MB, 1,000 nodes": large.memory,
     }
+    for nodes, cost in costs.items():
+        figures |= {
+            f"CPU seconds, {nodes:,} nodes": cost.cpu,
+            f"seconds, {nodes:,} nodes": cost.wall,
+            f"MB, {nodes:,} nodes": cost.memory,
+        }
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measure the balancer against what people would use instead: `python -m benchmarks --help`."""

@@ -1,0 +1,124 @@
+"""Tier 2: a run in real time, with real processes: nodes, proxy, script, load.
+
+Everything runs on this machine, in one session, `1 / scale` times as fast as life: engines, arrivals, the tick and
+all settings in seconds that decide weights. What the proxy and this machine take is not scaled, so it weighs
+`1 / scale` times as much as it would in life, for every contestant alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from benchmarks.contestant import Contestant, ContestantError, Running, Site
+from benchmarks.figures import Figures, seconds_until_halved, summarise
+from benchmarks.fleet import PORT, Fleet, SimulatedNode
+from benchmarks.load import Load, body
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.scenario import Event, Scenario
+    from benchmarks.workload import Call
+
+LONGEST_END_SECONDS = 240  # of the model, after the last request
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports nothing listens on."""
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def processor_seconds(running: Running) -> float:
+    """Return the processor time of a contestant's processes, with all they have started, ended ones too."""
+    total = 0.0
+    for process in running.processes:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            for each in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = each.cpu_times()
+                    total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+async def happen(events: Sequence[Event], nodes: Sequence[SimulatedNode], begin: float, scale: float) -> None:
+    """Let the events of a scenario happen at their times."""
+    loop = asyncio.get_running_loop()
+    for event in events:
+        await asyncio.sleep(max(0.0, begin + event.at * scale - loop.time()))
+        await asyncio.to_thread(nodes[event.node].happen, event)
+
+
+async def send(scenario: Scenario, seed: int, calls: Sequence[Call], fleet: Fleet, site: Site) -> Load:
+    """Play a scenario against a contestant that serves, and return the load with its outcomes."""
+    load, unseen, tasks = Load(site.scale), Load(site.scale), []
+    bodies = await asyncio.to_thread(lambda: [body(call) for call in calls])
+    hidden = scenario.hidden_calls(seed)
+    begin = asyncio.get_running_loop().time() + 0.5
+    for node in {node for node, _ in hidden}:
+        its = [call for at, call in hidden if at == node]
+        url = f"{fleet.nodes[node].url}/v1/completions"
+        tasks.append(asyncio.create_task(unseen.send_all(url, its, [body(call) for call in its], begin)))
+    tasks.append(asyncio.create_task(happen(scenario.events, fleet.nodes, begin, site.scale)))
+    url = f"http://127.0.0.1:{site.port}/v1/completions"
+    try:
+        async with asyncio.timeout((scenario.seconds + LONGEST_END_SECONDS) * site.scale):
+            await load.send_all(url, calls, bodies, begin)
+            await asyncio.gather(*tasks)
+    except TimeoutError:  # what has not ended by now stays failed or cut
+        for task in tasks:
+            task.cancel()
+    return load
+
+
+def play(contestant: Contestant, scenario: Scenario, seed: int, scale: float, trace: Path | None = None) -> Figures:
+    """Run one contestant through a scenario.
+
+    Raises:
+        ContestantError: it could not be started.
+    """
+    calls = scenario.calls(seed, trace)
+    directory = Path(tempfile.mkdtemp(prefix="vllm-nginx-lb-bench-"))
+    try:
+        with Fleet(scenario.speeds, directory, scale) as fleet:
+            port, status_port = free_ports(2)
+            if PORT in (port, status_port):
+                raise ContestantError(f"port {PORT} is the nodes'")
+            site = Site(directory=directory, backends=fleet.backends, port=port, status_port=status_port, scale=scale)
+            with contestant.serve(site) as running:
+                before, decided = processor_seconds(running), running.balancer_seconds
+                load = asyncio.run(send(scenario, seed, calls, fleet, site))
+                spent, deciding = processor_seconds(running) - before, running.balancer_seconds - decided
+                preemptions = sum(node.preemptions for node in fleet.nodes)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    figures = summarise([outcome for outcome in load.outcomes if outcome.at >= scenario.warm_up])
+    figures.preemptions = preemptions
+    figures.reloads_per_hour = running.reloads * 3600 / scenario.seconds
+    figures.peak_draining = running.peak_draining
+    figures.proxy_cpu_ms = 1000 * spent / max(1, len(load.outcomes))
+    figures.balancer_cpu_ms = 1000 * deciding / max(1, len(load.outcomes))
+    if scenario.slowed:
+        figures.halved_after = seconds_until_halved(load.outcomes, *scenario.slowed)
+    return figures
+
+
+def timed(
+    contestant: Contestant, scenario: Scenario, seed: int, scale: float, trace: Path | None
+) -> tuple[Figures, float]:
+    """Run, and return how long that took as well."""
+    began = time.monotonic()
+    return play(contestant, scenario, seed, scale, trace), time.monotonic() - began

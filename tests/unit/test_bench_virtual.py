@@ -1,0 +1,182 @@
+"""The benchmark in virtual time: a smoke run of every contestant, what it promises, and its parts."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks import virtual, workload
+from benchmarks.figures import Figures, Outcome, percentile, seconds_until_halved, summarise
+from benchmarks.nginx_model import Nginx, Peers
+from benchmarks.report import Results, markdown_report, plot, text_report
+from benchmarks.scenario import BY_NAME, SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
+
+
+def p99(contestant: str, scenario: Scenario, seeds: range) -> float:
+    """Return the mean over seeds of the p99 time to first token."""
+    runs = [virtual.play(CONTESTANTS[contestant], scenario, seed).ttft_p99 for seed in seeds]
+    return sum(runs) / len(runs)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+def test_every_contestant_answers_every_request_and_repeats_exactly(contestant: str) -> None:
+    scenario = BY_NAME["equal-75"].shortened(0.06)
+    first, second = (virtual.play(CONTESTANTS[contestant], scenario, 7) for _ in range(2))
+    assert first == second
+    assert first.requests > 80
+    assert (first.failed, first.cut) == (0, 0)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_scenario_runs_with_the_default_policy(scenario: Scenario) -> None:
+    found = virtual.play(CONTESTANTS["ours-capacity"], scenario.shortened(0.15), 1)
+    assert found.requests > 30
+    assert found.failed == 0
+    assert (found.cut > 0) == (scenario.name == "restart")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "at_most"), [("equal-75", 1.05), ("equal-90", 1.05), ("unequal", 0.75), ("slowed", 0.75), ("hidden", 0.75)]
+)
+def test_the_default_policy_against_least_conn_alone(name: str, at_most: float) -> None:
+    seeds = range(3)
+    ratio = p99("ours-capacity", BY_NAME[name], seeds) / p99("nginx-least-conn", BY_NAME[name], seeds)
+    assert ratio <= at_most
+
+
+@pytest.mark.slow
+def test_weights_that_are_learned_are_as_good_as_known_ones() -> None:
+    unequal = BY_NAME["unequal"]
+    assert p99("ours-capacity", unequal, range(2)) <= 1.1 * p99("ours-static", unequal, range(2))
+
+
+@pytest.mark.slow
+def test_steady_load_costs_few_reloads() -> None:
+    steady = replace(BY_NAME["unequal"], seconds=1800.0)
+    assert virtual.play(CONTESTANTS["ours-capacity"], steady, 3).reloads_per_hour <= 30
+
+
+def test_the_smooth_round_robin_of_nginx() -> None:
+    peers = Peers([5, 1, 1], max_fails=1, fail_timeout=10)
+    chosen = [peers.round_robin(set(), 0.0) for _ in range(7)]
+    assert chosen == [0, 0, 1, 0, 2, 0, 0]  # the example in nginx's own commit message
+
+
+def test_least_conn_compares_connections_per_weight() -> None:
+    peers = Peers([100, 50], max_fails=1, fail_timeout=10)
+    assert sorted(peers.least_conn(set(), 0.0) or 0 for _ in range(6)) == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_server_is_left_out_after_its_failures_and_asked_again_later() -> None:
+    peers = Peers([1, 1], max_fails=2, fail_timeout=10)
+    for _ in range(2):
+        peers.free(peers.take(0, 5.0), 5.0, failed=True)
+    assert {peers.round_robin(set(), 6.0) for _ in range(4)} == {1}
+    assert {peers.round_robin(set(), 16.0) for _ in range(4)} == {0, 1}
+
+
+def test_a_reload_forgets_counts_and_leaves_old_requests_to_the_old_workers() -> None:
+    nginx = Nginx([1, 1], method="least_conn", chance=random.Random(1))  # noqa: S311 - to be repeated
+    tickets = [nginx.choose(set(), 0.0) for _ in range(4)]
+    nginx.reload([1, 2])
+    assert nginx.draining == 1
+    assert [peer.conns for peer in nginx.serving.counters[0].all] == [0, 0]
+    for ticket in tickets:
+        assert ticket
+        nginx.free(ticket, 1.0, failed=False)
+    assert nginx.draining == 0
+
+
+def test_workloads_have_the_statistics_of_the_trace() -> None:
+    calls = workload.azure(5.5, 4000, seed=1)
+    prompts, outputs = ([getattr(c, name) for c in calls] for name in ("prompt_tokens", "output_tokens"))
+    assert len(calls) / 4000 == pytest.approx(5.5, rel=0.05)
+    assert sum(prompts) / len(prompts) == pytest.approx(1155, rel=0.05)
+    assert percentile(prompts, 0.99) == pytest.approx(4142, rel=0.12)
+    assert sum(outputs) / len(outputs) == pytest.approx(211, rel=0.05)
+    assert percentile(outputs, 0.99) == pytest.approx(601, rel=0.12)
+
+
+def test_conversations_share_the_beginnings_of_their_prompts() -> None:
+    calls = workload.multi_turn(5.0, 600, seed=2)
+    assert len(calls) / 600 == pytest.approx(5.0, rel=0.2)
+    turns: dict[int, list[workload.Call]] = {}
+    for call in calls:
+        turns.setdefault(call.conversation, []).append(call)
+    first, second = next(found for found in turns.values() if len(found) > 1)[:2]
+    assert second.prompt().startswith(first.prompt())
+    assert second.prefix(16)[: len(first.prefix(16))] == first.prefix(16)
+    other = next(call for call in calls if call.conversation != first.conversation)
+    assert other.prefix(16)[:13] == first.prefix(16)[:13]
+    assert other.prefix(16)[13] != first.prefix(16)[13]
+    assert len(first.prompt()) == 4 * first.prompt_tokens
+
+
+def test_a_trace_is_replayed_at_the_wanted_rate(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:{second:02}.6805900,{100 + second},{10 + second}" for second in range(11)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    calls = workload.read_trace(path, rate=2.0, seconds=3.0)
+    assert [(round(call.at, 3), call.prompt_tokens) for call in calls] == [(at / 2, 100 + at) for at in range(6)]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="expected columns TIMESTAMP, ContextTokens, GeneratedTokens"):
+        workload.read_trace(path, rate=2.0, seconds=3.0)
+
+
+def test_figures_count_what_failed_and_what_was_cut() -> None:
+    good = [Outcome(float(i), first_token=0.1 * i, per_token=0.05, node=0) for i in range(1, 11)]
+    outcomes = [*good, Outcome(11.0, problem="failed"), Outcome(12.0, 0.5, 0.2, "cut"), Outcome(13.0, 2.5, 0.01)]
+    figures = summarise(outcomes)
+    assert (figures.requests, figures.failed, figures.cut) == (13, 1, 1)
+    assert figures.goodput == pytest.approx(10 / 13)
+    assert figures.ttft_p50 == pytest.approx(550)
+
+
+def test_the_time_until_a_share_has_halved() -> None:
+    def sent(at: float, node: int) -> Outcome:
+        return Outcome(at, 0.1, 0.1, None, node)
+
+    even = [sent(at / 10, at % 2) for at in range(1000)]
+    after = [sent(100 + at / 10, at % 2) for at in range(300)] + [
+        sent(130 + at / 10, int(at % 8 == 0)) for at in range(300)
+    ]
+    found = seconds_until_halved([*even, *after], node=1, since=100, until=160)
+    assert found is not None
+    assert 15 <= found <= 30
+    assert seconds_until_halved(even, node=1, since=50, until=100) is None
+
+
+def test_results_are_kept_shown_and_drawn(tmp_path: Path) -> None:
+    figures = Figures(
+        requests=1, ttft_p50=1, ttft_p90=2, ttft_p99=3, tpot_p99=4, goodput=1.0, failed=0, cut=0, halved_after=12.0
+    )
+    results = Results({"mode": "test"})
+    results.add("nginx-least-conn", "unequal", 0, replace(figures, ttft_p99=6))
+    results.add("ours-capacity", "unequal", 0, figures)
+    results.add("ours-capacity", "unequal", 1, replace(figures, ttft_p99=5))
+    results.missing["other"] = "cannot be installed"
+    results.save(tmp_path / "results.json")
+    again = Results.load(tmp_path / "results.json")
+    assert again == results
+    assert again.has("ours-capacity", "unequal", 1)
+    text = markdown_report(again)
+    assert "| ours-capacity | 1 | 2 | 4 (3-5) |" in text
+    assert "| 0.67 | 0.67 |" in text
+    assert "Missing: other: cannot be installed" in text
+    assert "ours-capacity" in text_report(again)
+    plot(again, tmp_path / "plot.svg")
+    assert "ours-capacity" in (tmp_path / "plot.svg").read_text() or (tmp_path / "plot.svg").stat().st_size > 5000
+
+
+def test_contestants_can_be_handed_to_other_processes() -> None:
+    assert [each.name for each in pickle.loads(pickle.dumps(virtual.CONTESTANTS))] == list(CONTESTANTS)  # noqa: S301 - ours
