@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv system-packages lint test-unit test-integration test-fast test-python test-soak test-molecule test \
-	demo demo-down bench clean
+.PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-unit test-integration \
+	test-fast test-python test-soak test-molecule test demo demo-down bench clean
 
 PYTHON ?= python3
 VENV := .venv
 SCENARIO := default
+BENCH := quick
 # Debian has nginx in a folder that is not in everybody's path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export PYTHON
@@ -29,26 +30,41 @@ system-packages: ## Install what the tests and the demo need of the system (apt,
 	tools/system-packages containers
 
 lint: venv ## Check style, types and the generated documentation
+	tools/system-packages lua
+	$(MAKE) --no-print-directory --jobs --output-sync lint-ansible lint-python lint-lua lint-docs
+
+lint-ansible:
 	ansible-lint
 	yamllint --strict .
+
+lint-python:
 	ruff check .
 	ruff format --check .
 	mypy
+
+lint-lua:
+	luacheck --quiet roles tests/lua
+
+lint-docs:
 	python docs/generate_configuration.py --check
 	python docs/generate_reliability.py --check
 
-test-unit: venv ## Run the unit tests
+test-lua: ## Run the unit tests of what runs in nginx
+	tools/system-packages lua
+	busted
+
+test-unit: venv test-lua ## Run the unit tests
 	pytest --numprocesses=auto tests/unit
 
 test-integration: venv ## Run the integration tests, with the real nginx on loopback
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint ## All but the faults, the soak and the containers, within two minutes
+test-fast: lint test-lua ## All but faults, long runs, the soak and the containers, within two minutes
 	tools/system-packages integration
-	pytest --numprocesses=auto --dist=worksteal -m "not fault" tests/unit tests/integration
+	pytest --numprocesses=auto --dist=worksteal -m "not fault and not slow" tests/unit tests/integration
 
-test-python: venv ## All unit and integration tests, faults too, and how much of the script they reach
+test-python: venv test-lua ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
@@ -59,10 +75,13 @@ test-soak: venv ## Half an hour of random faults, and long streams, in about thr
 
 test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
 	tools/system-packages containers
-	$(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO)
+	@# What failed is said once more at the end, behind all that is torn down.
+	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO) 2>&1 | \
+		tee "$$log" || { grep -F "fatal: " "$$log" | tail --bytes=6000; false; }
 
 test: lint test-python test-soak ## Everything
 	$(MAKE) test-molecule SCENARIO=default
+	$(MAKE) test-molecule SCENARIO=work_balancer
 	$(MAKE) test-molecule SCENARIO=faults
 	@echo "make test: everything passed"
 
@@ -73,7 +92,9 @@ demo: venv ## Show one ingress and three simulated nodes at work, about a minute
 demo-down: venv ## Remove all that the demo made
 	$(AS_ROOT) demo/down
 
-bench: venv ## Measure what a tick costs
+bench: venv ## Measure against other balancers (BENCH=quick: about 3 minutes; BENCH=full: hours), and what a tick costs
+	tools/system-packages bench
+	PYTHONPATH=files python -m benchmarks $(BENCH)
 	python benchmarks/tick.py
 
 clean: ## Remove the virtual environment and the caches

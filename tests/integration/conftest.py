@@ -31,6 +31,11 @@ SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 # The script also runs with the libraries of Debian's own Python: name it to try it with those.
 PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
 __all__ = ["heard", "told"]  # fixtures
+# What an nginx needs that runs the role's Lua. Nobody but root may read a test's folder.
+LUA = ROOT / "roles" / "nginx_ingress" / "files" / "lua"
+LOAD_LUA = "".join(
+    f"load_module /usr/lib/nginx/modules/{name}.so; " for name in ("ndk_http_module", "ngx_http_lua_module")
+) + ("" if os.geteuid() else "user root; ")
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
 
 
@@ -41,13 +46,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 10, every: float = 0.02) -> None:
     """Poll until a condition holds, and fail when it does not within the deadline."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
-        pause.wait(0.02)
+        pause.wait(every)
 
 
 class NodeServer(ThreadingHTTPServer):
@@ -79,6 +84,7 @@ class FakeNode:
         self.name = name
         self.load = {"kv": 0.1, "waiting": 0.0, "running": 1.0, "preemptions": 0.0}
         self.answer: Callable[[BaseHTTPRequestHandler], None] | None = None
+        self.posted: Callable[[BaseHTTPRequestHandler], None] | None = None
         self.headers: list[dict[str, str]] = []
         node = self
 
@@ -95,6 +101,13 @@ class FakeNode:
                 else:
                     respond(self, node.metrics().encode())
 
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if node.posted:
+                    node.posted(self)
+                else:
+                    respond(self, body)
+
             def log_message(self, *_arguments: object) -> None:
                 pass
 
@@ -102,6 +115,11 @@ class FakeNode:
         self.port = int(self.server.server_address[1])
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
+
+    @property
+    def address(self) -> str:
+        """The address it listens on."""
+        return str(self.server.server_address[0])
 
     def metrics(self) -> str:
         """Return the load in vLLM's words."""
@@ -295,6 +313,7 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
         "pools": [
             {
                 "name": "llm_cluster",
+                "policy": "stepped",  # the load of one tick decides its weights
                 "nodes": [{"name": node.name, "host": "127.0.0.1", "port": node.port} for node in nodes],
             }
         ],

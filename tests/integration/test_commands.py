@@ -126,6 +126,7 @@ def test_rollback_makes_the_former_file_live(stack: Stack) -> None:
     assert stack.weights()["node-a"] == 10
 
 
+@pytest.mark.slow
 def test_backups_are_what_was_live_and_at_most_ten(stack: Stack) -> None:
     for number in range(12):
         stack.nodes[0].load["kv"] = 0.95 if number % 2 else 0.1

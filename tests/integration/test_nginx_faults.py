@@ -321,6 +321,7 @@ def test_a_broken_edit_by_hand_is_replaced(stack: Stack) -> None:
     assert stack.upstream.read_text() == live
 
 
+@pytest.mark.slow
 def test_a_long_edit_is_told_in_part_and_ten_edits_are_kept(stack: Stack) -> None:
     stack.run()
     live = stack.upstream.read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -23,7 +25,7 @@ import pytest
 import trustme
 import yaml
 
-from tests.integration.conftest import NodeServer
+from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+pytestmark = pytest.mark.slow  # to render is
 DEADLINE_SECONDS = 20
 
 TEMPLATES: dict[str, list[str]] = {
@@ -57,6 +60,18 @@ TUNED = {
     "vllm_nginx_lb_stale_after_seconds": "60",
     "vllm_nginx_lb_interval_seconds": 20,
 }
+WORK: dict[str, Any] = {}  # which is the default
+STOCK = {"nginx_ingress_balancer": "upstream"}
+WORK_TUNED = TUNED | {"nginx_ingress_work_affinity": "prefix", "nginx_ingress_work_keepalive": 0}
+# Of a host that had the balancer work until now.
+FORMER_WEIGHTS = json.dumps(
+    {
+        "pools": [
+            {"name": "batch", "nodes": [{"address": "192.0.2.9", "port": 8000, "weight": 0}]},
+            {"name": "llm_cluster", "nodes": [{"address": "2001:db8::2", "port": 8000, "weight": 55}]},
+        ]
+    }
+)
 SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
 
 
@@ -112,7 +127,16 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
     folder = tmp_path_factory.mktemp("rendered")
     authority.cert_pem.write_to_path(folder / "ca.pem")
     tls = {"nginx_ingress_upstream_scheme": "https", "nginx_ingress_upstream_ca_file": str(folder / "ca.pem")}
-    settings: dict[str, dict[str, Any]] = {"plain": {}, "tuned": TUNED, "secret": SECRET, "tls": tls}
+    settings: dict[str, dict[str, Any]] = {
+        "plain": STOCK,
+        "tuned": STOCK | TUNED,
+        "work": WORK,
+        "work-tuned": WORK_TUNED,
+        "secret": STOCK | SECRET,
+        "tls": STOCK | tls,
+        "work-tls": tls,
+        "back": STOCK | {"__nginx_ingress_known": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
+    }
     ports = free_ports(2 * len(settings))
     found = {name: Host(folder / name, ports.pop(), ports.pop()) for name in settings}
     files = [(role, name) for role, names in TEMPLATES.items() for name in names]
@@ -146,6 +170,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "ansible_python_interpreter": sys.executable,
         "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
         "__nginx_ingress_upstream_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream.conf",
+        "__nginx_ingress_weights_file": f"{root}/etc/nginx/vllm-nginx-lb/weights.json",
+        "__nginx_ingress_lua_directory": str(LUA),
     }
     run_play(folder, inventory, variables, tasks)
     return found
@@ -172,7 +198,7 @@ def test_config_is_what_the_inventory_says_and_the_script_takes_it(hosts: dict[s
     assert written["nginx"]["confirm_url"] == f"http://127.0.0.1:{host.status_port}/generation"
     batch, cluster = written["pools"]
     assert (batch["name"], batch["policy"], batch["max_fails"]) == ("batch", "static", 0)
-    assert (cluster["name"], cluster["policy"], cluster["max_fails"]) == ("llm_cluster", "stepped", 10)
+    assert (cluster["name"], cluster["policy"], cluster["max_fails"]) == ("llm_cluster", "capacity", 10)
     assert cluster["nodes"] == [
         {"name": "node-a", "host": "192.0.2.1", "port": 18090, "scheme": "http", "capacity": 1.0, "drain": False},
         {"name": "node-b", "host": "2001:db8::2", "port": 18090, "scheme": "http", "capacity": 0.5, "drain": True},
@@ -219,6 +245,7 @@ class Node:
     """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
 
     status: int = 200
+    redirect: str | None = None  # its X-Accel-Redirect
     seen: list[tuple[str, str, Message, bytes]] = field(default_factory=list)
     port: int = 0
 
@@ -236,6 +263,8 @@ def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
             answer = json.dumps({"port": node.port}).encode()
             self.send_response(node.status)
             self.send_header("X-Request-Id", "made-by-the-node")
+            if node.redirect:
+                self.send_header("X-Accel-Redirect", node.redirect)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
@@ -297,7 +326,7 @@ def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
     main = folder / "nginx.conf"
     main.write_text(
-        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        f"{LOAD_LUA}daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
         f"events {{ }}\nhttp {{ access_log off; client_body_temp_path {folder}/body;\n{temporary}"
         f"include {host.root}/etc/nginx/conf.d/vllm-nginx-lb.conf; }}\n",
         encoding="utf-8",
@@ -330,7 +359,7 @@ def ingress(folder: Path, host: Host, ports: list[int]) -> Iterator[Ingress]:
             process.terminate()
 
 
-@pytest.mark.parametrize("name", ["plain", "tuned"])
+@pytest.mark.parametrize("name", ["plain", "tuned", "work", "work-tuned"])
 def test_seed_and_server_are_valid_for_nginx(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
     result = subprocess.run(nginx_command(tmp_path, hosts[name], "-t"), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -338,8 +367,16 @@ def test_seed_and_server_are_valid_for_nginx(tmp_path: Path, hosts: dict[str, Ho
     assert "seed" in hosts[name].text("etc/nginx/vllm-nginx-lb/upstream.conf")
 
 
-def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[str, Host]) -> None:
-    with serve(Node()) as node, ingress(tmp_path, hosts["plain"], [node.port]) as entry:
+def test_a_host_that_had_the_balancer_work_begins_with_its_nodes(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    seed = hosts["back"].text("etc/nginx/vllm-nginx-lb/upstream.conf")
+    assert re.findall(r"server (.*);", seed) == ["192.0.2.9:8000 down", "[2001:db8::2]:8000 weight=55"]
+    result = subprocess.run(nginx_command(tmp_path, hosts["back"], "-t"), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", ["plain", "work"])
+def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    with serve(Node()) as node, ingress(tmp_path, hosts[name], [node.port]) as entry:
         forged = {"Host": "evil.example", "X-Request-Id": "forged", "Authorization": "Bearer k", "Connection": "close"}
         answer = ask(f"{entry.url}/v1/chat/completions?key=secret", b"{}", forged)
         assert answer.status == 200
@@ -371,20 +408,37 @@ def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[s
         assert "/health" not in {each["path"] for each in entries}
 
 
+@pytest.mark.parametrize("name", ["tuned", "work-tuned"])
 def test_post_is_tried_on_another_node_after_503_and_after_a_broken_connection(
-    tmp_path: Path, hosts: dict[str, Host]
+    tmp_path: Path, hosts: dict[str, Host], name: str
 ) -> None:
     (dead,) = free_ports(1)
     with (
         serve(Node(status=503)) as busy,
         serve(Node()) as node,
-        ingress(tmp_path, hosts["tuned"], [dead, busy.port, node.port]) as entry,
+        ingress(tmp_path, hosts[name], [dead, busy.port, node.port]) as entry,
     ):
-        for _ in range(6):
-            answer = ask(f"{entry.url}/v1/completions", b"{}")
+        for number in range(30):
+            answer = ask(f"{entry.url}/v1/completions", b'{"n": %d}' % number)
             assert answer.status == 200
             assert answer.headers["X-Upstream-Addr"].endswith(f"127.0.0.1:{node.port}")
     assert busy.seen
+
+
+@pytest.mark.parametrize("name", ["plain", "work"])
+def test_a_node_cannot_send_a_request_elsewhere(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    with serve(Node(redirect="/health")) as node, ingress(tmp_path, hosts[name], [node.port]) as entry:
+        assert json.loads(ask(f"{entry.url}/v1/completions", b"{}").body) == {"port": node.port}
+        if name == "work":
+            wait_for(lambda: json.loads(ask(f"{entry.status_url}/work").body)["nodes"][0]["streams"] == 0)
+
+
+@pytest.mark.parametrize("name", ["plain", "work"])
+def test_the_access_log_is_json_whatever_is_asked(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    with serve(Node()) as node, ingress(tmp_path, hosts[name], [node.port]) as entry:
+        for path in ("/%ff", "/%22%5c%0a%00x", "/v1/models"):
+            ask(entry.url + path)
+        wait_for(lambda: [each["path"] for each in entry.log()] == ["", "", "/v1/models"])
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 504])
@@ -396,15 +450,16 @@ def test_other_answers_of_a_node_are_the_clients(tmp_path: Path, hosts: dict[str
     assert len(node.seen) == 1
 
 
-def test_what_nginx_answers_itself_is_json(tmp_path: Path, hosts: dict[str, Host]) -> None:
+@pytest.mark.parametrize("name", ["tuned", "work-tuned"])
+def test_what_nginx_answers_itself_is_json(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
     (dead,) = free_ports(1)
-    with ingress(tmp_path, hosts["tuned"], [dead]) as entry:
+    with ingress(tmp_path, hosts[name], [dead]) as entry:
         no_node = ask(f"{entry.url}/v1/completions", b"{}")
         assert (no_node.status, json.loads(no_node.body)["error"]["code"]) == (502, "bad_gateway")
         assert no_node.headers["X-Request-Id"]
         too_large = ask(f"{entry.url}/v1/completions", b"x" * (2**20 + 1))
         assert (too_large.status, json.loads(too_large.body)["error"]["code"]) == (413, "request_too_large")
-        assert entry.log()[0]["upstream_addr"] == f"127.0.0.1:{dead}"
+        assert entry.log()[0]["upstream_addr"].startswith(f"127.0.0.1:{dead}")
 
 
 def certified(issuer: trustme.CA, name: str) -> ssl.SSLContext:
@@ -414,20 +469,22 @@ def certified(issuer: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.parametrize("host", ["tls", "work-tls"])
 def test_requests_go_to_nodes_with_the_right_certificate(
-    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA
+    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA, host: str
 ) -> None:
-    with serve(Node(), certified(authority, "vllm")) as node, ingress(tmp_path, hosts["tls"], [node.port]) as entry:
+    with serve(Node(), certified(authority, "vllm")) as node, ingress(tmp_path, hosts[host], [node.port]) as entry:
         assert ask(f"{entry.url}/v1/completions", b"{}").status == 200
         assert node.seen[0][3] == b"{}"
 
 
+@pytest.mark.parametrize("host", ["tls", "work-tls"])
 @pytest.mark.parametrize(("ours", "name"), [(False, "vllm"), (True, "other")], ids=["issuer", "name"])
 def test_requests_go_to_no_node_with_a_wrong_certificate(
-    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA, name: str, *, ours: bool
+    tmp_path: Path, hosts: dict[str, Host], authority: trustme.CA, host: str, name: str, *, ours: bool
 ) -> None:
     certificate = certified(authority if ours else trustme.CA(), name)
-    with serve(Node(), certificate) as node, ingress(tmp_path, hosts["tls"], [node.port]) as entry:
+    with serve(Node(), certificate) as node, ingress(tmp_path, hosts[host], [node.port]) as entry:
         assert ask(f"{entry.url}/v1/completions", b"{}").status == 502
         assert node.seen == []
         assert "SSL" in (tmp_path / "error.log").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 import vllm_nginx_lb
-from tests.integration.conftest import SEED, Stack, free_port, wait_for
+from tests.integration.conftest import LOAD_LUA, LUA, SEED, Stack, free_port, wait_for
 from tests.integration.test_rendered_roles import run_play
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Site(Stack):
     """An ingress host and its nodes."""
 
     machines: dict[str, Node] = field(default_factory=dict)
+    balancer: str = "upstream"
 
     @property
     def master_pid(self) -> str:
@@ -85,8 +86,9 @@ class Site(Stack):
         """Write nginx.conf around the role's server; `extra` is what somebody else configures in the same nginx."""
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
+        load_lua = LOAD_LUA if self.balancer == "work" else ""
         (self.directory / "nginx.conf").write_text(f"""
-            pid nginx.pid; error_log error.log info; worker_processes {WORKERS};
+            {load_lua} pid nginx.pid; error_log error.log info; worker_processes {WORKERS};
             events {{ worker_connections 1024; }}
             http {{
                 access_log off; {temporary}
@@ -104,7 +106,10 @@ class Site(Stack):
         return {entry["request_id"]: entry for entry in map(json.loads, text.splitlines())}
 
     def rotation(self) -> frozenset[str]:
-        """Return the addresses that the upstream file gives requests to."""
+        """Return the addresses that the published file gives requests to."""
+        if self.balancer == "work":
+            [pool] = json.loads(self.upstream.read_text())["pools"]
+            return frozenset(f"{node['address']}:{node['port']}" for node in pool["nodes"] if node["weight"])
         found = re.findall(r"server (\S+) (\S+)", self.upstream.read_text())
         return frozenset(address for address, weight in found if weight != "down")
 
@@ -151,6 +156,7 @@ def write_server(site: Site) -> None:
         "nginx_ingress_listen_port": site.ingress_port,
         "nginx_ingress_status_port": site.status_port,
         "nginx_ingress_access_log_file": str(site.directory / "upstream_trace.log"),
+        "nginx_ingress_balancer": site.balancer,
     }
     nodes = {node.name: {"ansible_host": node.host, "vllm_port": node.port} for node in site.machines.values()}
     inventory = {"ingress": {"hosts": {"entry": settings}}, "vllm": {"hosts": nodes}}
@@ -163,6 +169,8 @@ def write_server(site: Site) -> None:
         "ansible_python_interpreter": sys.executable,
         "__nginx_ingress_ipv6": {"stat": {"exists": False}},
         "__nginx_ingress_upstream_file": str(site.upstream),
+        "__nginx_ingress_weights_file": str(site.upstream),
+        "__nginx_ingress_lua_directory": str(LUA),
     }
     run_play(folder, inventory, variables, tasks)
 
@@ -173,26 +181,30 @@ def node_names(hosts: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def start_site(directory: Path, heard: list[str], hosts: Sequence[str], options: Sequence[str] = ()) -> Iterator[Site]:
+def start_site(
+    directory: Path, heard: list[str], hosts: Sequence[str], options: Sequence[str] = (), balancer: str = "upstream"
+) -> Iterator[Site]:
     """Start a node on each host address and nginx in front of them; end all of it afterwards."""
     binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert binary, "nginx is missing: make system-packages installs it"
     (directory / "upstream").mkdir()
     with contextlib.ExitStack() as running:
-        site = Site(directory, [], free_port(), free_port(), binary, heard=heard)
+        site = Site(directory, [], free_port(), free_port(), binary, heard=heard, balancer=balancer)
         for name, host in zip(node_names(hosts), hosts, strict=True):
             site.machines[name] = running.enter_context(start_node(name, host, options, directory / f"{name}.log"))
         site.config = {
             "state_directory": str(directory / "state"),
             "nginx": {
+                "balancer": balancer,
                 "upstream_file": str(site.upstream),
                 "test_command": [*site.nginx, "-t", "-q"],
                 "reload_command": [*site.nginx, "-s", "reload"],
                 "confirm_url": f"http://127.0.0.1:{site.status_port}/generation",
             },
-            "pools": [{"name": "llm_cluster", "nodes": site.as_configured()}],
+            "pools": [{"name": "llm_cluster", "policy": "stepped", "nodes": site.as_configured()}],
         }
-        site.upstream.write_text(SEED)
+        if balancer == "upstream":
+            site.upstream.write_text(SEED)
         write_server(site)
         site.write_nginx()
         master = running.enter_context(

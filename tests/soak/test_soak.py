@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import vllm_nginx_lb
 from tests.integration.conftest import PYTHON, SCRIPT, wait_for
 from tests.soak.clients import Answer, Clients
@@ -91,7 +93,8 @@ class Soak:
         site = self.site
         match event.what:
             case "edit":
-                site.upstream.write_text(site.upstream.read_text().replace("max_fails=10", "max_fails=9"))
+                text = site.upstream.read_text()
+                site.upstream.write_text(text.replace("max_fails=10", "max_fails=9").replace('"port":', '"port" :'))
             case "empty":
                 site.upstream.write_text("")
             case "truncate":
@@ -229,14 +232,26 @@ def noting(note: str) -> Iterator[None]:
         raise
 
 
+@pytest.mark.parametrize(
+    ("balancer", "hosts"),
+    [
+        ("upstream", ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")),
+        ("work", ("127.0.0.10", "127.0.0.11", "127.0.0.12", "127.0.0.13")),
+    ],
+    ids=["upstream", "work"],
+)
 def test_no_request_to_a_healthy_node_fails(
-    tmp_path: Path, heard: list[str], seed: int, record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    heard: list[str],
+    seed: int,
+    record_property: Callable[[str, object], None],
+    balancer: str,
+    hosts: tuple[str, ...],
 ) -> None:
-    hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
     schedule = make_schedule(seed, node_names(hosts), TICKS)
     with (
         noting("\n".join([f"SOAK_SEED={seed}:", *map(str, schedule)])),
-        start_site(tmp_path, heard, hosts, NODE_OPTIONS) as site,
+        start_site(tmp_path, heard, hosts, NODE_OPTIONS, balancer) as site,
         Clients(site.ingress_port) as clients,
     ):
         scaled_config(site)
@@ -251,7 +266,7 @@ def test_no_request_to_a_healthy_node_fails(
         failed = [answer for answer in clients.answers if answer.problem]
         unexplained = soak.unexplained(failed)
         record_property(
-            f"soak, seed {seed}",
+            f"soak on {balancer}, seed {seed}",
             f"{len(clients.answers)} requests, {len(failed)} failed "
             f"({counted(Counter(answer.problem for answer in failed))}), {len(unexplained)} of them at healthy nodes; "
             f"{counted(soak.counts)}; weights right after {settled_after} more",

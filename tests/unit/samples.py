@@ -29,9 +29,9 @@ def unreadable(address: str = "127.0.0.1") -> lb.Sample:
 
 
 def config(*names: str, pool: dict[str, Any] | None = None, **sections: Any) -> lb.Config:
-    """Return a configuration of one pool whose nodes are 127.0.0.1, .2, … in order."""
+    """Return a configuration of one pool, weighed by the ladder, whose nodes are 127.0.0.1, .2, … in order."""
     nodes = [{"name": name, "host": f"127.0.0.{i}"} for i, name in enumerate(names, 1)]
-    raw = {"pools": [{"name": "llm_cluster", "nodes": nodes} | (pool or {})]} | sections
+    raw = {"pools": [{"name": "llm_cluster", "policy": "stepped", "nodes": nodes} | (pool or {})]} | sections
     problems: list[str] = []
     built = lb.build(lb.Config, raw, "", problems)
     assert not problems, problems

@@ -42,9 +42,12 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert config.nginx.reload_command == ("nginx", "-s", "reload")
     assert config.nginx.min_reload_interval_seconds == 30
     assert (config.health.fall, config.health.rise, config.health.stale_after_seconds) == (3, 2, 180)
-    assert (pool.method, pool.policy, pool.keepalive_timeout_seconds) == ("least_conn", "stepped", 2)
+    assert (pool.method, pool.policy, pool.keepalive_timeout_seconds) == ("least_conn", "capacity", 2)
     assert (pool.nodes[0].port, pool.nodes[0].scheme, pool.nodes[0].capacity) == (18090, "http", 1)
     assert config.policies.stepped.levels == (100, 60, 30, 10)
+    capacity = config.policies.capacity
+    assert (capacity.lowest_weight, capacity.speed_exponent, capacity.max_kv_cache_usage) == (10, 1.5, 0.7)
+    assert (capacity.sudden_change_ratio, capacity.min_change_ratio) == (0.5, 0.15)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         ("pools", {}, "pools: {}: expected a list of at least one pool"),
         ("pools.0.name", "a-b", "pools[0].name: 'a-b': expected a letter, then up to 62 of"),
         ("pools.0.method", "ip_hash", "pools[0].method: 'ip_hash': expected one of least_conn, round_robin"),
-        ("pools.0.policy", "fancy", "pools[0].policy: 'fancy': expected one of stepped, static"),
+        ("pools.0.policy", "fancy", "pools[0].policy: 'fancy': expected one of capacity, stepped, static"),
         ("pools.0.nodes", [], "pools[0].nodes: []: expected a list of at least one node"),
         ("pools.0.nodes.0.name", "a;b", "pools[0].nodes[0].name: 'a;b': expected 1 to 63 of"),
         ("pools.0.nodes.0.name", "a\n", "pools[0].nodes[0].name: 'a\\n': expected 1 to 63 of"),
@@ -83,6 +86,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         ("pools.0.nodes.0.drain", "no", "pools[0].nodes[0].drain: 'no': expected true or false"),
         ("pools.0.nodes.0.drain", True, "pools[0].nodes: every node has drain: true: expected at least one"),
         ("policies.stepped.levels", [10, 20], "policies.stepped.levels: [10, 20]: expected weights from 100 to 1"),
+        ("policies.capacity.lowest_weight", 0, "policies.capacity.lowest_weight: 0: expected a number from 1 to 100"),
         (
             "policies.stepped.kv_cache",
             [{"at_least": 0.5, "weight": 50}],
@@ -163,3 +167,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["10.0.0.1", "::1", "2001:db8::1", "gpu-1", "gpu_1.example.org", "a.b.c."])
 def test_hosts_that_are_accepted(host: str) -> None:
     assert lb.is_host(host)
+
+
+def test_a_deadband_that_would_hold_back_what_capacity_decides_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    pool = {"name": "p", "policy": "capacity", "nodes": [{"name": "a", "host": "127.0.0.1"}]}
+    path.write_text(yaml.safe_dump({"pools": [pool], "nginx": {"min_weight_change_ratio": 0.2}}))
+    with pytest.raises(lb.FailureError) as caught:
+        lb.load_config(path)
+    assert str(caught.value) == (
+        f"{path}: nginx.min_weight_change_ratio: 0.2: expected at most policies.capacity.min_change_ratio, 0.15: "
+        "else what is decided would not be published"
+    )

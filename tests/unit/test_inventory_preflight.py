@@ -219,6 +219,19 @@ def test_playbook_checks_a_limited_run_too(tmp_path: Path) -> None:
     assert "pool llm_cluster: vllm_drain is true on all of its nodes (node-a)" in result.stdout
 
 
+@pytest.mark.slow
+def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path) -> None:
+    ingress = {"ingress-1": {"vllm_nginx_lb_pools": {"safe": {"models": ["m"]}}}}
+    vllm = {
+        "node-a": {"ansible_host": "192.0.2.1"},
+        "node-b": {"ansible_host": "192.0.2.2", "vllm_pool": "safe", "vllm_scheme": "https"},
+    }
+    result = run_preflight(tmp_path, groups(ingress=ingress, vllm=vllm))
+    assert result.returncode != 0
+    assert "names models, and vllm_scheme is http and https; allowed is one scheme" in " ".join(result.stdout.split())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -232,7 +245,7 @@ def test_playbook_checks_a_limited_run_too(tmp_path: Path) -> None:
         ),
         (
             {"vllm_nginx_lb_policy": "magic"},
-            'ingress-1: vllm_nginx_lb_policy is "magic"; allowed is stepped, static; correct it',
+            'ingress-1: vllm_nginx_lb_policy is "magic"; allowed is capacity, stepped, static; correct it',
         ),
         (
             {"vllm_nginx_lb_pools": {"chat": {"policy": "static"}}},
@@ -253,6 +266,18 @@ def test_playbook_checks_a_limited_run_too(tmp_path: Path) -> None:
         (
             {"nginx_ingress_upstream_host_header": "a b"},
             'ingress-1: nginx_ingress_upstream_host_header is "a b"; allowed is a host name; correct it',
+        ),
+        (
+            {"vllm_nginx_lb_upstream_template_file": "mine.j2"},
+            'vllm_nginx_lb_upstream_template_file is "mine.j2"; work needs the URL, which alone says',
+        ),
+        (
+            {"vllm_nginx_lb_balancer": "upstream"},
+            "ingress-1: vllm_nginx_lb_balancer is upstream and nginx_ingress_balancer is work; they must be the same",
+        ),
+        (
+            {"nginx_ingress_work_prefix_bytes": 131072},
+            "ingress-1: nginx_ingress_work_prefix_bytes is 131072; allowed is up to 65536, which is",
         ),
     ],
 )

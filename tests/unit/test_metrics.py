@@ -20,10 +20,10 @@ vllm:num_preemptions_total{engine="0",model_name="m"} 4.0
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("idle", lb.Reading(0.0, 0, 0, 0, 1, awake=True, tokens=0)),
+        ("idle", lb.Reading(0.0, 0, 0, 0, 1, awake=True, prompt_tokens=0, generation_tokens=0, finished=0)),
         ("busy", None),
         ("preempting", None),
-        ("dp2", lb.Reading(1.0, 26, 14, 0, 2, awake=True, tokens=20651)),
+        ("dp2", lb.Reading(1.0, 26, 14, 0, 2, awake=True, prompt_tokens=96, generation_tokens=20555, finished=0)),
     ],
 )
 def test_recordings(name: str, expected: lb.Reading | None) -> None:
@@ -34,6 +34,7 @@ def test_recordings(name: str, expected: lb.Reading | None) -> None:
         assert found.running > 0
         assert found.engines == 1
         assert (found.preemptions > 0) == (name == "preempting")
+        assert found.finished == (7 if name == "preempting" else 0)
 
 
 def test_plain() -> None:

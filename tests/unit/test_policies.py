@@ -57,7 +57,7 @@ def test_static_weights_follow_capacity() -> None:
     nodes = [{"name": f"n{c}", "host": f"127.0.0.{i}", "capacity": c} for i, c in enumerate([0.01, 1, 2, 4], 1)]
     pool = config(pool={"policy": "static", "nodes": nodes}).pools[0]
     seen = {node.name: lb.Observation(reading(kv_cache_usage=1.0), 5) for node in pool.nodes}
-    weights = {name: weight for name, (weight, _) in lb.weigh_static(pool, lb.Policies(), seen).items()}
+    weights = {name: verdict.weight for name, verdict in lb.weigh_static(pool, lb.Policies(), seen, 0.0).items()}
     assert weights == {"n0.01": 1, "n1": 25, "n2": 50, "n4": 100}
 
 

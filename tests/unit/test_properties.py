@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import crossplane  # type: ignore[import-untyped]
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import vllm_nginx_lb as lb
-from tests.unit.samples import config, good, reading, refused, unreadable
+from tests.unit.samples import config, good, refused, unreadable
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("vllm-*.txt"))
 NOW = "2026-01-01T00:00:00.000+00:00"
@@ -52,7 +53,8 @@ def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
     except lb.UnreadableError:
         return
     assert 0 <= found.kv_cache_usage <= 1
-    assert min(found.waiting, found.running, found.preemptions, found.tokens or 0) >= 0
+    counted = (found.prompt_tokens or 0, found.generation_tokens or 0)
+    assert min(found.waiting, found.running, found.preemptions, *counted) >= 0
     assert found.engines > 0
 
 
@@ -93,13 +95,26 @@ def pools() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+CAPACITY_RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        "lowest_weight": st.integers(1, lb.MAX_WEIGHT),
+        "speed_exponent": st.floats(0, 4),
+        "max_kv_cache_usage": st.floats(0.01, 1),
+        "sudden_change_ratio": st.floats(0.01, 10),
+        "min_change_ratio": st.floats(0.01, 10),
+    },
+)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> lb.Config:
     """Draw a configuration that the script accepts."""
     levels = sorted(draw(st.sets(st.integers(1, 100), min_size=1, max_size=6)), reverse=True)
     steps = st.fixed_dictionaries({"at_least": st.floats(0, 1), "weight": st.sampled_from(levels)})
     stepped = {"levels": levels, "kv_cache": draw(st.lists(steps, max_size=4))}
-    raw = {"pools": draw(st.lists(pools(), min_size=1, max_size=3)), "policies": {"stepped": stepped}}
+    policies = {"stepped": stepped, "capacity": draw(CAPACITY_RULES)}
+    raw = {"pools": draw(st.lists(pools(), min_size=1, max_size=3)), "policies": policies}
     problems: list[str] = []
     built = lb.build(lb.Config, raw, "", problems)
     assert not problems
@@ -116,7 +131,8 @@ READINGS = st.builds(
     preemptions=st.integers(0, 2**53),
     engines=st.integers(1, lb.MAX_LINES),
     awake=st.booleans(),
-    tokens=st.none() | st.integers(0, 2**53),
+    prompt_tokens=st.none() | st.integers(0, 2**53),
+    generation_tokens=st.none() | st.integers(0, 2**53),
 )
 
 
@@ -175,47 +191,71 @@ def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
 
 # --- Any sequence of states: somebody serves --------------------------------------------------------------
 
+COUNTS = st.integers(0, 2000) | st.integers(0, 2**53)
 MAKERS = st.sampled_from(
     [
         good,
         lambda address: good(address, kv_cache_usage=0.95, waiting=9),
         lambda address: good(address, awake=False),
-        lambda address: lb.Sample(address, 0.1, reading(tokens=7, running=3)),  # frozen, when it comes again
+        lambda address: good(address, generation_tokens=7, running=3),  # frozen, when it comes again
         refused,
         unreadable,
         lambda _address: refused(None),
     ]
+) | st.builds(
+    lambda running, tokens, engines, kv: (
+        lambda address: good(address, running=running, generation_tokens=tokens, engines=engines, kv_cache_usage=kv)
+    ),
+    COUNTS,
+    COUNTS,
+    st.integers(1, lb.MAX_LINES),
+    st.floats(0, 1),
 )
+NAMED = "abcdef"
 STEPS = st.tuples(
-    st.tuples(MAKERS, MAKERS, MAKERS, MAKERS),
-    st.sets(st.sampled_from("abcd")),
+    st.tuples(*[MAKERS] * len(NAMED)),
+    st.sets(st.sampled_from(NAMED)),
     st.floats(-1e5, 1e5) | st.just(10.0),
+    st.booleans(),
 )
-TWO_POOLS = [
-    {"name": "one", "nodes": [{"name": "a", "host": "a.example"}, {"name": "b", "host": "b.example"}]},
+THREE_POOLS = [
+    {
+        "name": "one",
+        "policy": "stepped",
+        "nodes": [{"name": "a", "host": "a.example"}, {"name": "b", "host": "b.example"}],
+    },
     {"name": "two", "policy": "static", "nodes": [{"name": "c", "host": "c.example"}, {"name": "d", "host": "::4"}]},
+    {
+        "name": "three",
+        "policy": "capacity",
+        "nodes": [{"name": "e", "host": "127.0.0.5"}, {"name": "f", "host": "127.0.0.6", "capacity": 0.02}],
+    },
 ]
-ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2", "c": "127.0.0.3", "d": "::4"}
+ADDRESSES = dict(zip(NAMED, ["127.0.0.1", "127.0.0.2", "127.0.0.3", "::4", "127.0.0.5", "127.0.0.6"], strict=True))
+LOWEST = {"one": 10, "two": 100, "three": 7}  # of the ladder; of nodes with equal capacities; as set
 
 
-@given(st.lists(STEPS, min_size=1, max_size=15), st.booleans())
+@pytest.mark.slow
+@given(st.lists(STEPS, min_size=1, max_size=15), st.booleans(), CAPACITY_RULES)
 @settings(max_examples=200)
 def test_no_sequence_of_states_empties_a_pool(
-    steps: list[tuple[tuple[Any, ...], set[str], float]],
+    steps: list[tuple[tuple[Any, ...], set[str], float, bool]],
     twins: bool,  # noqa: FBT001 - a drawn value
+    rules: dict[str, Any],
 ) -> None:
-    configuration = config(pools=TWO_POOLS)
+    policies = {"capacity": rules | {"lowest_weight": LOWEST["three"]}}
+    configuration = config(pools=THREE_POOLS, policies=policies)
     memory: dict[str, lb.NodeMemory] = {}
-    now = 1e6
-    for makers, drained, seconds in steps:
+    now = 2e6
+    for makers, drained, seconds, settled in steps:
         now += seconds
-        seen = {name: make(ADDRESSES[name]) for name, make in zip("abcd", makers, strict=True)}
-        if seen["d"].address is None:
-            seen["d"] = dataclasses.replace(seen["d"], address="::4")
+        seen = {name: make(ADDRESSES[name]) for name, make in zip(NAMED, makers, strict=True)}
+        for name in "def":  # addresses, which need not resolve
+            seen[name] = dataclasses.replace(seen[name], address=ADDRESSES[name])
         if twins and seen["b"].address:
             seen["b"] = dataclasses.replace(seen["b"], address="127.0.0.1")
         before = {name: each.weight for name, each in memory.items()}
-        decided, after = lb.decide(configuration, seen, memory, drained, now)
+        decided, after = lb.decide(configuration, seen, memory, drained, now, settled=settled)
         for pool in decided:
             check_pool(pool, seen, before)
         plan = lb.Plan(version=1, decided_at=NOW, pools=decided)
@@ -228,8 +268,7 @@ def test_no_sequence_of_states_empties_a_pool(
 def check_pool(pool: lb.PoolPlan, seen: dict[str, lb.Sample], before: dict[str, int | None]) -> None:
     """Fail when a pool is empty, or all down, while one of its nodes could serve."""
     weights = {node.name: node.weight for node in pool.nodes}
-    lowest = 10 if pool.name == "one" else 100  # of the ladder; of nodes with equal capacities
-    assert all(weight == 0 or lowest <= weight <= lb.MAX_WEIGHT for weight in weights.values())
+    assert all(weight == 0 or LOWEST[pool.name] <= weight <= lb.MAX_WEIGHT for weight in weights.values())
     assert all(node.weight for node in pool.nodes if node.state == "up")
     if any(node.address for node in pool.nodes):
         assert any(weights.values())
@@ -250,9 +289,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
-CONFIG = config("a", "b")
-SEEN = {"a": good("127.0.0.1"), "b": unreadable("127.0.0.2")}
-HONEST, MEMORY = lb.decide(CONFIG, SEEN, {}, set(), 100.0)
+CONFIG = config("a", "b", pool={"policy": "capacity"})
+SEEN = {"a": good("127.0.0.1", generation_tokens=900, running=9), "b": good("127.0.0.2", generation_tokens=7)}
+HONEST, MEMORY = lb.decide(CONFIG, SEEN, {}, set(), 90.0)
+SEEN = {"a": good("127.0.0.1", generation_tokens=5000, running=8), "b": unreadable("127.0.0.2")}
+HONEST, MEMORY = lb.decide(CONFIG, SEEN, MEMORY, set(), 100.0)
 PLAN = lb.Plan(version=1, decided_at=NOW, pools=HONEST)
 
 
@@ -310,11 +351,12 @@ def files(honest: Any) -> st.SearchStrategy[bytes]:
 @given(files({name: json_of(each) for name, each in MEMORY.items()}))
 @example(b'{"b": {"read_at": -1e308}}')
 @example(b'{"a": {"preemptions": -4611686018427387904}}')
+@example(b'{"a": {"up": true, "weight": 9, "learned": {"at": 1, "generation_tokens": 0, "requests": 0, "steps": 3}}}')
 @settings(max_examples=300)
 def test_any_memory_is_dropped_or_used(content: bytes) -> None:
     with state_with("memory.json", content) as state:
         memory = state.memory()
-    decided, _ = lb.decide(CONFIG, SEEN, memory, set(), 100.0)
+    decided, _ = lb.decide(CONFIG, SEEN, memory, set(), 110.0)
     plan = lb.Plan(version=1, decided_at=NOW, pools=decided)
     assert lb.check_plan(json_of(plan), CONFIG) == plan
 

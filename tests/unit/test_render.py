@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -97,3 +98,44 @@ def test_a_custom_template_sees_every_pool() -> None:
     configuration = lb.build(lb.Config, {"pools": pools}, "", problems)
     text = rendered(configuration, "{% for p in pools %}{{ p.name }}:{{ p.servers[0].address }} {% endfor %}")
     assert text.endswith("chat:10.0.0.1 embed:10.0.0.2 ")
+
+
+WORK = {"balancer": "work", "confirm_url": "http://127.0.0.1:18091/generation"}
+
+
+def weights_json(*names: str, **samples: lb.Sample) -> str:
+    """Return what Lua would read."""
+    return rendered(config(*names, nginx=WORK), lb.WEIGHTS_TEMPLATE, **samples)
+
+
+def test_the_file_that_lua_reads() -> None:
+    nodes = [{"name": "a", "host": "10.0.0.1"}, {"name": "b", "host": "2001:db8::1", "port": 8000, "drain": True}]
+    pools = [
+        {"name": name, "policy": "static", "models": models, "nodes": nodes}
+        for name, models in (("one", ["m", "a/b-7b <&'>"]), ("two", []))
+    ]
+    problems: list[str] = []
+    configuration = lb.build(lb.Config, {"pools": pools, "nginx": WORK}, "", problems)
+    assert not problems
+    text = rendered(configuration, lb.WEIGHTS_TEMPLATE)
+    assert lb.is_intact(text)
+    found = json.loads(text)
+    assert (found["version"], found["generation"]) == (1, lb.generation_of(text))
+    assert [(pool["name"], pool["models"]) for pool in found["pools"]] == [("one", ["m", "a/b-7b <&'>"]), ("two", [])]
+    assert found["pools"][0]["nodes"] == [
+        {"name": "a", "address": "10.0.0.1", "port": 18090, "weight": 100, "state": "up"},
+        {"name": "b", "address": "2001:db8::1", "port": 8000, "weight": 0, "state": "drained"},
+    ]
+
+
+def test_in_the_file_that_lua_reads_weights_are_told_from_members_too() -> None:
+    first, other = weights_json("a", "b"), weights_json("a", "b", b=good("127.0.0.2", kv_cache_usage=0.9))
+    assert lb.generation_of(first) != lb.generation_of(other)
+    assert lb.membership(first) == lb.membership(other)
+    assert lb.membership(first) != lb.membership(weights_json("a", "c"))
+    assert not lb.is_intact(first.replace('"weight": 100', '"weight": 99'))
+
+
+def test_a_pool_without_addresses_is_empty_for_lua() -> None:
+    configuration = config(pool={"nodes": [{"name": "a", "host": "a.example"}]}, nginx=WORK)
+    assert json.loads(rendered(configuration, lb.WEIGHTS_TEMPLATE, a=refused(None)))["pools"][0]["nodes"] == []

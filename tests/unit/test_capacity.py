@@ -1,0 +1,420 @@
+"""The policy `capacity`: what it learns from nodes whose counters grow, and what it makes of that."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vllm_nginx_lb as lb
+from tests.unit.samples import config, good, refused, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TICK_SECONDS = 10
+TOKENS = 200  # of an answer
+BATCH = 40  # with so many requests per engine each is half as fast as one alone
+
+
+@dataclass
+class Engine:
+    """A node as the balancer sees it, and what only the test knows."""
+
+    fast: float = 40.0  # tokens per second and request of one that is alone
+    engines: int = 1
+    hidden: float = 0.0  # requests that nginx does not see
+    kv: float = 0.3
+    frozen: bool = False  # its figures stand still
+    counts: bool = True  # it has token counters
+    awake: bool = True
+    fault: lb.Sample | None = None  # what a scrape brings instead
+    tokens: float = 0.0
+    finished: float = 0.0
+    requests: float = 0.0
+
+
+class Play:
+    """A pool under a steady load of `requests` at a time, which nginx spreads as the weights say."""
+
+    def __init__(self, requests: float = 60, *, noise: float = 0.0, seed: int = 1, **nodes: Engine) -> None:
+        """Start with nothing remembered."""
+        self.nodes, self.requests, self.noise = nodes, requests, noise
+        self.random = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+        self.now = 1000.0
+        self.memory: dict[str, lb.NodeMemory] = {}
+        self.drained: set[str] = set()
+        self.settled = True
+        self.moves = 0
+        self.capacities: dict[str, float] = {}
+        self.rules: dict[str, float] = {}
+        self.plan: dict[str, lb.NodePlan] = {}
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """What was decided last."""
+        return {name: node.weight for name, node in self.plan.items()}
+
+    def reason(self, name: str) -> str:
+        """Return why a node has its weight."""
+        return self.plan[name].reason
+
+    def tick(self, times: int = 1) -> dict[str, int]:
+        """Let the nodes work for 10 s with the weights they have, then decide; return the weights."""
+        for _ in range(times):
+            before = self.weights
+            self.work()
+            hosts = {name: f"127.0.0.{i}" for i, name in enumerate(self.nodes, 1)}
+            pool: dict[str, Any] = {
+                "policy": "capacity",
+                "nodes": [
+                    {"name": name, "host": host, "capacity": self.capacities.get(name, 1)}
+                    for name, host in hosts.items()
+                ],
+            }
+            samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
+            self.now += TICK_SECONDS
+            settings = config(pool=pool, policies={"capacity": self.rules})
+            plans, self.memory = lb.decide(settings, samples, self.memory, self.drained, self.now, settled=self.settled)
+            self.plan = {node.name: node for node in plans[0].nodes}
+            self.moves += before != self.weights and bool(before)
+        return self.weights
+
+    def work(self) -> None:
+        """Spread the requests and let the counters grow."""
+        weights = self.weights or dict.fromkeys(self.nodes, 1)
+        for name, node in self.nodes.items():
+            share = self.requests * weights.get(name, 0) / sum(weights.values())
+            node.requests = (share + node.hidden) * self.jitter()
+            per_engine = node.requests / node.engines
+            tokens = node.fast / (1 + per_engine / BATCH) * self.jitter() * node.requests * TICK_SECONDS
+            node.tokens += tokens
+            node.finished += tokens / TOKENS
+
+    def jitter(self) -> float:
+        """Return a factor within the noise."""
+        return 1 + self.random.uniform(-self.noise, self.noise)
+
+    def sample(self, node: Engine, host: str) -> lb.Sample:
+        """Return what a scrape of a node brings."""
+        if node.fault:
+            return dataclasses.replace(node.fault, address=host)
+        running, tokens = (7, 7) if node.frozen else (round(node.requests), round(node.tokens))
+        return good(
+            host,
+            running=running,
+            kv_cache_usage=node.kv,
+            engines=node.engines,
+            awake=node.awake,
+            generation_tokens=tokens if node.counts else None,
+            finished=round(node.finished) if node.counts and not node.frozen else None,
+        )
+
+
+def ratio(weights: dict[str, int], one: str, other: str) -> float:
+    return weights[one] / weights[other]
+
+
+def ticks_until(play: Play, wanted: Iterable[int], node: str) -> int:
+    """Return after how many ticks a node has one of these weights."""
+    for tick in range(1, 61):
+        if play.tick()[node] in wanted:
+            return tick
+    pytest.fail(f"{node} stays at {play.weights[node]}")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_equal_nodes_are_left_alone(seed: int) -> None:
+    play = Play(noise=0.1, seed=seed, a=Engine(), b=Engine(), c=Engine())
+    assert play.tick(60) == {"a": 100, "b": 100, "c": 100}
+    assert play.moves == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_slow_node_ends_with_what_its_speed_asks_for(seed: int) -> None:
+    play = Play(noise=0.1, seed=seed, a=Engine(), b=Engine(), c=Engine(fast=16))
+    weights = play.tick(60)
+    assert max(weights.values()) == 100
+    assert 25 <= weights["c"] <= 60
+    assert min(weights["a"], weights["b"]) >= 80
+    assert play.moves < 8
+    assert "tokens/s a request, " in play.reason("c")
+
+
+def test_the_reason_says_speed_and_requests() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(3)
+    assert play.reason("a") == "22.9 tokens/s a request, 30.0 requests"
+
+
+def test_a_node_that_slows_suddenly_is_lowered_within_three_ticks() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(30)
+    play.nodes["c"].fast = 10
+    weights = play.tick(3)
+    assert weights["c"] <= 70
+    assert weights["a"] == weights["b"] == 100
+
+
+def test_traffic_past_nginx_lowers_a_node_until_it_ends() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(30)
+    play.nodes["c"].hidden = 40
+    play.tick(20)
+    assert play.weights["c"] <= 50
+    play.nodes["c"].hidden = 0
+    assert ratio(play.tick(60), "c", "a") == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("requests", [0, 3])
+def test_an_idle_pool_is_not_moved(requests: int) -> None:
+    play = Play(requests, noise=0.5, a=Engine(), b=Engine(fast=10), c=Engine())
+    assert play.tick(60) == {"a": 100, "b": 100, "c": 100}
+
+
+def test_a_node_that_returns_has_its_weight_in_three_steps() -> None:
+    play = Play(a=Engine(), b=Engine(fast=16))
+    play.tick(60)
+    earned = play.weights["b"]
+    assert earned < 70
+    play.nodes["b"].fault = refused()
+    assert play.tick(3)["b"] == 0
+    play.nodes["b"].fault = None
+    assert play.tick()["b"] == 0
+    assert (play.tick()["b"], play.reason("b")) == (10, "back after 2 good scrapes, starting low")
+    assert (play.tick()["b"], play.reason("b")) == (round(earned / 2), f"step 1 of 2 back to {earned}")
+    assert (play.tick()["b"], play.reason("b")) == (earned, f"step 2 of 2 back to {earned}")
+    assert play.tick()["b"] == earned
+    assert "tokens/s a request" in play.reason("b")
+
+
+def test_a_drained_node_returns_the_same_way() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.drained = {"b"}
+    assert play.tick(10)["b"] == 0
+    play.drained = set()
+    assert (play.tick()["b"], play.reason("b")) == (10, "step 0 of 2 back to 100")
+    assert [play.tick()["b"] for _ in range(3)] == [50, 100, 100]
+
+
+def test_a_step_waits_until_the_one_before_is_live() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.drained = {"b"}
+    play.tick()
+    play.drained = set()
+    play.tick()
+    play.settled = False
+    assert play.tick(5)["b"] == 10
+    play.settled = True
+    assert [play.tick()["b"] for _ in range(2)] == [50, 100]
+
+
+def test_a_new_node_in_a_running_pool_starts_at_the_lowest() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.nodes["c"] = Engine()
+    assert [play.tick()["c"] for _ in range(4)] == [10, 50, 100, 100]
+
+
+def test_a_new_node_that_cannot_be_read_waits_at_the_lowest() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.nodes["c"] = Engine(fault=unreadable())
+    assert play.tick(5)["c"] == 10
+    play.nodes["c"].fault = None
+    assert [play.tick()["c"] for _ in range(3)] == [10, 50, 100]
+
+
+def test_weights_start_from_the_configured_capacity() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.capacities = {"b": 0.5, "c": 0.01}
+    assert play.tick() == {"a": 100, "b": 50, "c": 10}
+
+
+def test_nothing_moves_while_what_was_decided_is_not_live() -> None:
+    play = Play(a=Engine(), b=Engine(fast=10))
+    play.settled = False
+    assert play.tick(30) == {"a": 100, "b": 100}
+    play.settled = True
+    assert play.tick(3)["b"] < 100
+
+
+def test_what_was_measured_before_a_move_is_forgotten() -> None:
+    play = Play(a=Engine(), b=Engine(fast=8))
+    ticks_until(play, range(100), "b")
+    after = {name: each.learned for name, each in play.memory.items()}
+    assert [each and each.readings for each in after.values()] == [0, 0]
+    play.nodes["b"].fast = 0.5
+    lowered = play.weights["b"]
+    assert play.tick()["b"] == lowered
+    assert play.tick()["b"] < lowered
+
+
+def test_a_pool_without_token_counters_keeps_its_weights() -> None:
+    play = Play(noise=0.1, a=Engine(counts=False), b=Engine(counts=False))
+    play.capacities = {"b": 0.5}
+    assert play.tick(60) == {"a": 100, "b": 50}
+
+
+def test_a_node_without_token_counters_keeps_its_weight() -> None:
+    play = Play(noise=0.1, a=Engine(), b=Engine(), c=Engine(counts=False))
+    assert play.tick(60) == {"a": 100, "b": 100, "c": 100}
+
+
+def test_token_counters_that_were_missing_once_are_not_taken_for_a_fast_node() -> None:
+    play = Play(a=Engine(tokens=1e9), b=Engine(tokens=1e9))
+    play.tick(10)
+    play.nodes["b"].counts = False
+    play.tick()
+    play.nodes["b"].counts = True
+    assert play.tick(10) == {"a": 100, "b": 100}
+
+
+def test_a_node_that_starts_anew_is_not_taken_for_a_slow_one() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(30)
+    play.nodes["b"].tokens = 0
+    assert play.tick(10) == {"a": 100, "b": 100}
+
+
+def test_frozen_figures_leave_half_of_a_weight_and_not_less() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(10)
+    play.nodes["c"].frozen = True
+    assert play.tick(19)["c"] == 100
+    assert play.tick()["c"] == 50
+    assert (play.plan["c"].state, play.reason("c")) == (
+        "unknown",
+        "has requests, and no figure of it has moved for 190 s",
+    )
+    assert play.tick(60)["c"] == 50
+    play.nodes["c"].frozen = False
+    assert play.tick(60)["c"] >= 80
+
+
+def test_a_node_that_cannot_be_read_for_long_keeps_half() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(10)
+    play.nodes["c"].fault = unreadable()
+    assert play.tick(18)["c"] == 100
+    assert [play.tick()["c"] for _ in range(30)] == [50] * 30
+    assert play.plan["c"].state == "unknown"
+
+
+def test_a_full_cache_lowers_a_node() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(30)
+    play.rules = {"max_kv_cache_usage": 0.4}
+    play.nodes["c"].kv = 1.0
+    assert play.tick(15)["c"] <= 50
+    assert play.weights["a"] == play.weights["b"] == 100
+
+
+def test_a_cache_that_stays_full_lowers_a_node_with_the_default_limit() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(30)
+    play.nodes["c"].kv = 1.0
+    assert play.tick(100)["c"] < 90
+
+
+def test_nodes_that_cannot_be_read_keep_their_scale_to_the_others() -> None:
+    play = Play(noise=0.05, a=Engine(), b=Engine(fast=16), c=Engine(fast=16))
+    before = play.tick(60)
+    assert before["a"] == 100
+    play.nodes["a"].fault = unreadable()
+    play.nodes["c"].fast = 40
+    after = play.tick(15)
+    assert after["a"] == 100
+    assert max(after["b"], after["c"]) <= max(before["b"], before["c"])
+
+
+def test_a_stale_node_gets_its_weight_back_as_soon_as_it_can_be_read() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.nodes["b"].fault = unreadable()
+    assert play.tick(25)["b"] == 50
+    play.nodes["b"].fault = None
+    assert play.tick()["b"] == 100
+
+
+def test_a_pool_that_starts_with_an_outage_comes_back_by_steps() -> None:
+    play = Play(a=Engine(fault=refused()), b=Engine(fault=refused()))
+    play.tick(4)
+    for node in play.nodes.values():
+        node.fault = None
+    assert play.tick(8) == {"a": 100, "b": 100}
+
+
+def test_a_node_with_two_engines_gets_twice_the_requests() -> None:
+    play = Play(noise=0.05, a=Engine(engines=2), b=Engine(), c=Engine())
+    weights = play.tick(60)
+    assert weights["a"] == 100
+    assert weights["b"] == pytest.approx(50, abs=8)
+    assert weights["c"] == pytest.approx(50, abs=8)
+
+
+def test_an_engine_that_sleeps_comes_back_by_steps() -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.nodes["b"].awake = False
+    assert (play.tick()["b"], play.reason("b")) == (0, "asleep")
+    play.nodes["b"].awake = True
+    assert [play.tick()["b"] for _ in range(5)] == [0, 10, 50, 100, 100]
+
+
+def test_one_node_alone_keeps_its_weight() -> None:
+    play = Play(noise=0.3, a=Engine())
+    assert play.tick(60) == {"a": 100}
+
+
+def test_two_readings_in_one_moment_leave_a_memory_that_can_be_read() -> None:
+    pool = config("a", pool={"policy": "capacity"})
+    memory: dict[str, lb.NodeMemory] = {}
+    for now, tokens in ((100.0, 0), (100.25, 2**53)):
+        _, memory = lb.decide(pool, {"a": good(generation_tokens=tokens)}, memory, set(), now)
+    problems: list[str] = []
+    assert lb.build(lb.NodeMemory, dataclasses.asdict(memory["a"]), "a", problems) == memory["a"]
+    assert problems == []
+
+
+def means(**values: float) -> lb.Means:
+    return lb.Means(**({"speed": 10.0, "running": 20.0, "finished": 10.0, "kv_cache_usage": 0.35} | values))
+
+
+def test_requests_count_as_far_as_they_are_certain() -> None:
+    assert lb.credible_requests(means(running=20), 20, 100) == 20
+    assert lb.credible_requests(means(running=30, finished=0), 20, 100) == 20  # none has ended: nothing new is known
+    few, many = (lb.credible_requests(means(running=30), 20, readings) for readings in (1, 100))
+    assert 20 < few < 23
+    assert 29 < many < 30
+    assert lb.credible_requests(means(running=10), 20, 100) == pytest.approx(10, abs=1)
+
+
+def test_requests_are_shared_by_speed_up_to_the_room_of_each() -> None:
+    rules = lb.Capacity(speed_exponent=1, max_kv_cache_usage=0.7)
+    fast, slow = means(speed=30, running=10, kv_cache_usage=0.2), means(speed=10, running=30, kv_cache_usage=0.2)
+    assert lb.dues(rules, {"a": fast, "b": slow}) == pytest.approx({"a": 30, "b": 10})
+    full = means(speed=30, running=10, kv_cache_usage=0.7)  # room for 10
+    assert lb.dues(rules, {"a": full, "b": slow}) == pytest.approx({"a": 10, "b": 30})
+    half = means(speed=10, running=30, kv_cache_usage=0.7)  # room for 30: all are full
+    assert lb.dues(rules, {"a": full, "b": half}) == pytest.approx({"a": 10, "b": 30})
+    over = means(speed=10, running=60, kv_cache_usage=1)  # room for 42 of 70, with the other's 10
+    assert lb.dues(rules, {"a": full, "b": over}) == pytest.approx({"a": 70 * 10 / 52, "b": 70 * 42 / 52})
+
+
+def test_a_node_with_a_queue_has_room_for_what_it_runs() -> None:
+    assert lb.room_for(means(running=4, waiting=10, kv_cache_usage=0.1), 0.7) == 4
+    assert lb.room_for(means(running=4, waiting=1, kv_cache_usage=0.1), 0.7) == pytest.approx(28)
+    assert lb.room_for(means(running=40, waiting=10, kv_cache_usage=1), 0.7) == pytest.approx(28)
+    assert lb.room_for(means(running=4, kv_cache_usage=0), 0.7) == pytest.approx(280)
+
+
+def test_nodes_that_generate_nothing_keep_their_weights() -> None:
+    weights = {"a": 100.0, "b": 50.0}
+    stuck = means(speed=0)
+    assert lb.corrections(lb.Capacity(), {"a": stuck, "b": stuck}, weights, 20) == {"a": 1.0, "b": 1.0}
