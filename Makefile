@@ -75,9 +75,10 @@ test-soak: venv ## Half an hour of random faults, and long streams, in about thr
 
 test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
 	tools/system-packages containers
-	@# What failed is said once more at the end, behind all that is torn down.
+	@# The tests that failed, and why, are said once more at the end, behind all that is torn down.
 	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO) 2>&1 | \
-		tee "$$log" || { grep -F "fatal: " "$$log" | tail --bytes=6000; false; }
+		tee "$$log" || \
+		{ grep -E "fatal: |^ *(FAILED |E   )" "$$log" | tail --bytes=1500; false; }
 
 test: lint test-python test-soak ## Everything
 	$(MAKE) test-molecule SCENARIO=default
