@@ -78,7 +78,7 @@ test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; 
 	@# The tests that failed, and why, are said once more at the end, behind all that is torn down.
 	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO) 2>&1 | \
 		tee "$$log" || \
-		{ grep -E "fatal: |^ *(FAILED |E   )" "$$log" | tail --bytes=1500; false; }
+		{ grep -E " (FAILED [^-]|E   )" "$$log" | tail --bytes=1500; false; }
 
 test: lint test-python test-soak ## Everything
 	$(MAKE) test-molecule SCENARIO=default
