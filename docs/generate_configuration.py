@@ -38,6 +38,7 @@ Set on a host of the group `vllm` in the inventory, or for all of them in `group
 | `vllm_port` | 1 to 65535 | `18090` | TCP port of vLLM's HTTP server |
 | `vllm_scheme` | `http`, `https` | `http` | how nginx and the balancer speak to it; the same for all nodes of a pool |
 | `vllm_capacity` | 0.01 to 100 | `1.0` | what it can do relative to the others |
+| `vllm_max_conns` | 0 to 65535 | `0` | how many requests each ingress has there at once at most; 0 is any number |
 | `vllm_pool` | text | `llm_cluster` | the pool it is in |
 | `vllm_drain` | bool | `false` | take it out of rotation for as long as this is `true` |
 
@@ -68,6 +69,8 @@ def shown_default(option: dict[str, Any]) -> str:
     """Return the default of an option as it would be written in YAML."""
     if option.get("required"):
         return "required"
+    if "default" not in option:
+        return "none"
     default = option["default"]
     return f"`{default}`" if isinstance(default, str) and default else f"`{json.dumps(default)}`"
 

@@ -186,22 +186,29 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One vLLM server."""
+    """One vLLM server. max_conns is how many requests nginx has there at once at most; 0 means any number."""
 
     name: str = text(NAME, "1 to 63 of A-Z a-z 0-9 . _ -")
     host: str = setting("an IP address or a host name", is_host)
     port: int = number(1, 65535, 18090)
     scheme: str = choice("http", "https", default="http")
     capacity: float = number(0.01, 100, 1.0)
+    max_conns: int = number(0, 65535, 0)
     drain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """One upstream block: its nodes, its balancing method and the policy that weighs them."""
+    """One upstream block: its nodes, its balancing method and the policy that weighs them.
+
+    The method "consistent_hash" keeps requests with one value of hash_header together.
+    """
 
     name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
-    method: str = choice("least_conn", "round_robin", "random_two_least_conn", default="least_conn")
+    method: str = choice(
+        "least_conn", "round_robin", "random_two_least_conn", "consistent_hash", default="least_conn"
+    )
+    hash_header: str = text(re.compile(r"[A-Za-z0-9-]{1,63}"), "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
     keepalive: int = number(0, 65535, 64)
     keepalive_timeout_seconds: int = number(1, 3600, 2)
     max_fails: int = number(0, 10**6, 10)
@@ -1377,16 +1384,27 @@ def plan_problems(plan: Plan, config: Config) -> Iterator[str]:
 
 UPSTREAM_TEMPLATE = """\
 {% for pool in pools %}
+{% set hashed = pool.method == "consistent_hash" %}
 
+{% if hashed %}
+{% set header = "$http_" + pool.hash_header.lower().replace("-", "_") %}
+# A request without the header goes anywhere.
+map {{ header }} $vllm_nginx_lb_session_{{ pool.name }} { "" $request_id; default {{ header }}; }
+{% endif %}
 upstream {{ pool.name }} {
     zone {{ pool.name }} 1m;
 {% if pool.method == "least_conn" %}
     least_conn;
 {% elif pool.method == "random_two_least_conn" %}
     random two least_conn;
+{% elif hashed %}
+    hash $vllm_nginx_lb_session_{{ pool.name }} consistent;
 {% endif %}
 {% for server in pool.servers %}
-    server {{ server.address }}:{{ server.port }} {{ "weight=%d" % server.weight if server.weight else "down" }}\
+{# nginx puts a server 160 times per weight on its ring: a tenth of the weights is fine enough for it. #}
+{% set weight = (server.weight / 10) | round(0, "ceil") if hashed else server.weight %}
+    server {{ server.address }}:{{ server.port }} {{ "weight=%d" % weight if weight else "down" }}\
+{{ " max_conns=%d" % server.max_conns if server.max_conns }}\
  max_fails={{ pool.max_fails }} fail_timeout={{ pool.fail_timeout_seconds }}s; # {{ server.name }}
 {% endfor %}
 {% if pool.keepalive %}
@@ -1402,7 +1420,7 @@ WEIGHTS_TEMPLATE = """\
 {"name": "{{ pool.name }}", "models": {{ pool.models | tojson }},\
  "nodes": [{% for server in pool.servers %}{{ "," if not loop.first }}
 {"name": "{{ server.name }}", "address": "{{ server.address.strip("[]") }}", "port": {{ server.port }},\
- "weight": {{ server.weight }}, "state": "{{ server.state }}"}{% endfor %}
+ "weight": {{ server.weight }}, "max_conns": {{ server.max_conns }}, "state": "{{ server.state }}"}{% endfor %}
 ]}{% endfor %}
 ]}
 """
@@ -1450,7 +1468,7 @@ def framing_of(published: str) -> Framing:
     return WEIGHTS_JSON if published.startswith("{") else UPSTREAM_CONF
 
 
-NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0}
+NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0, "max_conns": 0}
 
 
 def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str, Any]]:
@@ -1467,6 +1485,7 @@ def template_context(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
                 "address": bracketed(at.address),
                 "port": node.port,
                 "weight": at.weight,
+                "max_conns": node.max_conns,
             }
             | ({"state": at.state} if by_work else {})  # else each change of it would be a reload
             for at, node in zip(planned.nodes, pool.nodes, strict=True)

@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 import yaml
 
-from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, wait_for
+from tests.integration.conftest import wait_for
+from tests.integration.rendered import (
+    ROOT,
+    TEMPLATES,
+    Host,
+    Node,
+    ask,
+    free_ports,
+    ingress,
+    nginx_command,
+    render,
+    serve,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from email.message import Message
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
-SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.slow  # to render is
-DEADLINE_SECONDS = 20
-
-TEMPLATES: dict[str, list[str]] = {
-    "nginx_ingress": ["etc/nginx/conf.d/vllm-nginx-lb.conf", "etc/nginx/vllm-nginx-lb/upstream.conf"],
-    "vllm_nginx_lb": [
-        "etc/vllm-nginx-lb/config.yml",
-        "etc/systemd/system/vllm-nginx-lb.service",
-        "etc/systemd/system/vllm-nginx-lb.timer",
-    ],
-}
-NODES = {
-    "node-a": {"ansible_host": "192.0.2.1"},
-    "node-b": {"ansible_host": "2001:db8::2", "vllm_capacity": 0.5, "vllm_drain": True},
-    "node-c": {"ansible_host": "node-c.example", "vllm_port": 8000, "vllm_pool": "batch"},
-}
+SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 # Two ingress hosts: one as it comes, one with much of what can be set.
 TUNED = {
-    "nginx_ingress_server_names": ["llm.example", "*.llm.example"],
+    "nginx_ingress_server_names": ["llm.example", "*.llm.example", "127.0.0.1"],
     "nginx_ingress_upstream_headers_enabled": True,
     "nginx_ingress_client_max_body_size_mib": 1,
     "vllm_nginx_lb_pools": {"batch": {"policy": "static", "max_fails": 0}},
@@ -73,46 +56,6 @@ FORMER_WEIGHTS = json.dumps(
     }
 )
 SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the roles wrote for one ingress host: everything below `root`, instead of below /."""
-
-    root: Path
-    port: int
-    status_port: int
-
-    def text(self, name: str) -> str:
-        """Return one of the files."""
-        return (self.root / name).read_text(encoding="utf-8")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
-    """Run tasks for the ingress hosts of an inventory, on this machine, with the project's group_vars."""
-    (folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
-    (folder / "hosts.yml").write_text(yaml.safe_dump(inventory), encoding="utf-8")
-    play = {"name": "Render", "hosts": "ingress", "gather_facts": False, "tasks": tasks}
-    (folder / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
-    setting = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    result = subprocess.run(
-        [ANSIBLE_PLAYBOOK, "-i", folder / "hosts.yml", "-e", json.dumps(variables), folder / "play.yml"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **setting},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -137,44 +80,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "work-tls": tls,
         "back": STOCK | {"__nginx_ingress_known": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
     }
-    ports = free_ports(2 * len(settings))
-    found = {name: Host(folder / name, ports.pop(), ports.pop()) for name in settings}
-    files = [(role, name) for role, names in TEMPLATES.items() for name in names]
-    for host in found.values():
-        for _, name in files:
-            (host.root / name).parent.mkdir(parents=True, exist_ok=True)
-    inventory = {
-        "ingress": {
-            "hosts": {
-                name: {
-                    "ansible_connection": "local",
-                    "nginx_ingress_listen_port": host.port,
-                    "nginx_ingress_status_port": host.status_port,
-                    "nginx_ingress_access_log_file": str(host.root / "upstream_trace.log"),
-                    **settings[name],
-                }
-                for name, host in found.items()
-            }
-        },
-        "vllm": {"hosts": NODES},
-    }
-    root = f"{folder}/{{{{ inventory_hostname }}}}"
-    tasks: list[dict[str, Any]] = [
-        *({"import_role": {"name": role, "tasks_from": "preflight.yml"}} for role in TEMPLATES),
-        *(
-            {"template": {"src": str(ROOT / "roles" / role / "templates" / f"{name}.j2"), "dest": f"{root}/{name}"}}
-            for role, name in files
-        ),
-    ]
-    variables = {
-        "ansible_python_interpreter": sys.executable,
-        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
-        "__nginx_ingress_upstream_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream.conf",
-        "__nginx_ingress_weights_file": f"{root}/etc/nginx/vllm-nginx-lb/weights.json",
-        "__nginx_ingress_lua_directory": str(LUA),
-    }
-    run_play(folder, inventory, variables, tasks)
-    return found
+    return render(folder, settings)
 
 
 # --- config.yml ---------------------------------------------------------------------------------------------------
@@ -200,8 +106,10 @@ def test_config_is_what_the_inventory_says_and_the_script_takes_it(hosts: dict[s
     assert (batch["name"], batch["policy"], batch["max_fails"]) == ("batch", "static", 0)
     assert (cluster["name"], cluster["policy"], cluster["max_fails"]) == ("llm_cluster", "capacity", 10)
     assert cluster["nodes"] == [
-        {"name": "node-a", "host": "192.0.2.1", "port": 18090, "scheme": "http", "capacity": 1.0, "drain": False},
-        {"name": "node-b", "host": "2001:db8::2", "port": 18090, "scheme": "http", "capacity": 0.5, "drain": True},
+        {"name": "node-a", "host": "192.0.2.1", "port": 18090, "scheme": "http", "capacity": 1.0}
+        | {"max_conns": 0, "drain": False},
+        {"name": "node-b", "host": "2001:db8::2", "port": 18090, "scheme": "http", "capacity": 0.5}
+        | {"max_conns": 0, "drain": True},
     ]
     assert batch["nodes"][0]["port"] == 8000
 
@@ -238,125 +146,6 @@ def test_units_follow_the_interval(hosts: dict[str, Host]) -> None:
 
 
 # --- nginx --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Node:
-    """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
-
-    status: int = 200
-    redirect: str | None = None  # its X-Accel-Redirect
-    seen: list[tuple[str, str, Message, bytes]] = field(default_factory=list)
-    port: int = 0
-
-
-@contextlib.contextmanager
-def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
-    """Let a node answer on a free port of 127.0.0.1."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            node.seen.append((self.command, self.path, self.headers, body))
-            answer = json.dumps({"port": node.port}).encode()
-            self.send_response(node.status)
-            self.send_header("X-Request-Id", "made-by-the-node")
-            if node.redirect:
-                self.send_header("X-Accel-Redirect", node.redirect)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_GET = do_POST  # noqa: N815 - the name http.server calls
-
-        def log_message(self, *_: object) -> None:
-            """Stay quiet."""
-
-    server = NodeServer("127.0.0.1", Handler, tls, 0)
-    node.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield node
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: Message
-    body: bytes
-
-
-def ask(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
-    """Send one request; an error status is an answer too."""
-    request = urllib.request.Request(url, data=data, headers=headers or {})  # noqa: S310 - always http to 127.0.0.1
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=DEADLINE_SECONDS) as response:
-            return Answer(response.status, response.headers, response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.headers, error.read())
-
-
-@dataclass
-class Ingress:
-    """A running nginx."""
-
-    host: Host
-    url: str
-    status_url: str
-
-    def log(self) -> list[dict[str, Any]]:
-        """Return the access log's entries."""
-        return [json.loads(line) for line in self.host.text("upstream_trace.log").splitlines()]
-
-
-def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
-    """Return the command of an nginx that serves the rendered server file and writes below `folder`."""
-    assert NGINX, "these tests need nginx"
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
-    main = folder / "nginx.conf"
-    main.write_text(
-        f"{LOAD_LUA}daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
-        f"events {{ }}\nhttp {{ access_log off; client_body_temp_path {folder}/body;\n{temporary}"
-        f"include {host.root}/etc/nginx/conf.d/vllm-nginx-lb.conf; }}\n",
-        encoding="utf-8",
-    )
-    return [NGINX, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log"), *options]
-
-
-@contextlib.contextmanager
-def ingress(folder: Path, host: Host, ports: list[int]) -> Iterator[Ingress]:
-    """Run nginx on the rendered server file, with these node ports as its upstream."""
-    servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in ports)
-    (host.root / "etc/nginx/vllm-nginx-lb/upstream.conf").write_text(
-        f'upstream llm_cluster {{ {servers} }}\nmap "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
-        encoding="utf-8",
-    )
-    (host.root / "upstream_trace.log").unlink(missing_ok=True)
-    running = Ingress(host, f"http://127.0.0.1:{host.port}", f"http://127.0.0.1:{host.status_port}")
-    with subprocess.Popen(nginx_command(folder, host)) as process:
-        try:
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while True:
-                with contextlib.suppress(urllib.error.URLError):
-                    if ask(f"{running.url}/health").status == 200:
-                        break
-                assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield running
-        finally:
-            process.terminate()
 
 
 @pytest.mark.parametrize("name", ["plain", "tuned", "work", "work-tuned"])

@@ -22,6 +22,8 @@ describe("membership", function()
         assert.equal("0a1b", found.generation)
         assert.same({ "127.0.0.2:8000", "[::1]:8000" }, found.peers)
         local nodes = found.pools.llm_cluster.nodes
+        assert.equal(0, nodes[1].max_conns)
+        assert.equal(8, membership.read(file { node { max_conns = 8 } }).pools.llm_cluster.nodes[1].max_conns)
         assert.same({ "127.0.0.2", 8000, 100, 0 }, { nodes[1].host, nodes[1].port, nodes[1].weight, nodes[1].slot })
         assert.same({ "[::1]", 8000, 0, 1 }, { nodes[2].host, nodes[2].port, nodes[2].weight, nodes[2].slot })
     end)
@@ -67,6 +69,8 @@ describe("membership", function()
         { "pools[0].nodes[0] weight: expected 0 to 100", file { node { weight = 101 } } },
         { "pools[0].nodes[0] weight: expected 0 to 100", file { node { weight = 0.5 } } },
         { "pools[0].nodes[0] weight: expected 0 to 100", file { node { weight = 0 / 0 } } },
+        { "pools[0].nodes[0] max_conns: expected 0 to 65535", file { node { max_conns = -1 } } },
+        { "pools[0].nodes[0] max_conns: expected 0 to 65535", file { node { max_conns = "8" } } },
         { "pools[0].nodes[1] 127.0.0.2:8000 serves twice", file { node(), node { name = "twin" } } },
     }
     for _, case in ipairs(refused) do

@@ -21,7 +21,7 @@ import requests
 
 import vllm_nginx_lb
 from tests.integration.conftest import LOAD_LUA, LUA, SEED, Stack, free_port, wait_for
-from tests.integration.test_rendered_roles import run_play
+from tests.integration.rendered import run_play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -46,6 +46,10 @@ def test_text_is_as_good_as_numbers() -> None:
         ({"port": True}, "node-a: vllm_port is True; allowed is 1 to 65535; correct vllm_port"),
         ({"port": 80.5}, "node-a: vllm_port is 80.5; allowed is 1 to 65535; correct vllm_port"),
         ({"scheme": "ftp"}, "node-a: vllm_scheme is 'ftp'; allowed is http or https; correct vllm_scheme"),
+        (
+            {"max_conns": -1},
+            "node-a: vllm_max_conns is -1; allowed is 0 (any number) to 65535; correct vllm_max_conns",
+        ),
         ({"drain": "maybe"}, "node-a: vllm_drain is 'maybe'; allowed is true or false; correct vllm_drain"),
     ],
 )
@@ -153,7 +157,7 @@ def test_misspelt_variable_is_found_and_the_right_one_guessed() -> None:
     found = problems(
         node(), host_variables={"node-a": [*known, "vllm_prot", "vllm_zzz"]}, extra_host_variables=["vllm_extra"]
     )
-    allowed = "allowed are vllm_capacity, vllm_drain, vllm_pool, vllm_port, vllm_scheme"
+    allowed = "allowed are vllm_capacity, vllm_drain, vllm_max_conns, vllm_pool, vllm_port, vllm_scheme"
     assert found == [
         f"node-a: vllm_prot is not a setting of a vLLM node; {allowed}; did you mean vllm_port?",
         f"node-a: vllm_zzz is not a setting of a vLLM node; {allowed}; remove or rename it",
@@ -253,7 +257,7 @@ def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path)
         ),
         (
             {"vllm_nginx_lb_pools": {"llm_cluster": {"polcy": "static"}}},
-            "ingress-1: vllm_nginx_lb_pools.llm_cluster has polcy; allowed is method, keepalive,",
+            "ingress-1: vllm_nginx_lb_pools.llm_cluster has polcy; allowed is method, hash_header,",
         ),
         (
             {"nginx_ingress_locations": ["/v1/chat/completions { }"]},

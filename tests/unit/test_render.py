@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -47,6 +48,23 @@ def test_methods(method: str, directive: str | None) -> None:
     lines = rendered(config("a", pool={"method": method})).splitlines()
     found = [line for line in lines if line in ("    least_conn;", "    random two least_conn;")]
     assert found == ([directive] if directive else [])
+
+
+def test_consistent_hash_keeps_sessions_together_and_scatters_the_rest() -> None:
+    pool = {"method": "consistent_hash", "hash_header": "X-Chat-Id"}
+    text = rendered(config("a", "b", pool=pool), b=good("127.0.0.2", kv_cache_usage=0.9))
+    assert (
+        'map $http_x_chat_id $vllm_nginx_lb_session_llm_cluster { "" $request_id; default $http_x_chat_id; }\n'
+        "upstream llm_cluster {\n    zone llm_cluster 1m;\n    hash $vllm_nginx_lb_session_llm_cluster consistent;\n"
+    ) in text
+    assert re.findall(r"weight=(\d+)", text) == ["10", "3"], "a tenth of the weights"
+
+
+def test_a_node_with_max_conns() -> None:
+    nodes = [{"name": "a", "host": "127.0.0.1", "max_conns": 8}, {"name": "b", "host": "127.0.0.2"}]
+    settings = config(pool={"nodes": nodes})
+    assert "server 127.0.0.1:18090 weight=100 max_conns=8 max_fails=10" in rendered(settings)
+    assert rendered(settings).count("max_conns") == 1
 
 
 def test_without_keepalive() -> None:
@@ -123,8 +141,8 @@ def test_the_file_that_lua_reads() -> None:
     assert (found["version"], found["generation"]) == (1, lb.generation_of(text))
     assert [(pool["name"], pool["models"]) for pool in found["pools"]] == [("one", ["m", "a/b-7b <&'>"]), ("two", [])]
     assert found["pools"][0]["nodes"] == [
-        {"name": "a", "address": "10.0.0.1", "port": 18090, "weight": 100, "state": "up"},
-        {"name": "b", "address": "2001:db8::1", "port": 8000, "weight": 0, "state": "drained"},
+        {"name": "a", "address": "10.0.0.1", "port": 18090, "weight": 100, "max_conns": 0, "state": "up"},
+        {"name": "b", "address": "2001:db8::1", "port": 8000, "weight": 0, "max_conns": 0, "state": "drained"},
     ]
 
 

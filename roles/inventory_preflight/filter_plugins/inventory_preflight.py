@@ -25,7 +25,7 @@ TRUE = {"true", "yes", "on", "1", "y", "t"}
 FALSE = {"false", "no", "off", "0", "n", "f"}
 
 # What a vLLM host may set in the inventory.
-SETTABLE = ("vllm_capacity", "vllm_drain", "vllm_pool", "vllm_port", "vllm_scheme")
+SETTABLE = ("vllm_capacity", "vllm_drain", "vllm_max_conns", "vllm_pool", "vllm_port", "vllm_scheme")
 # Present on a vLLM host without being a setting of it: the dict built from the settings, and what is given
 # with -e on the command line, which every host has.
 TOLERATED = {"vllm_node", "vllm_node_name"}
@@ -139,6 +139,16 @@ def check_capacity(node: Node) -> Iterator[str]:
         )
 
 
+def check_max_conns(node: Node) -> Iterator[str]:
+    """How many requests nginx may have at the node at once."""
+    most = as_integer(node.get("max_conns", 0))
+    if most is None or not 0 <= most <= 65535:  # noqa: PLR2004 - what nginx's balancers take
+        yield (
+            f"{node.get('name')}: vllm_max_conns is {node.get('max_conns')!r}; allowed is 0 (any number) to 65535; "
+            "correct vllm_max_conns"
+        )
+
+
 def check_pool(node: Node) -> Iterator[str]:
     """The pool becomes the name of an nginx upstream."""
     pool = node.get("pool")
@@ -161,6 +171,7 @@ NODE_CHECKS: tuple[Callable[[Node], Iterator[str]], ...] = (
     check_port,
     check_scheme,
     check_capacity,
+    check_max_conns,
     check_pool,
     check_drain,
 )

@@ -19,8 +19,8 @@ host_mirror() {
         sed -n '/^https\?:/{s,/*$,,p;q}'
 }
 
-# Empty on a machine that is not Debian: debootstrap has a default of its own.
 mirror=$(host_mirror Debian)
+mirror=${mirror:-http://deb.debian.org/debian}
 security=$(host_mirror Debian-Security)
 
 # apt in the containers goes the way apt goes here: the same proxy, the same extra authorities.
@@ -49,10 +49,13 @@ fi
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 
-debootstrap --variant=minbase --include="$packages" --keyring="$keyring" --force-check-gpg \
-    "$release" "$root" ${mirror:+"$mirror"}
+# An older debootstrap has no script for a newer release; they are all the one of sid.
+script=/usr/share/debootstrap/scripts/$release
+[[ -e $script ]] || script=/usr/share/debootstrap/scripts/sid
 
-mirror=${mirror:-$(awk '$1 == "deb" { print $2; exit }' "$root/etc/apt/sources.list")}
+debootstrap --variant=minbase --include="$packages" --keyring="$keyring" --force-check-gpg \
+    "$release" "$root" "$mirror" "$script"
+
 {
     echo "deb $mirror $release main"
     echo "deb $mirror $release-updates main"

@@ -258,10 +258,11 @@ local function list_models()
 end
 
 --- Note which pool a request is for, and by what it belongs together with others; for access_by_lua.
--- Where no pool names its models, all requests are for the one pool.
+-- Where no pool names its models, all requests are for the one pool, or the one that nginx has found.
 function balancer.route()
     local body
-    if known and next(known.models) then
+    local is_routed = (ngx.var.vllm_nginx_lb_route or "") ~= "" -- by its path, name or X-Model
+    if not is_routed and known and next(known.models) then
         if ngx.var.uri == "/v1/models" then
             return list_models()
         end
@@ -279,10 +280,6 @@ function balancer.route()
         body = body or body_of_request(settings.prefix_bytes)
         ngx.ctx.vllm_nginx_lb_marks = body and prefix.marks(body, settings.prefix_bytes, ngx.md5_bin)
     end
-end
-
-local function any()
-    return true
 end
 
 --- Count a request out of the node that has it.
@@ -304,22 +301,27 @@ local function home_of(request, usable)
     end)]
 end
 
+--- Whether a node can take one more request.
+local function has_room(node)
+    return node.max_conns == 0 or books:totals()[2 * node.slot + 1] < node.max_conns
+end
+
 --- Choose a node, and say why. When each has been tried one more try is left: it may have closed an idle connection.
 local function pick(request)
     local nodes, totals = request.pool.nodes, books:totals()
     local trouble = failures:trouble()
-    local function usable(node)
-        return not request.tried[node.peer] and (not trouble or failures:usable(node.peer))
-    end
     local function untried(node)
-        return not request.tried[node.peer]
+        return not request.tried[node.peer] and has_room(node)
+    end
+    local function usable(node)
+        return untried(node) and (not trouble or failures:usable(node.peer))
     end
     local node, best = choose.best(nodes, totals, request, settings, usable, math.random)
     if not node then -- all have failed lately: the least loaded is the best guess
         node = choose.best(nodes, totals, request, settings, untried, math.random)
         if not node and not request.again then
             request.again = true
-            node = choose.best(nodes, totals, request, settings, any, math.random)
+            node = choose.best(nodes, totals, request, settings, has_room, math.random)
         end
         return node, "last resort"
     end
@@ -334,6 +336,24 @@ local function pick(request)
     return node, "least work, off its affinity"
 end
 
+--- Whether there is a node for a request that it was not tried on.
+local function has_untried(request)
+    for _, node in ipairs(request.pool.nodes) do
+        if node.capacity > 0 and not request.tried[node.peer] and has_room(node) then
+            return true
+        end
+    end
+    return false
+end
+
+--- Let a request be tried once more if there is a node for that; else the answer of this one is the client's.
+local function allow_another_try(request)
+    if request.tries > 1 and (not request.again or has_untried(request)) then
+        request.tries = request.tries - 1
+        peers.set_more_tries(1)
+    end
+end
+
 --- Begin to follow a request.
 local function begin()
     local length = tonumber(ngx.var.content_length) or tonumber(ngx.var.request_length) or 0
@@ -342,12 +362,12 @@ local function begin()
         bytes = math.min(length, settings.max_request_bytes),
         cached = marks and prefix.cached(prefixes, marks) or NOTHING.cached,
         tried = {},
+        tries = settings.tries,
     }
     latest = latest + 1
     requests[latest] = request
     ngx.ctx.vllm_nginx_lb = request
     ngx.var.vllm_nginx_lb_request = latest
-    peers.set_more_tries(settings.tries - 1)
     return request
 end
 
@@ -378,6 +398,7 @@ function balancer.balance(pool_name)
             ngx.log(ngx.ERR, "vllm-nginx-lb: node ", node.name, ": ", problem)
         end
     until done
+    allow_another_try(request)
     request.peer, request.waits, request.answers, request.sent = node.peer, true, false, ngx.now()
     request.cost = choose.cost(request, node)
     failures:taken(node.peer)
@@ -402,6 +423,7 @@ function balancer.body()
     local request = ngx.ctx.vllm_nginx_lb
     if request and request.waits and ngx.arg[1] ~= "" then
         request.waits = false
+        ngx.var.vllm_nginx_lb_first_byte_time = ("%.3f"):format(ngx.now() - ngx.req.start_time())
         books:add(request.peer, -request.cost, 0)
         if ngx.status < ngx.HTTP_INTERNAL_SERVER_ERROR then
             failures:succeeded(request.peer)

@@ -4,7 +4,7 @@
 
 local membership = {}
 
-local VERSION, MAX_WEIGHT, MAX_PORT = 1, 100, 65535
+local VERSION, MAX_WEIGHT, MAX_PORT, MAX_CONNS = 1, 100, 65535, 65535
 
 local function is_list(value)
     return type(value) == "table" and (#value > 0 or next(value) == nil)
@@ -45,6 +45,8 @@ local function node_problem(node)
         return "port: expected 1 to 65535"
     elseif not is_integer(node.weight, 0, MAX_WEIGHT) then
         return "weight: expected 0 to 100"
+    elseif node.max_conns ~= nil and not is_integer(node.max_conns, 0, MAX_CONNS) then
+        return "max_conns: expected 0 to 65535"
     end
     return nil
 end
@@ -106,6 +108,7 @@ function membership.read(content)
                 port = node.port,
                 peer = peer,
                 weight = node.weight,
+                max_conns = node.max_conns or 0,
                 slot = slots[peer],
             }
             if node.weight > 0 then
@@ -131,6 +134,7 @@ function membership.of_upstream_file(text)
                 address = address:gsub("[%[%]]", ""),
                 port = tonumber(port),
                 weight = rest:match "^down" and 0 or tonumber(rest:match "weight=(%d+)") or 1,
+                max_conns = tonumber(rest:match "max_conns=(%d+)"),
             }
         end
         pools[#pools + 1] = { name = name, nodes = nodes }

@@ -1,0 +1,154 @@
+# ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
+"""What the role nginx_ingress works out from its clients, pools and limits, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Settings = dict[str, Any]
+
+POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+CLIENT = re.compile(r"[A-Za-z0-9._-]{1,63}")
+KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+SERVER_NAME = re.compile(r"[A-Za-z0-9*._-]{1,253}")
+X_MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,256}")
+LIMITS = ("requests_per_minute", "requests_burst", "concurrent_requests")
+MOST = 1_000_000
+
+
+def whole_number(value: object) -> int | None:
+    """Return a whole number from 0 given as such or as text (ansible-core 2.16 makes text of it), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else None
+
+
+def unknown_keys(where: str, settings: Settings, allowed: Sequence[str]) -> Iterator[str]:
+    """A misspelt key would be ignored without a word."""
+    for key in settings:
+        if key not in allowed:
+            yield f"{where} has {key!r}; allowed is {', '.join(allowed)}; correct or remove it"
+
+
+def limit_problems(where: str, settings: Settings) -> Iterator[str]:
+    """Limits are whole numbers."""
+    for key in LIMITS:
+        value = whole_number(settings.get(key, 0))
+        if value is None or value > MOST:
+            yield f"{where}{key} is {settings[key]!r}; allowed is a number from 0 (no limit) to {MOST}; correct it"
+
+
+def duplicates(where: str, what: str, values: Sequence[str]) -> Iterator[str]:
+    """Of two with one value, only the first would ever be found. nginx compares without regard to case."""
+    for value, count in Counter(value.lower() for value in values).items():
+        if count > 1:
+            yield f"{where} has the {what} {value!r} {count} times, in any case; each must be there once; remove one"
+
+
+def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
+    """Yield what is wrong with the clients; never a key, which is a secret."""
+    for index, client in enumerate(clients):
+        where = f"nginx_ingress_clients[{index}]"
+        name, key = client.get("name"), client.get("key")
+        yield from unknown_keys(where, client, ("name", "key", *LIMITS))
+        if not isinstance(name, str) or not CLIENT.fullmatch(name):
+            yield f"{where}.name is {name!r}; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it"
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            yield f"{where}.key (not shown): allowed are 16 to 256 of A-Z a-z 0-9 . _ ~ + / = -; make a new one"
+        yield from limit_problems(f"{where}.", client)
+    yield from duplicates("nginx_ingress_clients", "name", [str(client.get("name")) for client in clients])
+    keys = Counter(str(client.get("key")) for client in clients)
+    for client in clients:
+        if keys[str(client.get("key"))] > 1:
+            yield f"nginx_ingress_clients: {client.get('name')} has the key of another client; give each one of its own"
+
+
+SELECTORS = {"server_names": (SERVER_NAME, "host names"), "x_models": (X_MODEL, "names of models")}
+
+
+def selector_problems(where: str, settings: Settings) -> Iterator[str]:
+    """A pool needs something by which requests find it."""
+    prefix = settings.get("path_prefix", "/v1")
+    if not isinstance(prefix, str) or not PATH_PREFIX.fullmatch(prefix):
+        yield f"{where}.path_prefix is {prefix!r}; allowed is a path such as /batch, without a last /; correct it"
+    for key, (pattern, what) in SELECTORS.items():
+        values = settings.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(v, str) and pattern.fullmatch(v) for v in values):
+            yield f"{where}.{key} is {values!r}; allowed is a list of {what}; correct it"
+    if not any(settings.get(key) for key in ("path_prefix", *SELECTORS)):
+        yield f"{where}: no request would go there; give it one of path_prefix, {', '.join(SELECTORS)}, or remove it"
+
+
+def pool_problems(pools: Mapping[str, Settings]) -> Iterator[str]:
+    """Yield what is wrong with the pools that have requests of their own."""
+    for pool, settings in pools.items():
+        where = f"nginx_ingress_pools.{pool}"
+        if not POOL.fullmatch(pool):
+            yield f"{where}: allowed is a letter, then up to 62 of A-Z a-z 0-9 _; correct it"
+        yield from unknown_keys(where, settings, ("path_prefix", *SELECTORS, *LIMITS))
+        yield from selector_problems(where, settings)
+        yield from limit_problems(f"{where}.", settings)
+    for key in SELECTORS:
+        values = [str(value) for settings in pools.values() for value in settings.get(key) or []]
+        yield from duplicates("nginx_ingress_pools", key, values)
+    prefixes = [str(settings["path_prefix"]) for settings in pools.values() if "path_prefix" in settings]
+    yield from duplicates("nginx_ingress_pools", "path_prefix", prefixes)
+    for one, other in itertools.permutations(prefixes, 2):
+        if other.startswith(f"{one}/"):
+            yield f"nginx_ingress_pools has path_prefix {other!r} below {one!r}; neither may begin with the other"
+
+
+def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Settings], limits: Settings) -> list[str]:
+    """Return one line per problem of the role's clients, pools and limits; an empty list means that they are sound.
+
+    Args:
+        clients: dicts with ``name``, ``key`` and any of LIMITS.
+        pools: by name, dicts with ``path_prefix``, ``server_names``, ``x_models`` and any of LIMITS.
+        limits: LIMITS of every client that has none of its own.
+    """
+    return [*client_problems(clients), *pool_problems(pools), *limit_problems("nginx_ingress_", limits)]
+
+
+def nginx_ingress_limits(
+    limits: Settings, clients: Sequence[Settings], pools: Mapping[str, Settings]
+) -> list[dict[str, Any]]:
+    """Return the limits to enforce, all of them at once.
+
+    Each has LIMITS as numbers (0: none), ``zone`` (a part of names), and whom it counts: requests for which the nginx
+    variable ``selector`` has the value ``only``, or if that is empty has none of the values ``unlike``.
+    """
+    own = [client for client in clients if any(key in client for key in LIMITS)]
+    by_client = "$vllm_nginx_lb_client" if clients else '""'
+    wanted: list[tuple[str, str, str, list[str], Settings]] = [
+        ("all", by_client, "", [client["name"] for client in own], limits),
+        *((f"client_{i}", by_client, client["name"], [], {**limits, **client}) for i, client in enumerate(own)),
+        *((f"pool_{pool}", "$vllm_nginx_lb_pool", pool, [], settings) for pool, settings in pools.items()),
+    ]
+    found = [
+        {"zone": zone, "selector": selector, "only": only, "unlike": unlike}
+        | {key: whole_number(settings.get(key, 0)) for key in LIMITS}
+        for zone, selector, only, unlike, settings in wanted
+    ]
+    return [each for each in found if each["requests_per_minute"] or each["concurrent_requests"]]
+
+
+def nginx_ingress_retry_after(limits: Sequence[Settings]) -> int:
+    """Return after how many seconds, at least 1, the slowest of the limits has let one more request in."""
+    return max((math.ceil(60 / rate) for limit in limits if (rate := limit["requests_per_minute"])), default=1)
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        filters = (nginx_ingress_limits, nginx_ingress_problems, nginx_ingress_retry_after)
+        return {each.__name__: each for each in filters}

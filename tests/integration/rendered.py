@@ -1,0 +1,291 @@
+"""What the roles write for ingress hosts, rendered by Ansible, and a real nginx on it with nodes that answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, wait_for
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
+    from email.message import Message
+
+ROOT = Path(__file__).resolve().parents[2]
+ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+DEADLINE_SECONDS = 20
+
+TEMPLATES: dict[str, list[str]] = {
+    "nginx_ingress": [
+        "etc/nginx/conf.d/vllm-nginx-lb.conf",
+        "etc/nginx/vllm-nginx-lb/clients.conf",
+        "etc/nginx/vllm-nginx-lb/upstream.conf",
+        "etc/nginx/vllm-nginx-lb/upstream_api_key.conf",
+    ],
+    "vllm_nginx_lb": [
+        "etc/vllm-nginx-lb/config.yml",
+        "etc/systemd/system/vllm-nginx-lb.service",
+        "etc/systemd/system/vllm-nginx-lb.timer",
+    ],
+}
+NODES = {
+    "node-a": {"ansible_host": "192.0.2.1"},
+    "node-b": {"ansible_host": "2001:db8::2", "vllm_capacity": 0.5, "vllm_drain": True},
+    "node-c": {"ansible_host": "node-c.example", "vllm_port": 8000, "vllm_pool": "batch"},
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the roles wrote for one ingress host: everything below `root`, instead of below /."""
+
+    root: Path
+    port: int
+    status_port: int
+    tls_port: int
+
+    def text(self, name: str) -> str:
+        """Return one of the files."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def nginx_version() -> str:
+    """Return what nginx says of itself."""
+    assert NGINX, "these tests need nginx"
+    return subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
+
+
+def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
+    """Run tasks for the ingress hosts of an inventory, on this machine, with the project's group_vars."""
+    (folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
+    (folder / "hosts.yml").write_text(yaml.safe_dump(inventory), encoding="utf-8")
+    play = {"name": "Render", "hosts": "ingress", "gather_facts": False, "tasks": tasks}
+    (folder / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    setting = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
+    result = subprocess.run(
+        [ANSIBLE_PLAYBOOK, "-i", folder / "hosts.yml", "-e", json.dumps(variables), folder / "play.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **setting},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]:
+    """Let Ansible write every template of the roles below a folder, for ingress hosts with these settings."""
+    ports = free_ports(3 * len(settings))
+    found = {name: Host(folder / name, ports.pop(), ports.pop(), ports.pop()) for name in settings}
+    files = [(role, name) for role, names in TEMPLATES.items() for name in names]
+    for host in found.values():
+        for _, name in files:
+            (host.root / name).parent.mkdir(parents=True, exist_ok=True)
+    inventory = {
+        "ingress": {
+            "hosts": {
+                name: {
+                    "ansible_connection": "local",
+                    "nginx_ingress_listen_port": host.port,
+                    "nginx_ingress_status_port": host.status_port,
+                    "nginx_ingress_tls_listen_port": host.tls_port,
+                    **settings[name],
+                }
+                for name, host in found.items()
+            }
+        },
+        "vllm": {"hosts": NODES},
+    }
+    root = f"{folder}/{{{{ inventory_hostname }}}}"
+    tasks: list[dict[str, Any]] = [
+        *({"import_role": {"name": role, "tasks_from": "preflight.yml"}} for role in TEMPLATES),
+        *(
+            {"template": {"src": str(ROOT / "roles" / role / "templates" / f"{name}.j2"), "dest": f"{root}/{name}"}}
+            for role, name in files
+        ),
+    ]
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
+        "__nginx_ingress_upstream_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream.conf",
+        "__nginx_ingress_weights_file": f"{root}/etc/nginx/vllm-nginx-lb/weights.json",
+        "__nginx_ingress_clients_file": f"{root}/etc/nginx/vllm-nginx-lb/clients.conf",
+        "__nginx_ingress_upstream_api_key_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream_api_key.conf",
+        "__nginx_ingress_lua_directory": str(LUA),
+        "__nginx_ingress_version": {"stderr": nginx_version()},
+    }
+    run_play(folder, inventory, variables, tasks)
+    for host in found.values():  # the role takes no other places for these
+        server = host.root / "etc/nginx/conf.d/vllm-nginx-lb.conf"
+        text = host.text(str(server)).replace("/var/log/nginx/", f"{host.root}/")
+        server.write_text(text.replace("/etc/nginx/vllm-nginx-lb/tls.", f"{host.root}/tls."), encoding="utf-8")
+    return found
+
+
+@dataclass
+class Node:
+    """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
+
+    status: int = 200
+    redirect: str | None = None  # its X-Accel-Redirect
+    answer: dict[str, Any] | None = None  # instead of its port
+    held: threading.Event | None = None  # until then it does not answer
+    seen: list[tuple[str, str, Message, bytes]] = field(default_factory=list)
+    port: int = 0
+
+
+@contextlib.contextmanager
+def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
+    """Let a node answer on a free port of 127.0.0.1."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            node.seen.append((self.command, self.path, self.headers, body))
+            if node.held:
+                node.held.wait(DEADLINE_SECONDS)
+            answer = json.dumps(node.answer or {"port": node.port}).encode()
+            self.send_response(node.status)
+            self.send_header("X-Request-Id", "made-by-the-node")
+            if node.redirect:
+                self.send_header("X-Accel-Redirect", node.redirect)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(answer)
+
+        do_GET = do_POST  # noqa: N815 - the name http.server calls
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    server = NodeServer("127.0.0.1", Handler, tls, 0)
+    node.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+class Unfollowed(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for an answer."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Go nowhere."""
+
+
+def ask(
+    url: str,
+    data: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    *,
+    trust: ssl.SSLContext | None = None,
+    follow: bool = True,
+) -> Answer:
+    """Send one request; an error status is an answer too."""
+    request = urllib.request.Request(url, data=data, headers=headers or {})  # noqa: S310 - always to 127.0.0.1
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)]
+    opener = urllib.request.build_opener(*handlers, *([] if follow else [Unfollowed]))
+    try:
+        with opener.open(request, timeout=DEADLINE_SECONDS) as response:
+            return Answer(response.status, response.headers, response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.headers, error.read())
+
+
+@dataclass
+class Ingress:
+    """A running nginx."""
+
+    host: Host
+    url: str
+    status_url: str
+
+    def log(self, at_least: int = 0) -> list[dict[str, Any]]:
+        """Return the access log's entries, once there are some: they are written after the answer."""
+        wait_for(lambda: self.host.text("upstream_trace.log").count("\n") >= at_least)
+        return [json.loads(line) for line in self.host.text("upstream_trace.log").splitlines()]
+
+
+def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
+    """Return the command of an nginx that serves the rendered server file and writes below `folder`."""
+    assert NGINX, "these tests need nginx"
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"{LOAD_LUA}daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        f"events {{ }}\nhttp {{ access_log off; client_body_temp_path {folder}/body;\n{temporary}"
+        f"include {host.root}/etc/nginx/conf.d/vllm-nginx-lb.conf; }}\n",
+        encoding="utf-8",
+    )
+    return [NGINX, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log"), *options]
+
+
+@contextlib.contextmanager
+def ingress(folder: Path, host: Host, ports: list[int], **pools: list[int]) -> Iterator[Ingress]:
+    """Run nginx on the rendered server file, with these node ports as its upstream, and those of other pools."""
+    upstreams = ""
+    for name, members in {"llm_cluster": ports, **pools}.items():
+        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in members)
+        upstreams += f"upstream {name} {{ {servers} }}\n"
+    (host.root / "etc/nginx/vllm-nginx-lb/upstream.conf").write_text(
+        f'{upstreams}map "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
+        encoding="utf-8",
+    )
+    (host.root / "upstream_trace.log").unlink(missing_ok=True)
+    running = Ingress(host, f"http://127.0.0.1:{host.port}", f"http://127.0.0.1:{host.status_port}")
+    with subprocess.Popen(nginx_command(folder, host)) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while True:
+                with contextlib.suppress(urllib.error.URLError):
+                    if ask(f"{running.url}/health").status == 200:
+                        break
+                assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield running
+        finally:
+            process.terminate()

@@ -1,0 +1,133 @@
+"""What nginx_ingress refuses of its clients, pools and limits, and which limits it makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from roles.nginx_ingress.filter_plugins.nginx_ingress import (
+    nginx_ingress_limits,
+    nginx_ingress_problems,
+    nginx_ingress_retry_after,
+)
+
+KEY = "0123456789abcdef"
+ALL = {"requests_per_minute": "60", "requests_burst": 20, "concurrent_requests": 4}
+NONE = {"requests_per_minute": 0, "requests_burst": 20, "concurrent_requests": 0}
+
+
+def client(name: str = "team-a", key: str = KEY, **changes: Any) -> dict[str, Any]:
+    """Return a sound client, with changes."""
+    return {"name": name, "key": key, **changes}
+
+
+def test_sound_settings_have_no_problem() -> None:
+    clients = [client(requests_per_minute="5"), client("team-b", f"{KEY}.~+/=-_")]
+    pools: dict[str, Any] = {
+        "batch": {"path_prefix": "/batch", "concurrent_requests": 2},
+        "big": {"server_names": ["*.big.example"], "x_models": ["org/big-70b:awq"]},
+    }
+    assert nginx_ingress_problems(clients, pools, ALL) == []
+    assert nginx_ingress_problems([], {}, NONE) == []
+
+
+@pytest.mark.parametrize(
+    ("clients", "line"),
+    [
+        (
+            [client("a b")],
+            "nginx_ingress_clients[0].name is 'a b'; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it",
+        ),
+        ([{"key": KEY}], "nginx_ingress_clients[0].name is None; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it"),
+        (
+            [client(rpm=5)],
+            (
+                "nginx_ingress_clients[0] has 'rpm'; allowed is name, key, requests_per_minute, requests_burst, "
+                "concurrent_requests; correct or remove it"
+            ),
+        ),
+        (
+            [client(requests_per_minute=-1)],
+            (
+                "nginx_ingress_clients[0].requests_per_minute is -1; allowed is a number from 0 (no limit) to 1000000; "
+                "correct it"
+            ),
+        ),
+        (
+            [client(), client("TEAM-A", KEY + "x")],
+            "nginx_ingress_clients has the name 'team-a' 2 times, in any case; each must be there once; remove one",
+        ),
+    ],
+)
+def test_a_wrong_client(clients: list[dict[str, Any]], line: str) -> None:
+    assert nginx_ingress_problems(clients, {}, NONE) == [line]
+
+
+@pytest.mark.parametrize("key", ["short", 'quote"0123456789abc', "line\n0123456789abc", "x" * 257, None, 5])
+def test_a_wrong_key_is_never_shown(key: Any) -> None:
+    (line,) = nginx_ingress_problems([client(key=key)], {}, NONE)
+    assert line.startswith("nginx_ingress_clients[0].key (not shown): allowed are 16 to 256 of")
+
+
+def test_a_key_belongs_to_one_client() -> None:
+    lines = nginx_ingress_problems([client(), client("team-b")], {}, NONE)
+    assert lines == [
+        f"nginx_ingress_clients: {name} has the key of another client; give each one of its own"
+        for name in ("team-a", "team-b")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pools", "words"),
+    [
+        ({"a-b": {"path_prefix": "/x"}}, "nginx_ingress_pools.a-b: allowed is a letter, then up to 62"),
+        ({"a": {"path_prefix": "/x/"}}, "nginx_ingress_pools.a.path_prefix is '/x/'; allowed is a path such as /batch"),
+        ({"a": {"server_names": "x"}}, "nginx_ingress_pools.a.server_names is 'x'; allowed is a list of host names"),
+        ({"a": {"x_models": ['"']}}, "nginx_ingress_pools.a.x_models is ['\"']; allowed is a list of names of models"),
+        ({"a": {}}, "nginx_ingress_pools.a: no request would go there; give it one of path_prefix, server_names"),
+        ({"a": {"path": "/x", "path_prefix": "/x"}}, "nginx_ingress_pools.a has 'path'; allowed is path_prefix,"),
+        (
+            {"a": {"path_prefix": "/x"}, "b": {"path_prefix": "/x"}},
+            "nginx_ingress_pools has the path_prefix '/x' 2 times",
+        ),
+        (
+            {"a": {"path_prefix": "/x"}, "b": {"path_prefix": "/x/y"}},
+            "nginx_ingress_pools has path_prefix '/x/y' below '/x'",
+        ),
+        ({"a": {"x_models": ["M"]}, "b": {"x_models": ["m"]}}, "nginx_ingress_pools has the x_models 'm' 2 times"),
+    ],
+)
+def test_a_wrong_pool(pools: dict[str, Any], words: str) -> None:
+    (line,) = nginx_ingress_problems([], pools, NONE)
+    assert line.startswith(words)
+
+
+def test_limits_of_all_of_single_clients_and_of_pools() -> None:
+    clients = [client(), client("fast", KEY + "1", requests_per_minute=600), client("free", KEY + "2", **NONE)]
+    pools: dict[str, Any] = {
+        "batch": {"path_prefix": "/batch", "concurrent_requests": 1},
+        "free": {"path_prefix": "/free"},
+    }
+    by_client = "$vllm_nginx_lb_client"
+    assert nginx_ingress_limits(ALL, clients, pools) == [
+        {"zone": "all", "selector": by_client, "only": "", "unlike": ["fast", "free"]}
+        | {"requests_per_minute": 60, "requests_burst": 20, "concurrent_requests": 4},
+        {"zone": "client_0", "selector": by_client, "only": "fast", "unlike": []}
+        | {"requests_per_minute": 600, "requests_burst": 20, "concurrent_requests": 4},
+        {"zone": "pool_batch", "selector": "$vllm_nginx_lb_pool", "only": "batch", "unlike": []}
+        | {"requests_per_minute": 0, "requests_burst": 0, "concurrent_requests": 1},
+    ]
+
+
+def test_without_clients_limits_are_for_every_address() -> None:
+    (limit,) = nginx_ingress_limits(ALL, [], {})
+    assert (limit["selector"], limit["unlike"]) == ('""', [])
+    assert nginx_ingress_limits(NONE, [], {}) == []
+
+
+def test_retry_after_is_long_enough_for_the_slowest() -> None:
+    rates = [{"requests_per_minute": rate} for rate in (0, 7, 600)]
+    assert nginx_ingress_retry_after(rates) == 9
+    assert nginx_ingress_retry_after(rates[2:]) == 1
+    assert nginx_ingress_retry_after([]) == 1
