@@ -7,9 +7,12 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import crossplane  # type: ignore[import-untyped]
 import openai
 import pytest
 import trustme
@@ -19,7 +22,6 @@ from tests.integration.rendered import DEADLINE_SECONDS, Host, Ingress, Node, as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow  # to render is
 NAMES = ["localhost", "llm.example", "batch.example"]
@@ -32,7 +34,7 @@ NODE_KEY = "key-of-the-nodes"
 FULL: dict[str, Any] = {
     "nginx_ingress_server_names": ["localhost", "llm.example"],
     "nginx_ingress_tls_enabled": True,
-    "nginx_ingress_tls_hsts_seconds": 3600,
+    "nginx_ingress_tls_hsts_seconds": 63072000,
     "nginx_ingress_acme_webroot": "/var/www/acme",
     "nginx_ingress_clients": [
         {"name": "team-a", "key": KEYS["team-a"]},
@@ -53,6 +55,7 @@ FULL: dict[str, Any] = {
     "nginx_ingress_client_max_body_size_mib": 32,
     "nginx_ingress_read_timeout_seconds": 1,
 }
+GIXY = Path(sys.executable).with_name("gixy")
 BALANCERS = ("upstream", "work")
 
 
@@ -138,7 +141,7 @@ def test_a_client_with_a_key_is_answered_and_its_key_goes_no_further(
             model="m", messages=[{"role": "user", "content": "a secret prompt"}]
         )
         assert raw.parse().choices[0].message.content == "hello"
-    assert raw.headers["strict-transport-security"] == "max-age=3600"
+    assert raw.headers["strict-transport-security"] == "max-age=63072000"
     assert node.seen[0][2]["Authorization"] == f"Bearer {NODE_KEY}"
     assert KEYS["team-a"] not in str(node.seen[0][2])
     (line,) = running.log(1)
@@ -378,7 +381,13 @@ def test_one_try_means_that_nothing_is_tried_again(tmp_path: Path, hosts: dict[s
 
 
 @pytest.mark.parametrize("name", [*BALANCERS, "by-address"])
-def test_what_is_rendered_is_valid_for_nginx(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+def test_what_is_rendered_is_valid_for_nginx_and_linters(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
     done = subprocess.run(nginx_command(tmp_path, hosts[name], "-t"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[warn]" not in done.stderr
+    parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=name != "work", check_args=name != "work")
+    assert parsed["errors"] == []
+    # Upstreams have addresses and no names, so there is nothing to resolve; and a wrong name closes the connection.
+    linted = [GIXY, "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
+    found = subprocess.run(linted, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
