@@ -19,7 +19,7 @@ from benchmarks.nginxes import command
 from benchmarks.real import free_ports, processor_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ANSWER = (
     '{"id":"cmpl-1","object":"text_completion","created":1,"model":"sim","choices":[{"index":0,"text":"word ",'
@@ -60,17 +60,17 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer none"
 wrk.body = '{"model": "sim", "prompt": "hello", "max_tokens": 1}'
 """
+HOSTS = tuple(f"127.0.0.{i}" for i in range(2, 6))
 CONNECTIONS = (1, 64)
 SECONDS = 5
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 @contextlib.contextmanager
-def nodes_for_nothing(directory: Path, port: int) -> Iterator[tuple[Backend, ...]]:
+def nodes_for_nothing(directory: Path, port: int, hosts: Sequence[str] = HOSTS) -> Iterator[tuple[Backend, ...]]:
     """Run the nodes."""
     directory.mkdir()
     directory.chmod(0o755)
-    hosts = [f"127.0.0.{i}" for i in range(2, 6)]
     listen = " ".join(f"listen {host}:{port};" for host in hosts)
     conf = NODES.format(listen=listen, answer=ANSWER, models=MODELS, metrics=METRICS)
     (directory / "nginx.conf").write_text(conf)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
-ROLES = ("nginx_ingress", "vllm_nginx_lb", "inventory_preflight")
+ROLES = ("nginx_ingress", "vllm_nginx_lb", "keepalived", "inventory_preflight")
 
 INTRODUCTION = """\
 <!-- Made by docs/generate_configuration.py from roles/*/meta/argument_specs.yml: change those. -->

@@ -1,9 +1,11 @@
-"""The OpenAI-compatible part of the node: completions, chat completions and the list of models."""
+"""The OpenAI-compatible part of the node: completions, chat completions, embeddings and the list of models."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 import time
 import uuid
 import zlib
@@ -153,6 +155,31 @@ def token_ids(text: str) -> list[int]:
     return [zlib.crc32(piece.encode()) for piece in pieces]
 
 
+def embeddings(body: object, model: str) -> dict[str, object]:
+    """Return a short vector for each text of an embeddings request, the same for the same text.
+
+    Raises:
+        ApiError: there is no text.
+    """
+    texts = body.get("input") if isinstance(body, dict) else None
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(body, dict) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ApiError(400, "input: must be a text or a list of texts", "input")
+    data = []
+    for index, text in enumerate(texts):
+        vector: list[float] | str = [zlib.crc32(text.encode(), salt) / 2**32 for salt in range(4)]
+        if body.get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack("<4f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(map(count_text_tokens, texts))
+    return {
+        "object": "list",
+        "data": data,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
 class Answer:
     """Builds the JSON of one answer."""
 
@@ -222,6 +249,7 @@ class OpenAiApi:
         """Register the handlers."""
         router.add_get("/v1/models", self.list_models)
         router.add_post("/tokenize", self.tokenize)
+        router.add_post("/v1/embeddings", self.embed)
         router.add_post("/v1/completions", self.complete)
         router.add_post("/v1/chat/completions", self.complete_chat)
 
@@ -248,6 +276,13 @@ class OpenAiApi:
         tokens = token_ids(prompt_text(body.get("prompt", body.get("messages")))) if isinstance(body, dict) else []
         answer = {"count": len(tokens), "max_model_len": self.node.config.longest_request, "tokens": tokens}
         return web.json_response(answer | {"token_strs": None})
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """Answer with embeddings, which cost nothing here: vLLM gives them with models that give nothing else."""
+        try:
+            return web.json_response(embeddings(await _read_json(request), self.node.model))
+        except ApiError as error:
+            return error.response()
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer a completion."""

@@ -388,6 +388,6 @@ def test_what_is_rendered_is_valid_for_nginx_and_linters(tmp_path: Path, hosts: 
     parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=name != "work", check_args=name != "work")
     assert parsed["errors"] == []
     # Upstreams have addresses and no names, so there is nothing to resolve; and a wrong name closes the connection.
-    linted = [GIXY, "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
+    linted = [str(GIXY), "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
     found = subprocess.run(linted, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -161,7 +161,9 @@ class WorkStack(Stack):
 
     def await_generation(self, wanted: str) -> None:
         """Wait until every worker has noticed the file."""
-        wait_for(lambda: self.serves_everywhere(wanted), seconds=30)  # a busy machine wakes the same one again and again
+        wait_for(
+            lambda: self.serves_everywhere(wanted), seconds=30
+        )  # a busy machine wakes the same one again and again
 
     def serves_everywhere(self, generation: str) -> bool:
         """Tell whether every worker has answered with a generation, as far as 20 questions reach."""

@@ -260,6 +260,30 @@ def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path)
             "ingress-1: vllm_nginx_lb_pools.llm_cluster has polcy; allowed is method, hash_header,",
         ),
         (
+            {"nginx_ingress_pools": {"chat": {"path_prefix": "/chat"}}},
+            'ingress-1: nginx_ingress_pools has "chat", and no node has that vllm_pool; allowed is',
+        ),
+        (
+            {"nginx_ingress_clients": [{"name": "a b", "key": "0123456789abcdef"}]},
+            "ingress-1: nginx_ingress_clients[0].name is 'a b'; allowed are 1 to 63 of",
+        ),
+        (
+            {"nginx_ingress_upstream_api_key": 'x"; evil'},
+            "ingress-1: nginx_ingress_upstream_api_key (not shown); allowed are A-Z a-z 0-9",
+        ),
+        (
+            {"nginx_ingress_tls_key_file": "/root/tls.key"},
+            'ingress-1: nginx_ingress_tls_key_file is "/root/tls.key"; allowed is an absolute path of',
+        ),
+        (
+            {"nginx_ingress_tls_enabled": True, "nginx_ingress_tls_listen_port": 8080},
+            "ingress-1: nginx_ingress_listen_port and nginx_ingress_tls_listen_port are both 8080; they must differ;",
+        ),
+        (
+            {"nginx_ingress_access_log_file": "/srv/log/a.log"},
+            'ingress-1: nginx_ingress_access_log_file is "/srv/log/a.log"; allowed is /var/log/nginx/NAME.log',
+        ),
+        (
             {"nginx_ingress_locations": ["/v1/chat/completions { }"]},
             'ingress-1: nginx_ingress_locations has "/v1/chat/completions { }"; allowed is a path that begins with /',
         ),

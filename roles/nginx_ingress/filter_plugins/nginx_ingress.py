@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 
 POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 CLIENT = re.compile(r"[A-Za-z0-9._-]{1,63}")
-KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,128}")
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SERVER_NAME = re.compile(r"[A-Za-z0-9*._-]{1,253}")
 X_MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,256}")
@@ -62,12 +62,12 @@ def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
         if not isinstance(name, str) or not CLIENT.fullmatch(name):
             yield f"{where}.name is {name!r}; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it"
         if not isinstance(key, str) or not KEY.fullmatch(key):
-            yield f"{where}.key (not shown): allowed are 16 to 256 of A-Z a-z 0-9 . _ ~ + / = -; make a new one"
+            yield f"{where}.key (not shown): allowed are 16 to 128 of A-Z a-z 0-9 . _ ~ + / = -; make a new one"
         yield from limit_problems(f"{where}.", client)
     yield from duplicates("nginx_ingress_clients", "name", [str(client.get("name")) for client in clients])
-    keys = Counter(str(client.get("key")) for client in clients)
+    keys = Counter(str(client.get("key")).lower() for client in clients)
     for client in clients:
-        if keys[str(client.get("key"))] > 1:
+        if keys[str(client.get("key")).lower()] > 1:
             yield f"nginx_ingress_clients: {client.get('name')} has the key of another client; give each one of its own"
 
 

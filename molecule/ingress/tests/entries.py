@@ -1,0 +1,52 @@
+"""The ways into the scenario's site: with TLS, by the name in the certificates, at any address."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import openai
+import stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx2
+
+SETTINGS = stack.INVENTORY["ingress"]["vars"]
+HOSTS: dict[str, str] = {name: host["container_ip"] for name, host in stack.INVENTORY["ingress"]["hosts"].items()}
+FLOATING = SETTINGS["keepalived_address"].partition("/")[0]
+KEYS = {client["name"]: client["key"] for client in SETTINGS["nginx_ingress_clients"]}
+NAME = "llm.test"
+
+
+@functools.cache
+def trust() -> ssl.SSLContext:
+    """Trust the certificate of each ingress, which it made for itself and keeps."""
+    return ssl.create_default_context(
+        cadata="".join(stack.run(host, "cat", "/etc/nginx/vllm-nginx-lb/tls.crt") for host in HOSTS)
+    )
+
+
+def by_name(request: httpx2.Request) -> None:
+    """Let a request to an address be one to the name: in the handshake and for the server."""
+    request.extensions["sni_hostname"] = NAME
+    request.headers["Host"] = NAME
+
+
+@contextlib.contextmanager
+def client(address: str, name: str = "team-a", path: str = "/v1", **settings: Any) -> Iterator[openai.OpenAI]:
+    """Let the openai library speak to an ingress as one of its clients."""
+    http = openai.DefaultHttpxClient(verify=trust(), trust_env=False, event_hooks={"request": [by_name]})
+    options = {"api_key": KEYS.get(name, name), "max_retries": 0, "timeout": 120, **settings}
+    with openai.OpenAI(base_url=f"https://{address}{path}", http_client=http, **options) as it:
+        yield it
+
+
+def complete(user: openai.OpenAI, content: Any = "hello", **extra: Any) -> Any:
+    """Send one small request."""
+    return user.chat.completions.create(
+        model="sim", max_tokens=4, messages=[{"role": "user", "content": content}], **extra
+    )

@@ -1,0 +1,29 @@
+"""After playbooks/uninstall.yml; in the alphabet, and so in time, the last."""
+
+from __future__ import annotations
+
+import entries
+import pytest
+import stack
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _uninstalled() -> None:
+    inventory = str(stack.SCENARIO / "inventory" / "hosts.yml")
+    done = stack.play("-i", inventory, "playbooks/uninstall.yml", "-e", "vllm_nginx_lb_uninstall_confirm=true")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("host", entries.HOSTS)
+def test_nothing_of_ours_is_left(host: str) -> None:
+    places = "/etc /usr/local /var /lib/systemd /run"
+    found = stack.run(
+        host,
+        "sh",
+        "-c",
+        f"find {places} -xdev \\( -name '*vllm*' -o -name 'upstream_trace*' -o -name keepalived.conf \\)",
+    )
+    assert found.split() == []
+    assert "vllm" not in stack.run(host, "sh", "-c", "getent passwd; getent group; systemctl list-units --all")
+    assert f" {entries.FLOATING}/" not in stack.run(host, "ip", "-oneline", "address")
+    assert stack.run(host, "systemctl", "is-active", "nginx.service").strip() == "active"
