@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import collections
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tests.integration.conftest import Stack, fetch
+import requests
+
+from tests.integration.conftest import Stack, fetch, respond, wait_for
 
 if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
 
@@ -71,3 +76,50 @@ def test_priorities_in_the_journal(stack: Stack) -> None:
     assert "<5>llm_cluster/node-a: weight new -> 100" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("<5>reloaded: generation ")
     assert stack.script("run", JOURNAL_STREAM="8:1").stderr.startswith("<7>unchanged")
+
+
+def node_of_session(stack: Stack, number: int) -> str:
+    """Return the node that answers a session."""
+    url = f"http://127.0.0.1:{stack.ingress_port}/"
+    return requests.get(url, headers={"X-Chat": f"session-{number}"}, timeout=10).text
+
+
+def test_sessions_stay_and_a_saturated_node_keeps_a_share_of_them(stack: Stack) -> None:
+    stack.config["pools"][0] |= {"method": "consistent_hash", "hash_header": "X-Chat"}
+    stack.run()
+    before = {number: node_of_session(stack, number) for number in range(120)}
+    assert set(before.values()) == {"node-a", "node-b", "node-c"}
+    assert before == {number: node_of_session(stack, number) for number in before}
+
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    assert stack.weights()["node-a"] == 10
+    after = {number: node_of_session(stack, number) for number in before}
+    moved = [number for number in before if after[number] != before[number]]
+    assert {before[number] for number in moved} == {"node-a"}, "no other session moves"
+    kept = [number for number in before if after[number] == "node-a"]
+    assert 0 < len(kept) < len(moved)
+
+
+def test_a_node_has_no_more_requests_than_it_may(stack: Stack) -> None:
+    for node in stack.config["pools"][0]["nodes"]:
+        node["max_conns"] = 1
+    stack.run()
+    held, arrived = threading.Event(), []
+
+    def hold(handler: BaseHTTPRequestHandler) -> None:
+        arrived.append(handler)
+        held.wait(30)
+        respond(handler, b"done")
+
+    for fake in stack.nodes:
+        fake.posted = hold
+    url = f"http://127.0.0.1:{stack.ingress_port}/"
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(requests.post, url, data="x", timeout=30) for _ in range(3)]
+        try:
+            wait_for(lambda: len(arrived) == 3)
+            assert requests.post(url, data="x", timeout=30).status_code == 502
+        finally:
+            held.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 3

@@ -295,6 +295,22 @@ def test_the_script_publishes_without_a_reload(work: WorkStack) -> None:
     assert work.status()["outcome"] == "unchanged"
 
 
+def test_a_node_has_no_more_requests_than_it_may(work: WorkStack) -> None:
+    for node in work.config["pools"][0]["nodes"]:
+        node["max_conns"] = 1
+    work.run()
+    for fake in work.nodes:
+        streaming(work, fake.name).begin.clear()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(work.post) for _ in range(3)]
+        wait_for(lambda: [streams for _, streams in work.totals().values()] == [1, 1, 1])
+        assert work.post().status == 502
+        for fake in work.nodes:
+            streaming(work, fake.name).begin.set()
+        assert {answer.result().node for answer in answers} == {"node-2", "node-3", "node-4"}
+    wait_for(work.idle)
+
+
 def test_after_a_restart_the_last_weights_are_there_before_the_first_request(work: WorkStack) -> None:
     work.run()
     work.stop()
