@@ -83,6 +83,7 @@ test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; 
 test: lint test-python test-soak ## Everything
 	$(MAKE) test-molecule SCENARIO=default
 	$(MAKE) test-molecule SCENARIO=work_balancer
+	$(MAKE) test-molecule SCENARIO=ingress
 	$(MAKE) test-molecule SCENARIO=faults
 	@echo "make test: everything passed"
 

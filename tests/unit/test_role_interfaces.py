@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLES = ("inventory_preflight", "nginx_ingress", "vllm_nginx_lb")
+ROLES = ("inventory_preflight", "keepalived", "nginx_ingress", "vllm_nginx_lb")
 
 
 def load(role: str, path: str) -> dict[str, Any]:

@@ -16,13 +16,9 @@ def _uninstalled() -> None:
 
 @pytest.mark.parametrize("host", entries.HOSTS)
 def test_nothing_of_ours_is_left(host: str) -> None:
-    places = "/etc /usr/local /var /lib/systemd /run"
-    found = stack.run(
-        host,
-        "sh",
-        "-c",
-        f"find {places} -xdev \\( -name '*vllm*' -o -name 'upstream_trace*' -o -name keepalived.conf \\)",
-    )
+    ours = "-name '*vllm*' ! -name '*vllm-nginx-lb-test'"  # the latter is the image's
+    names = f"{ours} -o -name 'upstream_trace*' -o -path /etc/keepalived/keepalived.conf"
+    found = stack.run(host, "sh", "-c", f"find /etc /usr/local /var /run -xdev \\( {names} \\)")
     assert found.split() == []
     assert "vllm" not in stack.run(host, "sh", "-c", "getent passwd; getent group; systemctl list-units --all")
     assert f" {entries.FLOATING}/" not in stack.run(host, "ip", "-oneline", "address")

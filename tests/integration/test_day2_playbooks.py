@@ -1,0 +1,400 @@
+"""The day-2 playbooks, run by Ansible on ingress hosts that are this machine, with the real script behind them.
+
+In place of systemd there is a stand-in for `systemctl`, whose service is one tick of every host. Its timer does
+nothing, so each `status` is a tick too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.integration.conftest import PYTHON, ROOT, SCRIPT, FakeNode, free_port, respond
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.server import BaseHTTPRequestHandler
+
+ANSIBLE_PLAYBOOK = str(Path(sys.executable).parent / "ansible-playbook")
+pytestmark = pytest.mark.slow  # Ansible takes seconds for a playbook
+# The balancer of one host, which notes what it is asked.
+BALANCER = """\
+#!/bin/sh
+cd "$(dirname "$0")" || exit
+exec 9>>lock && flock 9
+run() { @PYTHON@ @SCRIPT@ --config config.yml "$@"; }
+echo "$*" >>asked
+if [ "$1" = status ]; then run run >/dev/null 2>&1; fi
+run "$@"
+"""
+SYSTEMCTL = """\
+#!/bin/sh
+cd "$(dirname "$0")" || exit
+case "$1 $2" in
+    "show "*service*) echo "Id=$2
+LoadState=loaded
+ActiveState=inactive
+Result=$(cat result)";;
+    "show "*timer*) echo "Id=$2
+LoadState=loaded
+ActiveState=$(cat timer)";;
+    "start "*timer*) echo active >timer;;
+    "stop "*timer*) echo inactive >timer;;
+    "start "*service*)
+        echo success >result.new
+        for host in ingress-*; do $host/balancer run || echo exit-code >result.new; done
+        mv result.new result;;
+esac
+"""
+
+
+@dataclass
+class Site:
+    """Ingress hosts and three nodes."""
+
+    folder: Path
+    ingresses: list[str]
+    nodes: dict[str, FakeNode]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # of nodes, beyond their address
+
+    def play(self, name: str, *options: str, **variables: Any) -> tuple[int, str]:
+        """Run a playbook; return its exit code, and all it said as one line."""
+        hosts = {
+            name: {"ansible_host": "127.0.0.1", "vllm_port": node.port, **self.settings.get(name, {})}
+            for name, node in self.nodes.items()
+        }
+        ingresses = {host: {"ansible_connection": "local"} for host in self.ingresses}
+        inventory = {"ingress": {"hosts": ingresses}, "vllm": {"hosts": hosts}}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        given = {
+            "ansible_become": False,
+            "ansible_python_interpreter": sys.executable,
+            "__vllm_nginx_lb_command": f"{self.folder}/{{{{ inventory_hostname }}}}/balancer",
+            "__vllm_nginx_lb_poll_seconds": 0.1,
+            "vllm_nginx_lb_interval_seconds": 1,
+            **variables,
+        }
+        done = subprocess.run(
+            [
+                *(ANSIBLE_PLAYBOOK, "-i", str(self.folder / "hosts.yml")),
+                *("-e", json.dumps(given), *options, str(ROOT / "playbooks" / f"{name}.yml")),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env=os.environ
+            | {"PATH": f"{self.folder}:{os.environ['PATH']}", "ANSIBLE_HOME": str(self.folder / "ansible")}
+            | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    def configure(self) -> None:
+        """Write what the roles would write, and run a tick on each host."""
+        (self.folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
+        (self.folder / "timer").write_text("active\n")
+        write_program(self.folder / "systemctl", SYSTEMCTL)
+        for host in self.ingresses:
+            (self.folder / host).mkdir()
+            write_program(self.folder / host / "balancer", BALANCER)
+            self.write_config(host)
+        self.tick()
+
+    def write_config(self, host: str, **ports: int) -> None:
+        """Write config.yml of a host, with other ports for some nodes."""
+        known = {name: node.port for name, node in self.nodes.items()} | ports
+        config = {
+            "state_directory": str(self.folder / host / "state"),
+            "scrape": {"timeout_seconds": 2},
+            "nginx": {
+                "upstream_file": str(self.folder / host / "upstream.conf"),
+                "test_command": ["true"],
+                "reload_command": ["true"],
+                "min_reload_interval_seconds": 0,
+            },
+            "health": {"fall": 1, "rise": 1},
+            "pools": [
+                {
+                    "name": "llm_cluster",
+                    "nodes": [{"name": name, "host": "127.0.0.1", "port": port} for name, port in known.items()],
+                }
+            ],
+        }
+        (self.folder / host / "config.yml").write_text(json.dumps(config))
+
+    def tick(self) -> None:
+        """Let every host read the nodes."""
+        subprocess.run([self.folder / "systemctl", "start", "vllm-nginx-lb.service"], check=True, capture_output=True)
+
+    def status(self, host: str = "ingress-1") -> dict[str, dict[str, Any]]:
+        """Return what a host says of each node."""
+        status = json.loads((self.folder / host / "state" / "status.json").read_text())
+        return {node["name"]: node for pool in status["pools"] for node in pool["nodes"]}
+
+    def states(self) -> list[str]:
+        """Return the states of the nodes."""
+        return [node["state"] for node in self.status().values()]
+
+    def asked(self, host: str = "ingress-1") -> list[str]:
+        """Return what the balancer of a host was asked."""
+        return (self.folder / host / "asked").read_text().splitlines()
+
+    def moves(self, host: str = "ingress-1") -> list[str]:
+        """Return what it was asked to change."""
+        return [words for words in self.asked(host) if "drain" in words]
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text.replace("@PYTHON@", PYTHON).replace("@SCRIPT@", str(SCRIPT)))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Set up one ingress host, or as many as `@TWO` says, and three idle nodes."""
+    nodes = {name: FakeNode(name) for name in ("node-a", "node-b", "node-c")}
+    for node in nodes.values():
+        node.load["running"] = 0
+    it = Site(tmp_path, [f"ingress-{number + 1}" for number in range(getattr(request, "param", 1))], nodes)
+    it.configure()
+    yield it
+    for node in nodes.values():
+        node.stop()
+
+
+TWO = pytest.mark.parametrize("site", [2], indirect=True, ids=["two"])
+
+
+def finishing(node: FakeNode, running: int) -> None:
+    """Let a node end one request with each scrape."""
+    left = iter(range(running, 0, -1))
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        node.load["running"] = next(left, 0)
+        respond(handler, node.metrics().encode())
+
+    node.answer = answer
+
+
+# --- drain.yml and undrain.yml --------------------------------------------------------------------------------------
+
+
+def test_drain_waits_until_the_node_runs_nothing(site: Site) -> None:
+    finishing(site.nodes["node-a"], 5)
+    code, said = site.play("drain", node="node-a")
+    assert code == 0, said
+    assert "node-a runs nothing" in said
+    assert site.nodes["node-a"].load["running"] == 0
+    assert site.status()["node-a"]["weight"] == 0
+    # The tick that takes it out read it before nginx knew, so another one comes before it is looked at.
+    asked = site.asked()
+    asked = asked[asked.index("drain node-a") :]
+    assert asked[: asked.index("status --json")] == ["drain node-a", "run", "run"]
+
+    code, said = site.play("undrain", vllm_node_name="node-a")  # the name it had before
+    assert code == 0, said
+    assert site.states() == ["up", "up", "up"]
+
+
+@pytest.mark.parametrize(
+    ("running", "seconds", "words"),
+    [
+        (2, 1, "node-a still has 2 request(s) after vllm_nginx_lb_drain_timeout_seconds (1); it stays drained"),
+        (2, 0, None),
+        (None, 1, "node-a cannot be read (HTTP 500), so what it runs is not known after vllm_nginx_lb_drain_timeout"),
+    ],
+    ids=["busy", "not waited for", "unreadable"],
+)
+def test_drain_says_what_it_waited_for(site: Site, running: int | None, seconds: int, words: str | None) -> None:
+    node = site.nodes["node-a"]
+    node.load["running"] = running or 0
+    if running is None:
+        node.answer = lambda handler: respond(handler, b"", 500)
+    code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=seconds)
+    assert code == (2 if words else 0), said
+    assert (words or "") in said
+    assert site.states() == ["drained", "up", "up"]
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_dead_node_runs_nothing(site: Site, *, silent: bool) -> None:
+    node = site.nodes["node-a"]
+    released = threading.Event()
+
+    def answer(_handler: BaseHTTPRequestHandler) -> None:
+        released.wait()
+
+    if silent:  # as a machine is that has no power: down before, and only drained afterwards
+        node.answer = answer
+        site.tick()
+        assert site.states() == ["down", "up", "up"]
+    else:
+        node.stop()
+    code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=60)
+    released.set()
+    assert code == 0, said
+    why = "no answer within 2 s" if silent else "connection refused"
+    assert f"node-a is down ({why}), so it runs nothing" in said
+
+
+@pytest.mark.parametrize("playbook", ["drain", "undrain"])
+def test_an_unknown_node_is_refused(site: Site, playbook: str) -> None:
+    code, said = site.play(playbook, node="node-x")
+    assert code == 2
+    assert 'node is "node-x"; allowed is one of node-a, node-b, node-c; give it with -e node=NODE' in said
+    assert site.moves() == []
+
+
+def test_drain_changes_nothing_in_check_mode(site: Site) -> None:
+    code, said = site.play("drain", "--check", node="node-a")
+    assert code == 0, said
+    assert site.moves() == []
+
+
+# --- rolling.yml ----------------------------------------------------------------------------------------------------
+
+
+def restarting(node: FakeNode, scrapes: int) -> None:
+    """Let a node refuse that many scrapes from its next POST on, as one that loads its model."""
+
+    def posted(handler: BaseHTTPRequestHandler) -> None:
+        left = iter(range(scrapes))
+
+        def answer(scraped: BaseHTTPRequestHandler) -> None:
+            if next(left, None) is None:
+                respond(scraped, node.metrics().encode())
+            else:
+                respond(scraped, b"", 503)
+
+        node.answer = answer
+        respond(handler, b"restarts")
+
+    node.posted = posted
+
+
+RESTART = (
+    'curl --silent --fail --data x "$VLLM_NODE_SCHEME://$VLLM_NODE_HOST:$VLLM_NODE_PORT/" && '
+    'echo $VLLM_NODE_NAME $(tr -d "[:space:]" <@/ingress-1/state/drained.json) '
+    '$(tr -d "[:space:]" <@/ingress-2/state/drained.json) >>@/commands'
+)
+
+
+@TWO
+def test_rolling_takes_one_node_after_the_other(site: Site) -> None:
+    site.settings["node-c"] = {"vllm_drain": True}
+    for node in site.nodes.values():
+        restarting(node, 6)
+    code, said = site.play("rolling", rolling_command=RESTART.replace("@", str(site.folder)))
+    assert code == 0, said
+    assert "In turn: node-a, node-b" in said
+    assert "Left out, because the inventory has vllm_drain: true: node-c" in said
+    assert (site.folder / "commands").read_text().splitlines() == [
+        'node-a ["node-a"] ["node-a"]',
+        'node-b ["node-b"] ["node-b"]',
+    ]
+    for host in site.ingresses:
+        assert all(node["state"] == "up" and node["weight"] > 0 for node in site.status(host).values())
+        assert site.moves(host) == ["drain node-a", "undrain node-a", "drain node-b", "undrain node-b"]
+
+
+@pytest.mark.parametrize("fault", ["command", "unwell"])
+def test_rolling_stops_at_the_first_failure(site: Site, fault: str) -> None:
+    command, words = "echo alas; false", "rolling_command ended with 1 for node-b. "
+    if fault == "unwell":
+        restarting(site.nodes["node-b"], 1000)
+        command = 'curl --silent --fail --data x "http://$VLLM_NODE_HOST:$VLLM_NODE_PORT/"'
+        words = (
+            "node-b cannot be read (HTTP 503) vllm_nginx_lb_health_timeout_seconds (1) after rolling_command ended. "
+        )
+    code, said = site.play(
+        "rolling", rolling_command=command, rolling_nodes="node-b,node-c", vllm_nginx_lb_health_timeout_seconds=1
+    )
+    assert code == 2, said
+    assert (
+        f"{words}node-b stays drained, and nothing further is done; correct the cause, then go on with "
+        "-e rolling_nodes=node-b,node-c, or put it back with playbooks/undrain.yml -e node=node-b."
+    ) in said
+    assert ("What it said last: alas" in said) == (fault == "command")
+    assert site.states() == ["up", "drained", "up"]
+    assert site.moves() == ["drain node-b"]
+
+
+@TWO
+def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> None:
+    site.write_config("ingress-2", **{"node-c": free_port()})
+    given = {"rolling_command": "false", "rolling_nodes": "node-a", "vllm_nginx_lb_fall": 1}
+    code, said = site.play("rolling", **given)
+    assert code == 2
+    assert "ingress-2: not up: node-c; all other nodes must be up before node-a is taken out, and it was not" in said
+    assert site.moves("ingress-1") == site.moves("ingress-2") == []
+
+    code, said = site.play("rolling", rolling_force=True, **given)
+    assert "rolling_command ended with 1 for node-a" in said
+    assert site.moves("ingress-1") == site.moves("ingress-2") == ["drain node-a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"rolling_command": "x", "rolling_nodes": "node-a,node-x"},
+            'rolling_nodes has ["node-x"]; allowed are node-a',
+        ),
+        ({"rolling_command": "true", "rolling_nodes": ""}, 'rolling_nodes has [""]; allowed are node-a'),
+        ({}, "rolling_command is empty"),
+        ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
+        (
+            {"arguments": ("--limit", "ingress-1")},
+            "this play is for ingress-1 alone; allowed is all of ingress-1, ingress-2",
+        ),
+    ],
+    ids=["unknown", "no name", "no command", "half a command", "limit"],
+)
+@TWO
+def test_rolling_refuses_what_it_cannot_mean(site: Site, options: dict[str, Any], words: str) -> None:
+    code, said = site.play("rolling", *options.pop("arguments", ()), **options)
+    assert code == 2
+    assert words in said
+    assert site.moves() == []
+
+
+# --- status.yml, rollback.yml, preflight.yml ------------------------------------------------------------------------
+
+
+@TWO
+def test_status_is_shown_of_each_host_and_a_failure_told(site: Site) -> None:
+    code, said = site.play("status", "--check")
+    assert code == 0, said
+    assert said.count("llm_cluster node-a up") == 2
+
+    (site.folder / "ingress-1" / "config.yml").write_text("pools: []")
+    code, said = site.play("status")
+    assert code == 2
+    assert "ingress-1: vllm-nginx-lb status failed: config.yml: pools: []: expected a list of at least one pool" in said
+    assert said.count("llm_cluster node-a up") == 1
+
+
+def test_a_rollback_that_fails_leaves_the_timer_running(site: Site) -> None:
+    code, said = site.play("rollback")
+    assert code == 2
+    assert "ingress-1: nothing was rolled back, and the timer is as it was before: no backup beside" in said
+    assert (site.folder / "timer").read_text() == "active\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "least"),
+    [("vllm_nginx_lb_drain_timeout_seconds", -1, 0), ("vllm_nginx_lb_health_timeout_seconds", 0, 1)],
+)
+def test_preflight_checks_the_time_limits(site: Site, variable: str, value: int, least: int) -> None:
+    code, said = site.play("preflight", **{variable: value, "vllm_nginx_lb_interval_seconds": 10})
+    assert code == 2
+    assert f"{variable} is {value}; allowed is a whole number of seconds from {least} to 86400; correct it" in said
