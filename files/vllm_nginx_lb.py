@@ -205,9 +205,7 @@ class Pool:
     """
 
     name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
-    method: str = choice(
-        "least_conn", "round_robin", "random_two_least_conn", "consistent_hash", default="least_conn"
-    )
+    method: str = choice("least_conn", "round_robin", "random_two_least_conn", "consistent_hash", default="least_conn")
     hash_header: str = text(re.compile(r"[A-Za-z0-9-]{1,63}"), "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
     keepalive: int = number(0, 65535, 64)
     keepalive_timeout_seconds: int = number(1, 3600, 2)
