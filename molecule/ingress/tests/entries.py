@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SETTINGS = stack.INVENTORY["ingress"]["vars"]
 HOSTS: dict[str, str] = {name: host["container_ip"] for name, host in stack.INVENTORY["ingress"]["hosts"].items()}
-FLOATING = SETTINGS["keepalived_address"].partition("/")[0]
+FLOATING = stack.INGRESS["keepalived_address"].partition("/")[0]
 KEYS = {client["name"]: client["key"] for client in SETTINGS["nginx_ingress_clients"]}
 NAME = "llm.test"
 
