@@ -264,6 +264,13 @@ def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path)
             'ingress-1: nginx_ingress_pools has "chat", and no node has that vllm_pool; allowed is',
         ),
         (
+            {
+                "nginx_ingress_pools": {"llm_cluster": {"path_prefix": "/a", "concurrent_requests": 1}},
+                "vllm_nginx_lb_pools": {"llm_cluster": {"models": ["m"]}},
+            },
+            "ingress-1: nginx_ingress_pools has limits for llm_cluster, and vllm_nginx_lb_pools names models, by which",
+        ),
+        (
             {"nginx_ingress_clients": [{"name": "a b", "key": "0123456789abcdef"}]},
             "ingress-1: nginx_ingress_clients[0].name is 'a b'; allowed are 1 to 63 of",
         ),

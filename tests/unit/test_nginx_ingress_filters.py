@@ -64,10 +64,13 @@ def test_a_wrong_client(clients: list[dict[str, Any]], line: str) -> None:
     assert nginx_ingress_problems(clients, {}, NONE) == [line]
 
 
-@pytest.mark.parametrize("key", ["short", 'quote"0123456789abc', "line\n0123456789abc", "x" * 129, None, 5])
+@pytest.mark.parametrize(
+    "key", ["short", "~0123456789abcdef", 'quote"0123456789abc', "line\n0123456789abc", "x" * 129, None, 5]
+)
 def test_a_wrong_key_is_never_shown(key: Any) -> None:
     (line,) = nginx_ingress_problems([client(key=key)], {}, NONE)
-    assert line.startswith("nginx_ingress_clients[0].key (not shown): allowed are 16 to 128 of")
+    assert line.startswith("nginx_ingress_clients[0].key (not shown): allowed is a text of 16 to 128 of")
+    assert not isinstance(key, str) or key not in line
 
 
 def test_a_key_belongs_to_one_client() -> None:
@@ -126,8 +129,25 @@ def test_without_clients_limits_are_for_every_address() -> None:
     assert nginx_ingress_limits(NONE, [], {}) == []
 
 
-def test_retry_after_is_long_enough_for_the_slowest() -> None:
-    rates = [{"requests_per_minute": rate} for rate in (0, 7, 600)]
-    assert nginx_ingress_retry_after(rates) == 9
-    assert nginx_ingress_retry_after(rates[2:]) == 1
+def test_retry_after_is_that_of_the_limits_which_count_the_client() -> None:
+    clients = [client("slow", requests_per_minute=1), client("fast", KEY + "1", requests_per_minute=600)]
+    limits = nginx_ingress_limits(ALL, clients, {"batch": {"requests_per_minute": 20}})
+    assert nginx_ingress_retry_after(limits) == 3, "of a pool"
+    assert [nginx_ingress_retry_after(limits, name) for name in ("slow", "fast")] == [60, 3]
+    assert nginx_ingress_retry_after(nginx_ingress_limits(ALL, [], {})) == 1
     assert nginx_ingress_retry_after([]) == 1
+
+
+@pytest.mark.parametrize(("clients", "pools"), [("x", {}), (["x"], {}), ([], []), ([], {"a": None}), ({}, {})])
+def test_a_wrong_shape(clients: Any, pools: Any) -> None:
+    (line,) = nginx_ingress_problems(clients, pools, NONE)
+    assert line.startswith(
+        ("nginx_ingress_clients: allowed is a list", "nginx_ingress_pools: allowed is a dict of dicts")
+    )
+
+
+def test_words_of_nginx_are_no_names() -> None:
+    (line,) = nginx_ingress_problems([client("default")], {}, NONE)
+    assert line.startswith("nginx_ingress_clients[0].name is 'default'")
+    (line,) = nginx_ingress_problems([], {"a": {"x_models": ["include"]}}, NONE)
+    assert line.startswith("nginx_ingress_pools.a.x_models is ['include']")

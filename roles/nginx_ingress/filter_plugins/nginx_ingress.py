@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-CLIENT = re.compile(r"[A-Za-z0-9._-]{1,63}")
-KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,128}")
+# Not what has another meaning in nginx's maps.
+WORDS = r"(?!(default|hostnames|include|volatile)\Z)"
+CLIENT = re.compile(WORDS + r"[A-Za-z0-9._-]{1,63}")
+# Of a text that begins with ~ nginx would make a regular expression.
+KEY = re.compile(r"[A-Za-z0-9._+/=-][A-Za-z0-9._~+/=-]{15,127}")
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SERVER_NAME = re.compile(r"[A-Za-z0-9*._-]{1,253}")
-X_MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,256}")
+X_MODEL = re.compile(WORDS + r"[A-Za-z0-9._:/@+-]{1,200}")
 LIMITS = ("requests_per_minute", "requests_burst", "concurrent_requests")
 MOST = 1_000_000
 
@@ -62,7 +65,10 @@ def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
         if not isinstance(name, str) or not CLIENT.fullmatch(name):
             yield f"{where}.name is {name!r}; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it"
         if not isinstance(key, str) or not KEY.fullmatch(key):
-            yield f"{where}.key (not shown): allowed are 16 to 128 of A-Z a-z 0-9 . _ ~ + / = -; make a new one"
+            yield (
+                f"{where}.key (not shown): allowed is a text of 16 to 128 of A-Z a-z 0-9 . _ ~ + / = -, "
+                "without ~ at its beginning and a line break at its end; correct it, or make a new one"
+            )
         yield from limit_problems(f"{where}.", client)
     yield from duplicates("nginx_ingress_clients", "name", [str(client.get("name")) for client in clients])
     keys = Counter(str(client.get("key")).lower() for client in clients)
@@ -114,7 +120,31 @@ def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Sett
         pools: by name, dicts with ``path_prefix``, ``server_names``, ``x_models`` and any of LIMITS.
         limits: LIMITS of every client that has none of its own.
     """
-    return [*client_problems(clients), *pool_problems(pools), *limit_problems("nginx_ingress_", limits)]
+    shapes = [
+        *(
+            ["nginx_ingress_clients: allowed is a list of dicts with name and key; correct it"]
+            * (not are_dicts(clients))
+        ),
+        *(
+            ["nginx_ingress_pools: allowed is a dict of dicts, by name of the pool; correct it"]
+            * (not is_of_dicts(pools))
+        ),
+    ]
+    return shapes or [
+        *client_problems(clients),
+        *pool_problems(pools),
+        *limit_problems("nginx_ingress_", limits),
+    ]
+
+
+def are_dicts(values: object) -> bool:
+    """Tell whether something is a list of dicts."""
+    return isinstance(values, list) and all(isinstance(value, dict) for value in values)
+
+
+def is_of_dicts(values: object) -> bool:
+    """Tell whether something is a dict of dicts."""
+    return isinstance(values, dict) and are_dicts(list(values.values()))
 
 
 def nginx_ingress_limits(
@@ -140,9 +170,20 @@ def nginx_ingress_limits(
     return [each for each in found if each["requests_per_minute"] or each["concurrent_requests"]]
 
 
-def nginx_ingress_retry_after(limits: Sequence[Settings]) -> int:
-    """Return after how many seconds, at least 1, the slowest of the limits has let one more request in."""
-    return max((math.ceil(60 / rate) for limit in limits if (rate := limit["requests_per_minute"])), default=1)
+def nginx_ingress_retry_after(limits: Sequence[Settings], client: str = "") -> int:
+    """Return after how many seconds, at least 1, the slowest rate that counts a client has let one more request in.
+
+    Args:
+        limits: see nginx_ingress_limits.
+        client: one that has limits of its own; empty for all others.
+    """
+    counting = [
+        limit
+        for limit in limits
+        if limit["zone"].startswith("pool_") or limit["only"] == client  # that of "all" is for nobody in particular
+    ]
+    rates = [limit["requests_per_minute"] for limit in counting if limit["requests_per_minute"]]
+    return max((math.ceil(60 / rate) for rate in rates), default=1)
 
 
 class FilterModule:

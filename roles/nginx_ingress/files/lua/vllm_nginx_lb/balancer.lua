@@ -355,7 +355,7 @@ local function allow_another_try(request)
 end
 
 --- Begin to follow a request.
-local function begin()
+local function begin(pool_name)
     local length = tonumber(ngx.var.content_length) or tonumber(ngx.var.request_length) or 0
     local marks = ngx.ctx.vllm_nginx_lb_marks
     local request = {
@@ -367,7 +367,7 @@ local function begin()
     latest = latest + 1
     requests[latest] = request
     ngx.ctx.vllm_nginx_lb = request
-    ngx.var.vllm_nginx_lb_request = latest
+    ngx.var.vllm_nginx_lb_request, ngx.var.vllm_nginx_lb_pool_name = latest, pool_name
     return request
 end
 
@@ -380,7 +380,7 @@ function balancer.balance(pool_name)
         ngx.log(ngx.ERR, "vllm-nginx-lb: no nodes are known of ", pool_name, "; see ", settings.file)
         return ngx.exit(NO_LIVE_NODE)
     end
-    local request = ngx.ctx.vllm_nginx_lb or begin()
+    local request = ngx.ctx.vllm_nginx_lb or begin(pool_name)
     request.pool = pool -- as it is now: places in an older list are no places in these totals
     if request.peer then -- the try before has failed
         failures:failed(request.peer)
