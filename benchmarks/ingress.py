@@ -4,7 +4,8 @@
 
 The nodes answer at once, so that all there is to see is nginx; the load is wrk. Prints the latency that each ingress
 adds to that of a node, at 1 and 64 connections, for each balancer: plain, and with everything that can be switched on,
-for a hundred clients. TLS is by connections that stay open, as OpenAI's clients keep theirs.
+for a hundred clients. TLS is by connections that stay open, as OpenAI's clients keep theirs. What the client spends on
+TLS is no doing of the ingress, so the last rows compare with a node that is asked with TLS.
 """
 
 from __future__ import annotations
@@ -57,33 +58,60 @@ def main() -> None:
         script = folder / "post.lua"
         # The client whose key is compared last.
         script.write_text(POST.replace("Bearer none", f"Bearer {CLIENTS[-1]['key']}"))
-        (port,) = free_ports(1)
+        port, tls_port = free_ports(2)
+        certify(folder)
+        more = (
+            f"listen 127.0.0.1:{tls_port} ssl; ssl_certificate {folder}/tls.crt; ssl_certificate_key {folder}/tls.key;"
+        )
         with contextlib.ExitStack() as stack:
             # The rendered upstream has nodes on 127.0.0.1, and so one of them here.
-            backends = stack.enter_context(nodes_for_nothing(folder / "nodes", port, hosts=["127.0.0.1"]))
-            direct = {n: medians(f"http://127.0.0.1:{backends[0].port}/v1/completions", n, script) for n in (1, 64)}
-            print(f"{'added to a node':22}{'1 connection':>16}{'64 connections':>16}")
-            print(f"{'a node itself':22}{direct[1]:>13.3f} ms{direct[64]:>13.3f} ms")
-            for name, host in hosts.items():
-                print(
-                    f"{name:22}"
-                    + "".join(f"{added:>13.3f} ms" for added in measure(folder, host, port, direct, script))
-                )
+            stack.enter_context(nodes_for_nothing(folder / "nodes", port, ["127.0.0.1"], more))
+            rows = {
+                "a node": measure(f"http://127.0.0.1:{port}", script),
+                "a node, with TLS": measure(f"https://localhost:{tls_port}", script),
+            }
+            rows |= {name: measure_ingress(folder, host, port, script) for name, host in hosts.items()}
+        print(f"{'ms at the median':38}{'1 connection':>14}{'64 connections':>16}")
+        for name, row in rows.items():
+            print_row(name, row)
+        for name in hosts:
+            print_row(f"{name}: added", minus(rows[name], rows["a node"]))
+            if name.endswith("everything"):
+                print_row(f"{name}: added to TLS", minus(rows[name], rows["a node, with TLS"]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(folder: Path, host: Host, node_port: int, direct: dict[int, float], script: Path) -> list[float]:
-    """Return what an ingress adds at each number of connections, in ms."""
+def print_row(name: str, row: list[float]) -> None:
+    """Print a line of the table."""
+    print(f"{name:38}" + "".join(f"{value:>15.3f}" for value in row))
+
+
+def minus(row: list[float], other: list[float]) -> list[float]:
+    """Return what a row has more than another one."""
+    return [a - b for a, b in zip(row, other, strict=True)]
+
+
+def certify(folder: Path) -> None:
+    """Put a certificate for localhost, and its key, into a folder."""
     certificate = trustme.CA().issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(host.root / "tls.key")
-    certificate.cert_chain_pems[0].write_to_path(host.root / "tls.crt")
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+
+
+def measure(origin: str, script: Path) -> list[float]:
+    """Return the median latency at each number of connections, in ms."""
+    return [medians(f"{origin}/v1/completions", connections, script) for connections in (1, 64)]
+
+
+def measure_ingress(folder: Path, host: Host, node_port: int, script: Path) -> list[float]:
+    """The same through an ingress."""
+    certify(host.root)
     is_tls = "ssl_certificate " in host.text("etc/nginx/conf.d/vllm-nginx-lb.conf")
-    origin = f"https://localhost:{host.tls_port}" if is_tls else f"http://127.0.0.1:{host.port}"
     place = folder / f"run-{host.port}"
     place.mkdir()
     with ingress(place, host, [node_port], batch=[node_port]):
-        return [medians(f"{origin}/v1/completions", n, script) - before for n, before in direct.items()]
+        return measure(f"https://localhost:{host.tls_port}" if is_tls else f"http://127.0.0.1:{host.port}", script)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,13 @@ UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 @contextlib.contextmanager
-def nodes_for_nothing(directory: Path, port: int, hosts: Sequence[str] = HOSTS) -> Iterator[tuple[Backend, ...]]:
-    """Run the nodes."""
+def nodes_for_nothing(
+    directory: Path, port: int, hosts: Sequence[str] = HOSTS, more: str = ""
+) -> Iterator[tuple[Backend, ...]]:
+    """Run the nodes; `more` are further directives of their server."""
     directory.mkdir()
     directory.chmod(0o755)
-    listen = " ".join(f"listen {host}:{port};" for host in hosts)
+    listen = " ".join(f"listen {host}:{port};" for host in hosts) + more
     conf = NODES.format(listen=listen, answer=ANSWER, models=MODELS, metrics=METRICS)
     (directory / "nginx.conf").write_text(conf)
     log = directory / "nginx.log"

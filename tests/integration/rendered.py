@@ -269,7 +269,7 @@ def ingress(folder: Path, host: Host, ports: list[int], **pools: list[int]) -> I
     upstreams = ""
     for name, members in {"llm_cluster": ports, **pools}.items():
         servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in members)
-        upstreams += f"upstream {name} {{ {servers} }}\n"
+        upstreams += f"upstream {name} {{ {servers} keepalive 64; keepalive_timeout 2s; }}\n"
     (host.root / "etc/nginx/vllm-nginx-lb/upstream.conf").write_text(
         f'{upstreams}map "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
         encoding="utf-8",
