@@ -155,7 +155,6 @@ def write_server(site: Site) -> None:
         "ansible_connection": "local",
         "nginx_ingress_listen_port": site.ingress_port,
         "nginx_ingress_status_port": site.status_port,
-        "nginx_ingress_access_log_file": str(site.directory / "upstream_trace.log"),
         "nginx_ingress_balancer": site.balancer,
     }
     nodes = {node.name: {"ansible_host": node.host, "vllm_port": node.port} for node in site.machines.values()}
@@ -173,6 +172,8 @@ def write_server(site: Site) -> None:
         "__nginx_ingress_lua_directory": str(LUA),
     }
     run_play(folder, inventory, variables, tasks)
+    server = site.directory / SERVER  # the role takes no other place for its log
+    server.write_text(server.read_text().replace("/var/log/nginx/", f"{site.directory}/"))
 
 
 def node_names(hosts: Sequence[str]) -> list[str]:
