@@ -28,7 +28,7 @@ EVERYTHING = {
     "nginx_ingress_tls_enabled": True,
     "nginx_ingress_clients": CLIENTS,
     "nginx_ingress_requests_per_minute": 1_000_000,
-    "nginx_ingress_requests_burst": 1000,
+    "nginx_ingress_requests_burst": 1_000_000,
     "nginx_ingress_concurrent_requests": 1000,
     "nginx_ingress_pools": {"batch": {"path_prefix": "/batch", "x_models": ["big"], "concurrent_requests": 1000}},
     "nginx_ingress_upstream_api_key": "key-of-the-nodes",
