@@ -85,14 +85,14 @@ def on_ingress(*command: str, check: bool = True) -> str:
     return run("ingress-1", *command, check=check)
 
 
-def status(path: str = STATUS_FILE) -> dict[str, Any]:
-    """Return the balancer's last decision, or one that was kept in a file."""
-    return dict(json.loads(on_ingress("cat", path)))
+def status(path: str = STATUS_FILE, host: str = "ingress-1") -> dict[str, Any]:
+    """Return the last decision of a host's balancer, or one that was kept in a file."""
+    return dict(json.loads(run(host, "cat", path)))
 
 
-def nodes() -> dict[str, dict[str, Any]]:
-    """Return the last decision about each node, by name."""
-    return {node["name"]: node for pool in status()["pools"] for node in pool["nodes"]}
+def nodes(host: str = "ingress-1") -> dict[str, dict[str, Any]]:
+    """Return a host's last decision about each node, by name."""
+    return {node["name"]: node for pool in status(host=host)["pools"] for node in pool["nodes"]}
 
 
 def weights() -> dict[str, int]:

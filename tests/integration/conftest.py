@@ -291,6 +291,18 @@ def fetch(port: int, path: str) -> str:
             return answer.read().partition(b"\r\n\r\n")[2].decode()
 
 
+@contextlib.contextmanager
+def running(stack: Stack) -> Iterator[None]:
+    """Start nginx; end it and the nodes afterwards."""
+    try:
+        stack.start()
+        yield
+    finally:
+        stack.stop()
+        for node in stack.nodes:
+            node.stop()
+
+
 @pytest.fixture
 def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     """Start nginx with the seed and three idle nodes; end both afterwards."""
@@ -320,10 +332,5 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     }
     it.upstream.write_text(SEED)
     it.write_nginx()
-    try:
-        it.start()
+    with running(it):
         yield it
-    finally:
-        it.stop()
-        for node in nodes:
-            node.stop()

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -141,11 +140,15 @@ def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]
         "__nginx_ingress_version": {"stderr": nginx_version()},
     }
     run_play(folder, inventory, variables, tasks)
-    for host in found.values():  # the role takes no other places for these
-        server = host.root / "etc/nginx/conf.d/vllm-nginx-lb.conf"
-        text = host.text(str(server)).replace("/var/log/nginx/", f"{host.root}/")
-        server.write_text(text.replace("/etc/nginx/vllm-nginx-lb/tls.", f"{host.root}/tls."), encoding="utf-8")
+    for host in found.values():
+        relocate(host.root / "etc/nginx/conf.d/vllm-nginx-lb.conf", host.root)
     return found
+
+
+def relocate(server: Path, root: Path) -> None:
+    """Let a server file have its log and certificate in a folder; the role takes no other places for them."""
+    text = server.read_text(encoding="utf-8").replace("/var/log/nginx/", f"{root}/")
+    server.write_text(text.replace("/etc/nginx/vllm-nginx-lb/tls.", f"{root}/tls."), encoding="utf-8")
 
 
 @dataclass
@@ -277,15 +280,15 @@ def ingress(folder: Path, host: Host, ports: list[int], **pools: list[int]) -> I
     (host.root / "upstream_trace.log").unlink(missing_ok=True)
     running = Ingress(host, f"http://127.0.0.1:{host.port}", f"http://127.0.0.1:{host.status_port}")
     with subprocess.Popen(nginx_command(folder, host)) as process:
+
+        def is_up() -> bool:
+            assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
+            with contextlib.suppress(urllib.error.URLError):
+                return ask(f"{running.url}/health").status == 200
+            return False
+
         try:
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while True:
-                with contextlib.suppress(urllib.error.URLError):
-                    if ask(f"{running.url}/health").status == 200:
-                        break
-                assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(is_up, DEADLINE_SECONDS)
             yield running
         finally:
             process.terminate()

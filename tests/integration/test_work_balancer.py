@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.conftest import LOAD_LUA, LUA, FakeNode, Stack, answers, fetch, free_port, wait_for
+from tests.integration.conftest import LOAD_LUA, LUA, FakeNode, Stack, answers, fetch, free_port, running, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,12 @@ class StreamingNode(FakeNode):
         self.dies = False
         self.posts = 0
         self.posted = self.stream
+
+    def stop(self) -> None:
+        """Refuse connections from now on, and let nothing wait any more."""
+        self.begin.set()
+        self.go_on.set()
+        super().stop()
 
     def stream(self, handler: BaseHTTPRequestHandler) -> None:
         """Send headers, wait to begin, send a piece, wait to go on, send the rest."""
@@ -243,16 +249,8 @@ def work(tmp_path: Path, heard: list[str]) -> Iterator[WorkStack]:
         ],
     }
     it.write_nginx()
-    try:
-        it.start()
+    with running(it):
         yield it
-    finally:
-        it.stop()
-        for node in nodes:
-            assert isinstance(node, StreamingNode)
-            node.begin.set()
-            node.go_on.set()
-            node.stop()
 
 
 def streaming(it: WorkStack, name: str) -> StreamingNode:

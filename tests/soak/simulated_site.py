@@ -21,7 +21,7 @@ import requests
 
 import vllm_nginx_lb
 from tests.integration.conftest import LOAD_LUA, LUA, SEED, Stack, free_port, wait_for
-from tests.integration.rendered import run_play
+from tests.integration.rendered import relocate, run_play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -172,8 +172,7 @@ def write_server(site: Site) -> None:
         "__nginx_ingress_lua_directory": str(LUA),
     }
     run_play(folder, inventory, variables, tasks)
-    server = site.directory / SERVER  # the role takes no other place for its log
-    server.write_text(server.read_text().replace("/var/log/nginx/", f"{site.directory}/"))
+    relocate(target, site.directory)
 
 
 def node_names(hosts: Sequence[str]) -> list[str]:

@@ -19,15 +19,19 @@ SETTINGS = stack.INVENTORY["ingress"]["vars"]
 HOSTS: dict[str, str] = {name: host["container_ip"] for name, host in stack.INVENTORY["ingress"]["hosts"].items()}
 FLOATING = stack.INGRESS["keepalived_address"].partition("/")[0]
 KEYS = {client["name"]: client["key"] for client in SETTINGS["nginx_ingress_clients"]}
+SECRETS = [*KEYS.values(), stack.INVENTORY["all"]["vars"]["node_api_key"]]
 NAME = "llm.test"
 
 
 @functools.cache
+def certificates() -> str:
+    """Return the certificate of each ingress, which it made for itself and keeps: that of a dead one cannot be read."""
+    return "".join(stack.run(host, "cat", "/etc/nginx/vllm-nginx-lb/tls.crt") for host in HOSTS)
+
+
 def trust() -> ssl.SSLContext:
-    """Trust the certificate of each ingress, which it made for itself and keeps."""
-    return ssl.create_default_context(
-        cadata="".join(stack.run(host, "cat", "/etc/nginx/vllm-nginx-lb/tls.crt") for host in HOSTS)
-    )
+    """Trust each ingress."""
+    return ssl.create_default_context(cadata=certificates())
 
 
 def by_name(request: httpx2.Request) -> None:
@@ -50,3 +54,10 @@ def complete(user: openai.OpenAI, content: Any = "hello", **extra: Any) -> Any:
     return user.chat.completions.create(
         model="sim", max_tokens=4, messages=[{"role": "user", "content": content}], **extra
     )
+
+
+def play(*arguments: str) -> str:
+    """Run a playbook on the scenario's site, which must succeed, and return what it said."""
+    done = stack.play("-i", stack.SCENARIO / "inventory" / "hosts.yml", *arguments)
+    assert done.returncode == 0, done.stdout
+    return done.stdout

@@ -86,13 +86,7 @@ def test_a_node_that_is_gone_is_not_noticed(host: str) -> None:
             assert {entries.complete(user).system_fingerprint for _ in range(20)} == {"sim-b"}
     finally:
         stack.run("sim-a", "systemctl", "start", "vllm-sim.service")
-    stack.wait_until(lambda: state_of(host, "node-a") == "up", 120, "node-a is up")
-
-
-def state_of(host: str, node: str) -> str:
-    """Return what a host's balancer takes a node for."""
-    status = json.loads(stack.run(host, "cat", stack.STATUS_FILE))
-    return next(str(n["state"]) for pool in status["pools"] for n in pool["nodes"] if n["name"] == node)
+    stack.wait_until(lambda: stack.nodes(host)["node-a"]["state"] == "up", 120, "node-a is up")
 
 
 @each_ingress
@@ -104,8 +98,7 @@ def test_the_log_names_the_client_and_has_no_key(host: str) -> None:
         stack.wait_until(lambda: wanted in stack.run(host, "cat", log), 20, "the line of the request")
     lines = [json.loads(line) for line in stack.run(host, "cat", log).splitlines()]
     assert next(line["client_name"] for line in lines if line["request_id"] == wanted) == "team-a"
-    secrets = [*entries.KEYS.values(), stack.INVENTORY["all"]["vars"]["node_api_key"]]
-    assert not [secret for secret in secrets if secret in json.dumps(lines)]
+    assert not [secret for secret in entries.SECRETS if secret in json.dumps(lines)]
 
     stack.run(host, "logrotate", "--force", "/etc/logrotate.d/nginx")
     with entries.client(entries.HOSTS[host]) as user:
@@ -118,15 +111,14 @@ def test_only_root_reads_the_keys(host: str) -> None:
     names = ("clients.conf", "upstream_api_key.conf", "tls.key")
     files = [f"/etc/nginx/vllm-nginx-lb/{name}" for name in names]
     assert set(stack.run(host, "stat", "--format=%a %U", *files).splitlines()) == {"600 root"}
-    secrets = [*entries.KEYS.values(), stack.INVENTORY["all"]["vars"]["node_api_key"]]
     readable = "find /etc/nginx /etc/vllm-nginx-lb -type f -perm -o=r -exec cat {} +"
-    assert not [secret for secret in secrets if secret in stack.run(host, "sh", "-c", readable)]
+    assert not [secret for secret in entries.SECRETS if secret in stack.run(host, "sh", "-c", readable)]
 
 
 @each_ingress
 def test_the_sandboxed_tick_can_test_the_whole_configuration(host: str) -> None:
     stack.run(host, "systemctl", "start", "vllm-nginx-lb.service")
-    assert json.loads(stack.run(host, "cat", stack.STATUS_FILE))["error"] is None
+    assert stack.status(host=host)["error"] is None
 
 
 @each_ingress

@@ -13,21 +13,6 @@ import stack
 if TYPE_CHECKING:
     from pathlib import Path
 
-INVENTORY = ("-i", str(stack.SCENARIO / "inventory" / "hosts.yml"))
-
-
-def node_of(host: str, name: str) -> dict[str, object]:
-    """Return what a host's balancer last decided about a node."""
-    status = json.loads(stack.run(host, "cat", stack.STATUS_FILE))
-    return next(dict(node) for pool in status["pools"] for node in pool["nodes"] if node["name"] == name)
-
-
-def play(*arguments: str) -> str:
-    """Run a playbook, which must succeed."""
-    done = stack.play(*INVENTORY, *arguments)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
 
 def test_a_node_is_drained_everywhere_until_it_runs_nothing() -> None:
     pieces: list[object] = []
@@ -40,15 +25,15 @@ def test_a_node_is_drained_everywhere_until_it_runs_nothing() -> None:
         node = busy.replace("sim", "node")
         reader = threading.Thread(target=lambda: pieces.extend(stream))
         reader.start()
-        play("playbooks/drain.yml", "-e", f"node={node}")
+        entries.play("playbooks/drain.yml", "-e", f"node={node}")
         reader.join()
     assert len(pieces) >= 299, "the stream came to its end"
     for host, address in entries.HOSTS.items():
-        assert (node_of(host, node)["state"], node_of(host, node)["running"]) == ("drained", 0)
+        assert (stack.nodes(host)[node]["state"], stack.nodes(host)[node]["running"]) == ("drained", 0)
         with entries.client(address) as user:
             assert busy not in {entries.complete(user).system_fingerprint for _ in range(10)}
-    play("playbooks/undrain.yml", "-e", f"node={node}")
-    assert {node_of(host, node)["state"] for host in entries.HOSTS} == {"up"}
+    entries.play("playbooks/undrain.yml", "-e", f"node={node}")
+    assert {stack.nodes(host)[node]["state"] for host in entries.HOSTS} == {"up"}
 
 
 def test_nodes_are_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
@@ -67,7 +52,9 @@ def test_nodes_are_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
     try:
         machine = f"{stack.container('sim')}-${{VLLM_NODE_NAME#node-}}"
         restart = f"podman exec {machine} systemctl restart vllm-sim && echo $VLLM_NODE_NAME >> {tmp_path}/order"
-        play("playbooks/rolling.yml", "-e", json.dumps({"rolling_command": restart, "rolling_nodes": "node-a,node-b"}))
+        entries.play(
+            "playbooks/rolling.yml", "-e", json.dumps({"rolling_command": restart, "rolling_nodes": "node-a,node-b"})
+        )
     finally:
         done.set()
         asker.join()
@@ -76,5 +63,5 @@ def test_nodes_are_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
 
 
 def test_the_status_of_every_host_is_shown() -> None:
-    said = play("playbooks/status.yml")
+    said = entries.play("playbooks/status.yml")
     assert all(name in said for name in (*entries.HOSTS, "node-a", "node-b", "node-c"))

@@ -9,9 +9,7 @@ import stack
 
 @pytest.fixture(scope="module", autouse=True)
 def _uninstalled() -> None:
-    inventory = str(stack.SCENARIO / "inventory" / "hosts.yml")
-    done = stack.play("-i", inventory, "playbooks/uninstall.yml", "-e", "vllm_nginx_lb_uninstall_confirm=true")
-    assert done.returncode == 0, done.stdout
+    entries.play("playbooks/uninstall.yml", "-e", "vllm_nginx_lb_uninstall_confirm=true")
 
 
 @pytest.mark.parametrize("host", entries.HOSTS)

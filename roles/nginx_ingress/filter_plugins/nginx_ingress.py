@@ -112,6 +112,14 @@ def pool_problems(pools: Mapping[str, Settings]) -> Iterator[str]:
             yield f"nginx_ingress_pools has path_prefix {other!r} below {one!r}; neither may begin with the other"
 
 
+def shape_problems(clients: object, pools: object) -> Iterator[str]:
+    """Yield what keeps the other checks from looking further."""
+    if not isinstance(clients, list) or not all(isinstance(client, dict) for client in clients):
+        yield "nginx_ingress_clients: allowed is a list of dicts with name and key; correct it"
+    if not isinstance(pools, dict) or not all(isinstance(settings, dict) for settings in pools.values()):
+        yield "nginx_ingress_pools: allowed is a dict of dicts, by name of the pool; correct it"
+
+
 def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Settings], limits: Settings) -> list[str]:
     """Return one line per problem of the role's clients, pools and limits; an empty list means that they are sound.
 
@@ -120,31 +128,11 @@ def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Sett
         pools: by name, dicts with ``path_prefix``, ``server_names``, ``x_models`` and any of LIMITS.
         limits: LIMITS of every client that has none of its own.
     """
-    shapes = [
-        *(
-            ["nginx_ingress_clients: allowed is a list of dicts with name and key; correct it"]
-            * (not are_dicts(clients))
-        ),
-        *(
-            ["nginx_ingress_pools: allowed is a dict of dicts, by name of the pool; correct it"]
-            * (not is_of_dicts(pools))
-        ),
-    ]
-    return shapes or [
+    return list(shape_problems(clients, pools)) or [
         *client_problems(clients),
         *pool_problems(pools),
         *limit_problems("nginx_ingress_", limits),
     ]
-
-
-def are_dicts(values: object) -> bool:
-    """Tell whether something is a list of dicts."""
-    return isinstance(values, list) and all(isinstance(value, dict) for value in values)
-
-
-def is_of_dicts(values: object) -> bool:
-    """Tell whether something is a dict of dicts."""
-    return isinstance(values, dict) and are_dicts(list(values.values()))
 
 
 def nginx_ingress_limits(
