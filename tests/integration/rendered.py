@@ -156,6 +156,7 @@ class Node:
     """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
 
     status: int = 200
+    failing: int = 0  # so many requests are answered with 500 first
     redirect: str | None = None  # its X-Accel-Redirect
     answer: dict[str, Any] | None = None  # instead of its port
     held: threading.Event | None = None  # until then it does not answer
@@ -176,7 +177,8 @@ def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
             if node.held:
                 node.held.wait(DEADLINE_SECONDS)
             answer = json.dumps(node.answer or {"port": node.port}).encode()
-            self.send_response(node.status)
+            self.send_response(500 if node.failing else node.status)
+            node.failing = max(0, node.failing - 1)
             self.send_header("X-Request-Id", "made-by-the-node")
             if node.redirect:
                 self.send_header("X-Accel-Redirect", node.redirect)

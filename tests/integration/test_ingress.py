@@ -215,6 +215,14 @@ def test_openai_raises_its_own_exceptions(entry: tuple[Ingress, Node, Node], tru
         assert late.value.request_id
 
 
+def test_openai_tries_again_by_itself(entry: tuple[Ingress, Node, Node], trust: ssl.SSLContext) -> None:
+    running, node, _ = entry
+    node.failing = 2
+    with client(running.host, trust, max_retries=2) as user:
+        assert complete(user).choices[0].message.content == "hello"
+    assert len(node.seen) == 3
+
+
 def test_twenty_megabytes_go_through(entry: tuple[Ingress, Node, Node], trust: ssl.SSLContext) -> None:
     running, node, _ = entry
     with client(running.host, trust) as user:
