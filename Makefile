@@ -47,6 +47,7 @@ lint-lua:
 
 lint-docs:
 	python docs/generate_configuration.py --check
+	python docs/generate_completion.py --check
 	python docs/generate_reliability.py --check
 
 test-lua: ## Run the unit tests of what runs in nginx

@@ -12,6 +12,9 @@ One run is one tick, and data flows one way:
 `run` does all of it; under systemd `collect` runs as an unprivileged user and hands its plan to
 `apply` through a file. Exit codes: 0 done or nothing to do, 1 failed with the live configuration
 intact or restored, 2 usage or configuration error, 75 another run holds the lock.
+
+What people look at besides (`status` on a terminal, `explain`, `replay`) is in vllm_nginx_lb_view.py,
+which lies in the same directory; a tick does not need it.
 """
 
 from __future__ import annotations
@@ -52,8 +55,10 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
+    from types import ModuleType
 
     import requests
+    from prometheus_client.core import Metric
 
 # requests, prometheus_client and jinja2 are imported where they are used: each half of a tick loads
 # only what it needs, and `apply`, which runs as root, loads neither the HTTP client nor the parser.
@@ -279,6 +284,8 @@ class Config:
     """Everything the operator decides."""
 
     state_directory: str = path_setting("/var/lib/vllm-nginx-lb")
+    interval_seconds: float = number(1, 86400, 10.0)  # how often a tick comes: what is three of them old is too old
+    history_max_bytes: int = number(0, 2**40, 20 * 10**6)  # of recent ticks; 0 keeps none
     scrape: Scrape = Scrape()
     nginx: NginxSettings = NginxSettings()
     health: Health = Health()
@@ -389,14 +396,23 @@ def check_nginx(settings: NginxSettings) -> Iterator[str]:
 
 def load_config(path: Path) -> Config:
     """Read and check the configuration; every problem is one line of a FailureError with exit code 2."""
+    return check_config(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; FailureError with exit code 2 if that is not possible."""
     # The C loader reads 1,000 nodes in a tenth of the time; some builds of PyYAML lack it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        raw = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
+        return yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}: expected a readable configuration", EXIT_USAGE) from error
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise FailureError(f"{path}: not YAML: {' '.join(str(error).split())}", EXIT_USAGE) from error
+
+
+def check_config(raw: Any, path: Path) -> Config:
+    """Check what was read from a file; every problem is one line of a FailureError with exit code 2."""
     problems: list[str] = []
     config = build(Config, raw, "", problems)
     if config is not MISSING and not problems:
@@ -794,13 +810,16 @@ class NodeMemory:
     learned: Learned | None = None  # by the pool's policy
 
 
+STATES = ("up", "down", "unknown", "drained")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
     """What is decided for one node, and why. Weight 0 is written as nginx's `down`."""
 
     name: str = text(NAME, "a node's name")
     address: str | None = setting("an IP address", is_ip)
-    state: str = choice("up", "down", "unknown", "drained")
+    state: str = choice(*STATES)
     kv_cache_usage: float | None = number(0, 1)
     waiting: int | None = number(0, 2**60)
     running: int | None = number(0, 2**60)
@@ -822,25 +841,54 @@ class PoolPlan:
     nodes: tuple[NodePlan, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+TIME = re.compile(r"[0-9T:.Z+-]{20,40}")
+OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
+CHANGES = ("reloaded", "published", "rolled_back", "failed")  # of which something was to go live
+
+
+# These three without slots: a status is both of the former.
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What `collect` hands to `apply`."""
 
     version: int = number(1, 1)
-    decided_at: str = text(re.compile(r"[0-9T:.Z+-]{20,40}"), "an RFC 3339 time")
+    decided_at: str = text(TIME, "an RFC 3339 time")
     pools: tuple[PoolPlan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status(Plan):
-    """A plan, and what became of it: status.json."""
+class Totals:
+    """How many ticks ended in which way."""
 
+    reloaded: int = number(0, 2**53, 0)
+    published: int = number(0, 2**53, 0)
+    unchanged: int = number(0, 2**53, 0)
+    deferred: int = number(0, 2**53, 0)
+    rolled_back: int = number(0, 2**53, 0)
+    failed: int = number(0, 2**53, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a tick, and how those before it went."""
+
+    decided_at: str = text(TIME, "an RFC 3339 time")
     generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
     applied: bool
-    outcome: str = choice("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
+    outcome: str = choice(*OUTCOMES)
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     draining_generations: int = number(0, 2**22, 0)
     error: str | None = text(re.compile(r"[ -~]*"), "printable text")
+    interval_seconds: float = number(1, 86400, 10.0)
+    succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
+    changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # when something was last to go live
+    changed_outcome: str | None = choice(*CHANGES, default=None)  # and what became of that
+    totals: Totals = Totals()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Plan, Outcome):
+    """A plan, and what became of it: status.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1973,12 +2021,12 @@ def file_age_seconds(path: Path) -> float:
 # --- Files: state, plan, status -------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, content: str, mode: int) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int) -> None:
     """Replace a file in one step: readers see the old text or the new one, and a power cut keeps either."""
     put_in_place(stage(path, content, mode), path)
 
 
-def stage(path: Path, content: str, mode: int, temporary: Path | None = None) -> Path:
+def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = None) -> Path:
     """Write what is to be put in place of a file into a hidden one beside it, and return that.
 
     Safe in a directory somebody else can write to: it neither follows links nor reuses a file it finds.
@@ -1988,8 +2036,8 @@ def stage(path: Path, content: str, mode: int, temporary: Path | None = None) ->
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
@@ -2160,12 +2208,15 @@ class State:
         assert isinstance(status, Status)  # tells the type checker what build() returned
         return status
 
-    def settled(self) -> bool:
-        """Tell whether what the last tick decided is live; so it is said to be where no tick has ended yet."""
+    def last(self) -> Outcome | None:
+        """Return what became of the last tick, without its nodes, or None where that is not known."""
         with contextlib.suppress(FileNotFoundError, FailureError):
             raw = read_json(self.directory / "status.json")
-            return not isinstance(raw, dict) or raw.get("applied") is not False
-        return True
+            names = [each.name for each in dataclasses.fields(Outcome)]
+            known = {name: raw[name] for name in names if name in raw} if isinstance(raw, dict) else None
+            outcome = build(Outcome, known, "status", [])
+            return outcome if isinstance(outcome, Outcome) else None
+        return None
 
     def workers(self) -> Workers:
         """Return nginx's workers as the last tick saw them, or none."""
@@ -2174,34 +2225,260 @@ class State:
             return found if isinstance(found, Workers) else Workers()
         return Workers()
 
-    def record(self, plan: Plan, result: Result, error: str | None) -> None:
-        """Write status.json and metrics.prom (for node_exporter's textfile collector)."""
-        status = dataclasses.asdict(plan) | {
-            "generation": result.generation,
-            "applied": result.outcome in ("reloaded", "published", "unchanged"),
-            "outcome": result.outcome,
-            "deferred": result.deferred,
-            "draining_generations": result.workers.draining,
-            "error": error and printable(error, 2000),
-        }
-        self.write("status.json", status)
-        lines = [
-            "# HELP vllm_nginx_lb_last_tick_success Whether the last tick ended without a fault.",
-            "# TYPE vllm_nginx_lb_last_tick_success gauge",
-            f"vllm_nginx_lb_last_tick_success {int(error is None)}",
-            "# HELP vllm_nginx_lb_last_tick_timestamp_seconds When the last tick ended.",
-            "# TYPE vllm_nginx_lb_last_tick_timestamp_seconds gauge",
-            f"vllm_nginx_lb_last_tick_timestamp_seconds {time.time():.3f}",
-            "# HELP vllm_nginx_lb_node_weight Decided weight; 0 is out of rotation.",
-            "# TYPE vllm_nginx_lb_node_weight gauge",
-        ]
-        for pool in plan.pools:
-            for node in pool.nodes:
-                labels = f'pool="{pool.name}",node="{node.name}",state="{node.state}"'
-                lines.append(f"vllm_nginx_lb_node_weight{{{labels}}} {node.weight}")
-        write_atomically(self.directory / "metrics.prom", "\n".join(lines) + "\n", 0o644)
+    def record(self, plan: Plan, result: Result, error: str | None, interval_seconds: float) -> None:
+        """Write status.json: the plan, what became of it, and how the ticks went so far."""
+        before, changed = self.last(), result.outcome in CHANGES
+        totals = before.totals if before else Totals()
+        well = error is None and result.outcome != "failed"
+        self.write(
+            "status.json",
+            dataclasses.asdict(plan)
+            | {
+                "generation": result.generation,
+                "applied": result.outcome in ("reloaded", "published", "unchanged"),
+                "outcome": result.outcome,
+                "deferred": result.deferred,
+                "draining_generations": result.workers.draining,
+                "error": error and printable(error, 2000),
+                "interval_seconds": interval_seconds,
+                "succeeded_at": plan.decided_at if well else before and before.succeeded_at,
+                "changed_at": timestamp() if changed else before and before.changed_at,
+                "changed_outcome": result.outcome if changed else before and before.changed_outcome,
+                "totals": dataclasses.asdict(totals) | {result.outcome: getattr(totals, result.outcome) + 1},
+            },
+        )
         if result.workers != self.workers():
             self.write("workers.json", dataclasses.asdict(result.workers))
+
+
+# --- Record: the history of recent ticks, and the metrics -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """All that one `collect` saw and decided."""
+
+    now: float  # seconds of the monotonic clock
+    samples: Mapping[str, Sample]
+    memory: Mapping[str, NodeMemory]  # what it began with
+    drained: AbstractSet[str]
+    last: Outcome | None  # what became of the tick before
+    settled: bool  # whether what was decided then is live; so it is said to be where no tick has ended yet
+    plan: Plan
+    after: Mapping[str, NodeMemory]  # what the next tick begins with
+
+
+# What the history has of a node, in this order; what it said of itself is between.
+READING = tuple(each.name for each in dataclasses.fields(Reading))
+HISTORY_HEAD = b'{"version":1,'
+COLUMNS = ("state", "weight", *READING, "seconds", "address", "answered", "error", "unresolved", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Recent ticks, one a line, for `explain`, `replay` and the status page.
+
+    They are in segments of an hour at most: the present one is plain text, the earlier ones are compressed and
+    numbered, and the oldest go as soon as all together would be larger than `max_bytes`.
+    """
+
+    directory: Path
+    max_bytes: int
+
+    @property
+    def current(self) -> Path:
+        """The segment that the next tick is added to."""
+        return self.directory / "history.jsonl"
+
+    def segments(self) -> list[Path]:
+        """Return the earlier segments, oldest first."""
+        name = re.compile(r"history-\d{6}\.jsonl\.gz")
+        return sorted(path for path in self.directory.iterdir() if name.fullmatch(path.name))
+
+    def add(self, tick: Tick) -> None:
+        """Write down a tick."""
+        try:
+            if self.max_bytes and not self.has_room(time.time()):
+                self.begin_segment(tick.memory)
+            if self.max_bytes:
+                self.append(json.dumps(history_line(tick), separators=(",", ":")))
+            else:
+                self.tidy(keep_bytes=0)
+        except OSError as error:
+            raise FailureError(f"{self.current} cannot be written: {error.strerror}") from error
+
+    def has_room(self, now: float) -> bool:
+        """Tell whether the present segment is ours, of this hour, and not too large: a fifth of all."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.current.lstat()
+            ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+            return ours and found.st_mtime // 3600 == now // 3600 and found.st_size < self.max_bytes // 5
+        return False
+
+    def begin_segment(self, memory: Mapping[str, NodeMemory]) -> None:
+        """Compress the present segment, and begin one from whose head on the ticks can be replayed."""
+        import gzip
+
+        previous = None
+        with contextlib.suppress(FileNotFoundError, FailureError):  # what cannot be read is given up
+            content = read_file(self.current, max_bytes=2**28)
+            if content.startswith(HISTORY_HEAD):
+                newest = [int(path.name[len("history-") :][:6]) for path in self.segments()[-1:]]
+                previous = f"history-{max(newest, default=0) + 1:06d}.jsonl.gz"
+                write_atomically(self.directory / previous, gzip.compress(content, compresslevel=6), 0o644)
+        self.tidy(keep_bytes=self.max_bytes * 4 // 5)
+        known = {name: dataclasses.asdict(each) for name, each in memory.items()}
+        head = {"version": 1, "previous": previous, "columns": COLUMNS, "memory": known}
+        write_atomically(self.current, json.dumps(head, separators=(",", ":")) + "\n", 0o644)
+
+    def tidy(self, keep_bytes: int) -> None:
+        """Remove the oldest segments until the others are small enough; with 0, all of them."""
+        left = keep_bytes
+        for path in reversed(self.segments()):
+            left -= path.stat().st_size
+            if left < 0:
+                path.unlink()
+        if not keep_bytes:
+            self.current.unlink(missing_ok=True)
+
+    def append(self, line: str) -> None:
+        """Add a line; one that a full disk tore off before stays a line of its own."""
+        handle = os.open(self.current, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            file.write(("\n" * torn + line + "\n").encode())
+
+
+def history_line(tick: Tick) -> dict[str, Any]:
+    """Return what the history keeps of a tick: all that went into it, what was decided, and what became of the last."""
+    line: dict[str, Any] = {"at": tick.plan.decided_at, "now": round(tick.now, 3), "settled": tick.settled}
+    if tick.drained:
+        line["drained"] = sorted(tick.drained)
+    if tick.last and (tick.last.outcome != "unchanged" or tick.last.error):
+        names = ("outcome", "generation", "error", "deferred")
+        line["before"] = {"at": tick.last.decided_at} | {name: getattr(tick.last, name) for name in names}
+    line["pools"] = {
+        pool.name: {
+            node.name: history_row(node, tick.samples[node.name], tick.memory.get(node.name, NodeMemory()))
+            for node in pool.nodes
+        }
+        for pool in tick.plan.pools
+    }
+    return line
+
+
+def history_row(node: NodePlan, sample: Sample, was: NodeMemory) -> list[Any]:
+    """Return what the history keeps of a node: the COLUMNS, without those at the end that say nothing."""
+    moved = node.weight != node.previous_weight or node.state != "up" or not was.successes
+    row = [node.state, node.weight]
+    row += [getattr(sample.reading, name) if sample.reading else None for name in READING]
+    row += [round(sample.seconds, 4), sample.address, None if sample.answered else False]
+    row += [sample.error, sample.unresolved, node.reason if moved else None]
+    while row[-1] is None:
+        row.pop()
+    return row
+
+
+def metrics(config: Config, config_sha256: str, tick: Tick) -> str:
+    """Return a tick in Prometheus' text format, for node_exporter's textfile collector.
+
+    What became of a tick is known when the next one is read, so outcomes are those up to the tick before. Names as in
+    https://prometheus.io/docs/practices/naming/.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Collected:
+        def collect(self) -> Iterator[Metric]:
+            yield family("build_info", "Version of vllm-nginx-lb.", {(__version__,): 1}, ["version"])
+            yield family("config_info", "What config.yml has.", {(config_sha256,): 1}, ["sha256"])
+            yield family("interval_seconds", "How often a tick shall come.", {(): config.interval_seconds})
+            yield family(
+                "last_tick_timestamp_seconds", "When the nodes were read.", {(): seconds_of(tick.plan.decided_at)}
+            )
+            yield from outcome_metrics(tick.last) if tick.last else ()
+            yield from pool_metrics(config, tick.plan)
+            yield from node_metrics(tick)
+
+    registry = CollectorRegistry()
+    registry.register(Collected())
+    return generate_latest(registry).decode()
+
+
+def family(
+    name: str, about: str, values: Mapping[Any, float], labels: Sequence[str] = (), *, counter: bool = False
+) -> Metric:
+    """Return a metric with its values by their labels."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    found = (CounterMetricFamily if counter else GaugeMetricFamily)(f"vllm_nginx_lb_{name}", about, labels=labels)
+    for each, value in values.items():
+        found.add_metric(each, value)
+    return found
+
+
+def outcome_metrics(last: Outcome) -> Iterator[Metric]:
+    """Yield what became of the last tick, and how those before it went. A time that is not known is left out."""
+    succeeded = {(): seconds_of(last.succeeded_at)} if last.succeeded_at else {}
+    changed = {(): seconds_of(last.changed_at)} if last.changed_at else {}
+    live = dict.fromkeys(changed, last.changed_outcome in ("reloaded", "published"))
+    totals = {(outcome,): getattr(last.totals, outcome) for outcome in OUTCOMES}
+    changes = {(outcome,): getattr(last.totals, outcome) for outcome in CHANGES}
+    yield family("last_tick_success", "Whether the last tick ended without a fault.", {(): last.error is None})
+    yield family("last_success_timestamp_seconds", "When nodes were read for the last tick without a fault.", succeeded)
+    yield family("last_reload_timestamp_seconds", "When what nginx serves changed, or a tick failed.", changed)
+    yield family("last_reload_success", "Whether it changed.", live)
+    yield family("ticks", "Ticks, by how they ended.", totals, ["outcome"], counter=True)
+    yield family("reloads", "Ticks that changed what nginx serves, or failed.", changes, ["outcome"], counter=True)
+    yield family("change_deferred", "Whether a change of weights waits.", {(): last.outcome == "deferred"})
+    yield family(
+        "draining_generations", "Generations of former nginx workers still alive.", {(): last.draining_generations}
+    )
+
+
+def pool_metrics(config: Config, plan: Plan) -> Iterator[Metric]:
+    """Yield what is said of whole pools."""
+    held = {(pool.name,): pool.held is not None for pool in plan.pools}
+    lowest = {
+        (pool.name, pool.policy): lowest_weight(pool, pool.nodes[0], config.policies)
+        for pool in config.pools
+        if pool.policy != "static"
+    }
+    yield family("pool_held", "Whether weights are held because no node would serve.", held, ["pool"])
+    yield family("pool_lowest_weight", "The least weight of a node that serves.", lowest, ["pool", "policy"])
+
+
+def node_metrics(tick: Tick) -> Iterator[Metric]:
+    """Yield what is said of single nodes; what could not be read is left out."""
+    labels = ["pool", "node"]
+    nodes = {(pool.name, node.name): node for pool in tick.plan.pools for node in pool.nodes}
+    readings = {key: reading for key in nodes if (reading := tick.samples[key[1]].reading)}
+
+    def of_nodes(name: str, about: str, key: str) -> Metric:
+        return family(f"node_{name}", about, {each: getattr(node, key) for each, node in nodes.items()}, labels)
+
+    def of_readings(name: str, about: str, key: str, *, counter: bool = False) -> Metric:
+        values = {each: getattr(reading, key) for each, reading in readings.items()}
+        return family(f"node_{name}", about, values, labels, counter=counter)
+
+    up = {each: node.state == "up" for each, node in nodes.items()}
+    states = {(*each, state): node.state == state for each, node in nodes.items() for state in STATES}
+    yield family("node_up", "Whether the node is up.", up, labels)
+    yield family("node_state", "The node's state: one of them is 1.", states, [*labels, "state"])
+    yield of_nodes("weight", "Decided weight; 0 is out of rotation.", "weight")
+    yield of_nodes("scrape_duration_seconds", "How long it took to read the node.", "scrape_seconds")
+    yield of_readings("kv_cache_usage_ratio", "Usage of the fullest engine's KV cache.", "kv_cache_usage")
+    yield of_readings("requests_waiting", "Requests queued.", "waiting")
+    yield of_readings("requests_running", "Requests in a batch.", "running")
+    yield of_readings("preemptions", "Preemptions since the node started.", "preemptions", counter=True)
+
+
+def seconds_of(at: str) -> float:
+    """Return an RFC 3339 time as seconds since 1970; 0 if it is none."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 # --- Log and tables -------------------------------------------------------------------------------------
@@ -2209,9 +2486,17 @@ class State:
 ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 
 
-def log(priority: int, message: str) -> None:
-    """Write a line to stderr; for the journal with its priority, on a terminal without debug lines."""
+JOURNAL = "/run/systemd/journal/socket"
+
+
+def log(priority: int, message: str, **fields: Any) -> None:
+    """Write a line to stderr: for the journal with its priority, on a terminal without debug lines.
+
+    In the journal `fields` can be searched for, as VLLM_NGINX_LB_NODE=node-a and the like.
+    """
     journal = "JOURNAL_STREAM" in os.environ
+    if journal and fields and tell_journal(priority, message, fields):
+        return
     with contextlib.suppress(OSError):  # a log that cannot be written must not stop what it would tell
         for line in message.splitlines():
             if journal:
@@ -2220,17 +2505,35 @@ def log(priority: int, message: str) -> None:
                 print(line, file=sys.stderr)
 
 
+def tell_journal(priority: int, message: str, fields: Mapping[str, Any]) -> bool:
+    """Send a line with fields to the journal; tell whether it was taken.
+
+    https://systemd.io/JOURNAL_NATIVE_PROTOCOL/: a datagram of NAME=value lines, as no value of ours has a line break.
+    """
+    lines = {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "vllm-nginx-lb"}
+    lines |= {f"VLLM_NGINX_LB_{name.upper()}": value for name, value in fields.items() if value is not None}
+    entry = "".join(f"{name}={printable(str(value), 2000)}\n" for name, value in lines.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.sendto(entry.encode(), JOURNAL)
+    except OSError:  # no systemd here, or not its socket
+        return False
+    return True
+
+
 def log_changes(pools: Sequence[PoolPlan], memory: Mapping[str, NodeMemory], after: Mapping[str, NodeMemory]) -> None:
     """Log what this tick changed: a node's health as a warning, a weight as a notice."""
     for pool in pools:
         for node in pool.nodes:
             was, now_is = memory.get(node.name, NodeMemory()), after[node.name]
+            fields = {"pool": pool.name, "node": node.name, "state": node.state, "weight": node.weight}
             lost = was.resolves and not now_is.resolves
             if lost or (node.error and (was.successes > 0 or was == NodeMemory() or was.up != now_is.up)):
-                log(WARNING, f"{pool.name}/{node.name}: {node.state}: {node.reason}")
+                log(WARNING, f"{pool.name}/{node.name}: {node.state}: {node.reason}", **fields)
             if node.weight != node.previous_weight:
                 before = "new" if node.previous_weight is None else node.previous_weight
-                log(NOTICE, f"{pool.name}/{node.name}: weight {before} -> {node.weight}: {node.reason}")
+                line = f"{pool.name}/{node.name}: weight {before} -> {node.weight}: {node.reason}"
+                log(NOTICE, line, previous_weight=node.previous_weight, **fields)
 
 
 def table(pools: Sequence[PoolPlan]) -> str:
@@ -2274,16 +2577,18 @@ def check_ca_file(settings: Scrape) -> None:
         raise FailureError(problem, EXIT_USAGE) from error
 
 
-def look(config: Config, state: State) -> tuple[Plan, dict[str, NodeMemory], dict[str, NodeMemory]]:
-    """Scrape and decide; return the plan, the memory before and the memory after. Writes nothing."""
+def look(config: Config, state: State) -> Tick:
+    """Scrape and decide. Writes nothing."""
     check_ca_file(config.scrape)
-    memory = state.memory()
+    memory, last, drained = state.memory(), state.last(), state.drained()
     nodes = [node for pool in config.pools for node in pool.nodes]
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
     addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
     samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
-    pools, after = decide(config, samples, memory, state.drained(), time.monotonic(), settled=state.settled())
-    return Plan(version=1, decided_at=timestamp(), pools=pools), memory, after
+    now, settled = time.monotonic(), last is None or last.applied
+    pools, after = decide(config, samples, memory, drained, now, settled=settled)
+    plan = Plan(version=1, decided_at=timestamp(), pools=pools)
+    return Tick(now, samples, memory, drained, last, settled, plan, after)
 
 
 def timestamp() -> str:
@@ -2291,16 +2596,22 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def collect_command(config: Config, state: State) -> None:
-    """Scrape, decide, and leave the plan for apply."""
+def collect_command(config: Config, state: State, config_file: Path) -> None:
+    """Scrape, decide, leave the plan for apply, and write down what was seen."""
     # systemd's soft limit of 1,024 is for programs that use select().
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(OSError, ValueError):  # fs.nr_open may have been lowered since
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    plan, memory, after = look(config, state)
-    log_changes(plan.pools, memory, after)
-    state.write("plan.json", dataclasses.asdict(plan))
-    state.write("memory.json", {name: dataclasses.asdict(each) for name, each in after.items()})
+    tick = look(config, state)
+    log_changes(tick.plan.pools, tick.memory, tick.after)
+    state.write("plan.json", dataclasses.asdict(tick.plan))
+    state.write("memory.json", {name: dataclasses.asdict(each) for name, each in tick.after.items()})
+    try:  # the weights matter more
+        History(state.directory, config.history_max_bytes).add(tick)
+        config_sha256 = hashlib.sha256(config_file.read_bytes()).hexdigest()
+        write_atomically(state.directory / "metrics.prom", metrics(config, config_sha256, tick), 0o644)
+    except FailureError as failure:
+        log(WARNING, str(failure))
 
 
 def apply_command(config: Config, state: State) -> None:
@@ -2318,13 +2629,13 @@ def apply_command(config: Config, state: State) -> None:
                 live = nginx.live()
             result = Result(outcome=outcome, generation=live.generation, workers=nginx.workers(known, live))
             try:
-                state.record(plan, result, str(failure))
+                state.record(plan, result, str(failure), config.interval_seconds)
             except FailureError as second:  # a full disk, say: it must not hide what came first
                 log(ERROR, str(second))
         raise
     log_result(result, state)
     held = "; ".join(f"pool {pool.name}: {pool.held}" for pool in plan.pools if pool.held) or None
-    state.record(plan, result, held)
+    state.record(plan, result, held, config.interval_seconds)
     if held:
         raise FailureError(held)
 
@@ -2332,37 +2643,63 @@ def apply_command(config: Config, state: State) -> None:
 def log_result(result: Result, state: State) -> None:
     """Say what became of a plan; that it waits is said once, not in each tick."""
     if result.deferred:
-        with contextlib.suppress(FileNotFoundError, FailureError):
-            before = state.status().deferred or ""
-            if re.sub(r"\d", "", before) == re.sub(r"\d", "", result.deferred):
-                return
-        log(NOTICE, f"deferred: {result.deferred}")
+        before = state.last()
+        if before and re.sub(r"\d", "", before.deferred or "") == re.sub(r"\d", "", result.deferred):
+            return
+        log(NOTICE, f"deferred: {result.deferred}", outcome=result.outcome, generation=result.generation)
     else:
-        log(DEBUG if result.outcome == "unchanged" else NOTICE, f"{result.outcome}: generation {result.generation}")
+        priority = DEBUG if result.outcome == "unchanged" else NOTICE
+        line = f"{result.outcome}: generation {result.generation}"
+        log(priority, line, outcome=result.outcome, generation=result.generation)
 
 
 def dry_run(config: Config, state: State) -> None:
     """Print what a tick would decide, and the difference it would make to the upstream file."""
-    plan, _, _ = look(config, state)
+    plan = look(config, state).plan
     print(table(plan.pools))
     wanted = render(template_context(config, plan.pools), load_template(config))
     current = Nginx(config.nginx).read()
     print("\n" + ("\n".join(difference(current, wanted)) or "The upstream file would not change."))
 
 
-def status_command(state: State, *, as_json: bool) -> None:
-    """Print the last decision."""
+def view() -> ModuleType:
+    """Return what people look at besides, from the file beside this one."""
+    sys.modules.setdefault("vllm_nginx_lb", sys.modules[__name__])  # what it imports is this, not another copy
+    sys.dont_write_bytecode = True  # nothing of ours appears beside programs
+    try:
+        import vllm_nginx_lb_view
+    except ModuleNotFoundError as error:
+        beside = Path(__file__).resolve().with_name("vllm_nginx_lb_view.py")
+        raise FailureError(f"{beside} is missing: copy it there, or use status --json") from error
+    return vllm_nginx_lb_view
+
+
+def status_command(state: State, *, as_json: bool, watch: bool) -> None:
+    """Print the last decision. FailureError when the last tick without a fault is too old."""
     path = state.directory / "status.json"
     try:
-        if as_json:
+        if not as_json:
+            view().show_status(state, watch=watch)
+            found: Outcome | None = state.status()
+        else:
             print(json.dumps(read_json(path), indent=1))
-            return
-        found = state.status()
+            found = state.last()
     except FileNotFoundError as error:
         raise FailureError(f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)") from error
-    print(table(found.pools))
-    why = f": {found.error or found.deferred}" if found.error or found.deferred else ""
-    print(f"\n{found.outcome} at {found.decided_at}, generation {found.generation}{why}")
+    if found and (complaint := too_old(found, time.time())):
+        raise FailureError(complaint)
+
+
+def too_old(last: Outcome, now: float) -> str | None:
+    """Return what is to be said if the last tick without a fault is older than three intervals."""
+    age = now - seconds_of(last.succeeded_at or "")
+    if age <= 3 * last.interval_seconds:
+        return None
+    when = f"{age:.0f} s ago" if last.succeeded_at else "never"
+    return (
+        f"the last tick without a fault was {when}, one is due every {last.interval_seconds:g} s: "
+        "see journalctl -u vllm-nginx-lb, and whether vllm-nginx-lb.timer is active"
+    )
 
 
 def check_config_command(config: Config) -> None:
@@ -2412,13 +2749,13 @@ def rollback_command(config: Config, state: State) -> None:
         nginx.publish(former, current, live)
         with contextlib.suppress(FileNotFoundError, FailureError):
             result = Result(outcome="rolled_back", generation=generation_of(former), workers=state.workers())
-            state.record(state.status(), result, "rolled back by the operator")
+            state.record(state.status(), result, "rolled back by the operator", config.interval_seconds)
     now_live = f"generation {generation_of(former)} is live"
     print(f"{now_live}; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; argparse exits with code 2 on a usage error."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     assert __doc__  # python -OO is not supported
     parser = argparse.ArgumentParser(prog="vllm-nginx-lb", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -2428,13 +2765,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--dry-run", action="store_true", help="print the decision and the diff, change nothing")
     commands.add_parser("collect", help="scrape the nodes and write the plan (unprivileged)")
     commands.add_parser("apply", help="validate the plan and make it live (root)")
-    status = commands.add_parser("status", help="show the last decision")
-    status.add_argument("--json", action="store_true", help="as JSON")
+    status = commands.add_parser("status", help="show the last decision; exit code 1 when it is too old")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="as JSON")
+    how.add_argument("--watch", action="store_true", help="go on, until interrupted")
+    explain = commands.add_parser("explain", help="show what moved a node's weight, and when")
+    explain.add_argument("node", metavar="NODE")
+    since = "since when: 30m, 6h, 2d, or a time such as 2026-11-26T10:00 (%(default)s)"
+    explain.add_argument("--since", default="1h", metavar="WHEN", help=since)
+    replay = commands.add_parser("replay", help="show what other settings would have made of recorded ticks")
+    replay.add_argument("files", nargs="*", type=Path, metavar="FILE", help="history files (all of this host's)")
+    replay.add_argument("--policy", choices=sorted(POLICIES), help="the policy of all pools")
+    example = "a setting of config.yml, such as policies.stepped.max_running=16; may come several times"
+    replay.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=example)
     commands.add_parser("check-config", help="validate and print the effective configuration")
     for name, words in (("drain", "take a node out of rotation"), ("undrain", "put it back")):
         commands.add_parser(name, help=words).add_argument("node", metavar="NODE")
     commands.add_parser("rollback", help="make the previous upstream file live again")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -2446,15 +2794,19 @@ def execute(options: argparse.Namespace) -> None:
             dry_run(config, state)
         case "run":
             with state.lock():
-                collect_command(config, state)
+                collect_command(config, state, options.config)
                 apply_command(config, state)
         case "collect":
             with state.lock():
-                collect_command(config, state)
+                collect_command(config, state, options.config)
         case "apply":
             apply_command(config, state)
         case "status":
-            status_command(state, as_json=options.json)
+            status_command(state, as_json=options.json, watch=options.watch)
+        case "explain":
+            view().explain(config, state, options.node, options.since)
+        case "replay":
+            view().replay(options.config, state, options.files, policy=options.policy, changes=options.set)
         case "check-config":
             check_config_command(config)
         case "rollback":
@@ -2466,7 +2818,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    options = parse_arguments(arguments)
+    options = make_parser().parse_args(arguments)  # which exits with code 2 on a usage error
     try:
         execute(options)
         sys.stdout.flush()

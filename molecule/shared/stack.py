@@ -121,11 +121,10 @@ def workers() -> list[int]:
     return sorted(map(int, on_ingress("sh", "-c", "cat /proc/$(cat /run/nginx.pid)/task/*/children").split()))
 
 
-def starts_of_ticks() -> list[float]:
-    """Return when systemd started each tick that is in the journal, in monotonic seconds."""
-    unit_is_starting = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
-    lines = on_ingress("journalctl", "--output=json", unit_is_starting, "UNIT=vllm-nginx-lb.service").splitlines()
-    return [int(json.loads(line)["__MONOTONIC_TIMESTAMP"]) / 1e6 for line in lines]
+def journal(*matches: str) -> list[dict[str, Any]]:
+    """Return the journal's entries about the balancer's service, systemd's own too, oldest first."""
+    command = ["journalctl", "--unit=vllm-nginx-lb.service", "--output=json", "--all", "--no-pager", *matches]
+    return [json.loads(line) for line in on_ingress(*command).splitlines()]
 
 
 def client(address: str = INGRESS["container_ip"]) -> openai.OpenAI:

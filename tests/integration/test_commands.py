@@ -80,9 +80,36 @@ def test_status_for_people_and_for_programs(stack: Stack) -> None:
 
 def test_metrics_for_the_textfile_collector(stack: Stack) -> None:
     stack.run()
+    stack.run()
+    path = stack.directory / "state" / "metrics.prom"
+    text = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+    for line in (
+        'vllm_nginx_lb_node_weight{node="node-a",pool="llm_cluster"} 100.0',
+        'vllm_nginx_lb_node_state{node="node-a",pool="llm_cluster",state="up"} 1.0',
+        'vllm_nginx_lb_node_state{node="node-a",pool="llm_cluster",state="down"} 0.0',
+        'vllm_nginx_lb_node_kv_cache_usage_ratio{node="node-a",pool="llm_cluster"} 0.1',
+        'vllm_nginx_lb_pool_lowest_weight{policy="stepped",pool="llm_cluster"} 10.0',
+        "vllm_nginx_lb_last_tick_success 1.0",
+        'vllm_nginx_lb_reloads_total{outcome="reloaded"} 1.0',
+    ):
+        assert f"{line}\n" in text
+
+
+def test_metrics_tell_of_faults_and_leave_out_what_is_not_known(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[0].stop()
+    stack.write_nginx("broken;")
+    stack.nodes[1].load["kv"] = 0.95
+    stack.run(expect=1)
+    stack.run(expect=1)
     text = (stack.directory / "state" / "metrics.prom").read_text()
-    assert 'vllm_nginx_lb_node_weight{pool="llm_cluster",node="node-a",state="up"} 100\n' in text
-    assert "vllm_nginx_lb_last_tick_success 1\n" in text
+    assert "vllm_nginx_lb_last_tick_success 0.0\n" in text
+    assert "vllm_nginx_lb_last_reload_success 0.0\n" in text
+    assert 'vllm_nginx_lb_reloads_total{outcome="failed"} 1.0\n' in text
+    assert 'vllm_nginx_lb_node_state{node="node-a",pool="llm_cluster",state="unknown"} 1.0\n' in text
+    assert 'vllm_nginx_lb_node_kv_cache_usage_ratio{node="node-b",pool="llm_cluster"} 0.95\n' in text
+    assert 'vllm_nginx_lb_node_kv_cache_usage_ratio{node="node-a"' not in text
 
 
 def test_drain_and_undrain(stack: Stack) -> None:

@@ -26,7 +26,7 @@ class Step:
 
 RECORDING = [
     Step("puts status.json in place", "rename", 3, next_tick="unchanged"),
-    Step("puts metrics.prom in place", "rename", 4, next_tick="unchanged"),
+    Step("puts workers.json in place", "rename", 4, next_tick="unchanged"),
 ]
 PUBLISHING = [
     Step("takes the lock", "flock", 1),
@@ -116,6 +116,33 @@ def test_the_steps_above_are_all_there_are(stack: Stack) -> None:
     assert seen == [(step.call, step.number) for step in PUBLISHING]
 
 
+def killed_collect(stack: Stack, call: str, when: str, *options: str) -> None:
+    """Kill a collect that has something to decide as it enters a system call."""
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    kill = f"inject={call}:signal=KILL:{when}"
+    killed = strace(stack, "collect", "-qq", "-o", "/dev/null", *options, "-e", f"trace={call}", "-e", kill)
+    assert killed.returncode == -9, killed.stderr
+
+
+@pytest.mark.fault(
+    1,
+    "a tick dies as it writes down its history or its metrics",
+    sees="reloaded: generation …",
+    keeps="requests; the next tick goes on with what was decided",
+)
+@pytest.mark.parametrize("call", ["pread64", "rename"])
+def test_a_collect_that_is_killed_as_it_writes_things_down_is_repaired(stack: Stack, call: str) -> None:
+    state = stack.directory / "state"
+    options = ["-P", str(state / "history.jsonl")] if call == "pread64" else []
+    killed_collect(stack, call, "when=1" if call == "pread64" else "when=3", *options)
+    stack.run()
+    assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
+    assert len(stack.script("explain", "node-a").stdout.splitlines()) > 2
+    assert 'vllm_nginx_lb_node_weight{node="node-a",pool="llm_cluster"} 10.0\n' in (state / "metrics.prom").read_text()
+    assert not list(state.glob(".*.new"))
+
+
 @pytest.mark.fault(
     1,
     "a tick dies between its plan and its memory",
@@ -124,11 +151,7 @@ def test_the_steps_above_are_all_there_are(stack: Stack) -> None:
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_collect_that_is_killed_is_repaired(stack: Stack, number: int) -> None:
-    stack.run()
-    stack.nodes[0].load["kv"] = 0.95
-    kill = f"inject=rename:signal=KILL:when={number}"
-    killed = strace(stack, "collect", "-qq", "-o", "/dev/null", "-e", "trace=rename", "-e", kill)
-    assert killed.returncode == -9, killed.stderr
+    killed_collect(stack, "rename", f"when={number}")
     assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
     stack.run()
     assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}

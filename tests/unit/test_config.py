@@ -53,7 +53,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("scrap", {}, "'scrap': unknown key: expected one of state_directory, scrape"),
+        ("scrap", {}, "'scrap': unknown key: expected one of state_directory, interval_seconds"),
         ("scrape.timeout", 3, "scrape.'timeout': unknown key"),
         ("scrape.timeout_seconds", "3", "scrape.timeout_seconds: '3': expected a number from 0.1 to 60"),
         ("scrape.timeout_seconds", float("nan"), "scrape.timeout_seconds: nan: expected a number"),

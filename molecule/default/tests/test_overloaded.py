@@ -33,6 +33,30 @@ def test_the_weight_falls_within_two_ticks_and_goes_live() -> None:
     )
 
 
+def test_the_journal_has_the_change_in_fields() -> None:
+    # A request that weighs enough in one tick may be over in the next: any change downwards will do.
+    entries = stack.journal("VLLM_NGINX_LB_NODE=node-a", "VLLM_NGINX_LB_PREVIOUS_WEIGHT=100")
+    assert entries, stack.journal()
+    for entry in entries:
+        assert entry["SYSLOG_IDENTIFIER"] == "vllm-nginx-lb"
+        assert entry["PRIORITY"] == "5"
+        assert (entry["VLLM_NGINX_LB_POOL"], entry["VLLM_NGINX_LB_STATE"]) == ("llm_cluster", "up")
+        weight = entry["VLLM_NGINX_LB_WEIGHT"]
+        assert entry["MESSAGE"].startswith(f"llm_cluster/node-a: weight 100 -> {weight}: ")
+    assert any(
+        entry["VLLM_NGINX_LB_OUTCOME"] in ("reloaded", "published")
+        for entry in stack.journal("PRIORITY=5")
+        if "VLLM_NGINX_LB_OUTCOME" in entry
+    )
+
+
+def test_the_history_tells_what_moved_its_weight() -> None:
+    said = stack.on_ingress("vllm-nginx-lb", "explain", "node-a")
+    assert "weight 100 -> " in said
+    assert "since the tick before: " in said
+    assert "running" in said
+
+
 def test_the_overloaded_node_gets_less_than_half_of_what_the_others_get() -> None:
     # Waiting requests and a full batch are one level each.
     stack.wait_until(lambda: stack.weights()["node-a"] <= 30, within_seconds=60, what="node-a two levels down")

@@ -17,7 +17,12 @@ import stack
         "/etc/systemd/system/vllm-nginx-lb.service",
         "/etc/systemd/system/vllm-nginx-lb.timer",
         "/usr/local/bin/vllm_nginx_lb.py",
+        "/usr/local/bin/vllm_nginx_lb_view.py",
+        "/usr/local/bin/__pycache__",
         "/usr/local/bin/vllm-nginx-lb",
+        "/usr/local/share/man/man8/vllm-nginx-lb.8",
+        "/usr/local/share/bash-completion/completions/vllm-nginx-lb",
+        "/usr/local/share/zsh/site-functions/_vllm-nginx-lb",
     ],
 )
 def test_nothing_is_left_at(path: str) -> None:

@@ -1,0 +1,1 @@
+../../../files/vllm_nginx_lb_view.py

@@ -1,0 +1,236 @@
+"""What an operator sees: `status` on terminals and in pipes, `explain`, `replay`, and the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vllm_nginx_lb as lb
+from tests.integration.conftest import PYTHON, SCRIPT, Stack, respond, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
+
+
+class Terminal:
+    """A run of the script on a terminal of its own, and what it has written there."""
+
+    def __init__(self, stack: Stack, *arguments: str, **environment: str) -> None:
+        """Start it."""
+        self.seen = ""
+        ours, theirs = os.openpty()
+        command = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), *arguments]
+        settings = {"TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=kept | settings)
+        os.close(theirs)
+        self.reader = threading.Thread(target=self.read, args=(ours,), daemon=True)
+        self.reader.start()
+
+    def read(self, ours: int) -> None:
+        """Keep what it writes until its terminal is closed."""
+        with open(ours, "rb", buffering=0) as file, contextlib.suppress(OSError):
+            while piece := file.read(65536):
+                self.seen += piece.decode()
+
+    def ended(self) -> int:
+        """Wait for its end and return its exit code."""
+        code = self.process.wait(30)
+        self.reader.join(10)
+        assert "Traceback" not in self.seen, self.seen
+        return code
+
+    @property
+    def lines(self) -> list[str]:
+        """What it wrote, without colours."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen).replace("\r", "").splitlines()
+
+
+@pytest.fixture
+def stack_of_all_states(stack: Stack) -> Stack:
+    """Have a node that is up, one that cannot be read, and one that is drained."""
+    stack.run()
+    stack.script("drain", "node-c")
+    stack.nodes[1].answer = lambda request: respond(request, b"no", 500)
+    stack.nodes[0].load["kv"] = 0.8
+    stack.run()
+    return stack
+
+
+def test_a_terminal_gets_colours_and_what_fits(stack_of_all_states: Stack) -> None:
+    terminal = Terminal(stack_of_all_states, "status")
+    assert terminal.ended() == 0
+    assert COLOUR.search(terminal.seen)
+    text = "\n".join(terminal.lines)
+    assert re.search(r"node-a +up +0.80 +0 +1 +60 +kv 0.80 >= 0.75\b", text)
+    assert re.search(r"node-b +unknown +- +- +- +100 +HTTP 500, last weight held", text)
+    assert re.search(r"node-c +drained +0.10 +0 +1 +0 +drained by the operator", text)
+    assert re.search(r"reloaded \d+ s ago, at 20\S+, generation [0-9a-f]{16}\n", text)
+    assert "2 reloads in the last hour, 0 former generations of workers still draining" in text
+    assert max(map(len, terminal.lines)) <= 120
+
+
+def test_a_narrow_terminal_gets_reasons_below(stack_of_all_states: Stack) -> None:
+    terminal = Terminal(stack_of_all_states, "status", COLUMNS="50")
+    assert terminal.ended() == 0
+    assert max(map(len, terminal.lines)) <= 50
+    text = "\n".join(line.rstrip() for line in terminal.lines)
+    assert re.search(r"node-b +unknown +- +- +- +100\n", text)
+    assert "  node-b: HTTP 500, last weight held\n" in text
+
+
+def test_no_color_is_respected(stack_of_all_states: Stack) -> None:
+    terminal = Terminal(stack_of_all_states, "status", NO_COLOR="1")
+    assert terminal.ended() == 0
+    assert not COLOUR.search(terminal.seen)
+    assert any("node-b" in line for line in terminal.lines)
+
+
+def test_a_pipe_gets_plain_lines_of_any_length(stack_of_all_states: Stack) -> None:
+    done = stack_of_all_states.script("status", COLUMNS="20", FORCE_COLOR="1")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "llm_cluster  node-b  unknown  -     -        -        100     HTTP 500, last weight held\n" in done.stdout
+
+
+def test_status_fails_when_the_last_good_tick_is_too_old(stack: Stack) -> None:
+    stack.config["interval_seconds"] = 1
+    stack.run()
+    assert stack.script("status").returncode == 0
+    wait_for(lambda: stack.script("status").returncode == 1, every=0.5)
+    done = stack.script("status")
+    assert "node-a" in done.stdout
+    assert re.fullmatch(
+        r"the last tick without a fault was \d+ s ago, one is due every 1 s: see journalctl -u vllm-nginx-lb, and "
+        r"whether vllm-nginx-lb.timer is active\n",
+        done.stderr,
+    )
+    done = stack.script("status", "--json")
+    assert (done.returncode, json.loads(done.stdout)["outcome"]) == (1, "reloaded")
+
+
+def test_ticks_that_fail_do_not_make_the_last_good_one_younger(stack: Stack) -> None:
+    stack.config["interval_seconds"] = 1
+    stack.run()
+    good = stack.status()["decided_at"]
+    stack.nodes[0].load["kv"] = 0.95
+    stack.write_nginx("broken;")
+
+    def failed_for_long() -> bool:
+        stack.run(expect=1)
+        return stack.script("status").returncode == 1
+
+    wait_for(failed_for_long)
+    assert stack.status()["succeeded_at"] == good
+    assert f"last tick without a fault: {good}" in stack.script("status").stdout
+    assert stack.status()["changed_outcome"] == "failed"
+    assert stack.status()["totals"]["failed"] >= 3
+    stack.write_nginx()
+    stack.run()
+    assert stack.script("status").returncode == 0
+
+
+def test_watching_goes_on_until_interrupted(stack: Stack) -> None:
+    stack.run()
+    terminal = Terminal(stack, "status", "--watch")
+    wait_for(lambda: "kv 0.10" in terminal.seen)
+    stack.nodes[0].load["kv"] = 0.8
+    stack.run()
+    wait_for(lambda: "kv 0.80" in terminal.seen)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.ended() == 0
+
+
+def test_the_view_is_asked_for_when_it_was_not_copied(stack: Stack) -> None:
+    stack.run()
+    alone = stack.directory / "vllm_nginx_lb.py"
+    shutil.copy(SCRIPT, alone)
+    command = [PYTHON, str(alone), "--config", str(stack.write_config())]
+    done = subprocess.run([*command, "status"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"{alone.with_name('vllm_nginx_lb_view.py')} is missing: copy it there, or use status --json\n"
+    )
+    assert subprocess.run([*command, "status", "--json"], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([*command, "run"], capture_output=True, check=False).returncode == 0
+    assert not list(stack.directory.glob("**/__pycache__"))
+
+
+def test_explain_says_which_inputs_moved_a_weight_and_what_became_of_it(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[0].load |= {"kv": 0.86, "waiting": 3.0}
+    stack.config["nginx"]["min_reload_interval_seconds"] = 3600
+    stack.run()
+    stack.config["nginx"]["min_reload_interval_seconds"] = 0
+    stack.nodes[0].load |= {"kv": 0.2, "waiting": 0.0}
+    stack.run()
+    lines = stack.script("explain", "node-a").stdout.splitlines()
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d  weight 100 ->  10: kv 0.86 >= 0.85, waiting 3 > 0", lines[0])
+    assert lines[1].strip() == "since the tick before: kv 0.10 -> 0.86, waiting 0 -> 3"
+    assert re.fullmatch(r"deferred: the last reload was \d+ s ago, the least is 3600 s", lines[2].strip())
+    assert lines[3].endswith("weight  10 -> 100: kv 0.20 < 0.75")
+    assert "3 ticks" in lines[-2]
+    assert lines[-1].strip().startswith("weight 10 to 100, kv 0.10 to 0.86, waiting 0 to 3, running 1")
+    assert stack.script("explain", "node-b", "--since", "5m").stdout.splitlines()[-2].endswith(", 0 changes")
+    assert (
+        "no tick since 2999-01-01 is in the history"
+        in stack.script("explain", "node-a", "--since", "2999-01-01").stdout
+    )
+    done = stack.script("explain", "node-z")
+    assert (done.returncode, done.stderr) == (2, "no node 'node-z': expected one of node-a, node-b, node-c\n")
+
+
+def test_replay_of_real_ticks(stack: Stack) -> None:
+    for kv in (0.1, 0.8, 0.95, 0.3):
+        stack.nodes[0].load["kv"] = kv
+        stack.run()
+    same = stack.script("replay")
+    assert same.returncode == 0, same.stderr
+    assert re.search(r"^node-a +67.5 +67.5 +3 +3 +0$", same.stdout, re.MULTILINE)
+    other = stack.script("replay", str(stack.directory / "state" / "history.jsonl"), "--policy", "static")
+    assert re.search(r"^node-a +67.5 +100.0 +3 +0 +2$", other.stdout, re.MULTILINE)
+    done = stack.script("replay", "--set", "health.fall=0")
+    assert done.returncode == 2
+    assert "health.fall: 0: expected a number from 1 to 1000" in done.stderr
+
+
+def test_a_history_that_cannot_be_written_stops_no_tick(stack: Stack) -> None:
+    (stack.directory / "state").mkdir()
+    (stack.directory / "state" / "history.jsonl").mkdir()
+    said = stack.run()
+    assert f"{stack.directory}/state/history.jsonl cannot be written: Is a directory" in said
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+
+
+def test_the_journal_gets_changes_with_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    monkeypatch.setattr(lb, "JOURNAL", str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(lb.JOURNAL)
+        journal.settimeout(10)
+        lb.log(lb.NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
+        fields = journal.recv(65536).decode().splitlines()
+    assert fields == [
+        "MESSAGE=p/a: weight 100 -> 60: kv?MESSAGE_ID=forged",
+        "PRIORITY=5",
+        "SYSLOG_IDENTIFIER=vllm-nginx-lb",
+        "VLLM_NGINX_LB_NODE=a",
+        "VLLM_NGINX_LB_WEIGHT=60",
+    ]
+    assert capsys.readouterr().err == ""
+    lb.log(lb.NOTICE, "nobody listens", node="a")
+    assert capsys.readouterr().err == "<5>nobody listens\n"

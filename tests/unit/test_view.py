@@ -1,0 +1,154 @@
+"""What `explain` and `replay` make of recorded ticks, and `status` of a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vllm_nginx_lb as lb
+import vllm_nginx_lb_view as view
+from tests.unit.samples import config, good, refused, unreadable
+from tests.unit.test_history import Recorder, busy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("a", "b", "c")
+
+
+def written(directory: Path, settings: lb.Config) -> Path:
+    """Write a configuration into a file; JSON is YAML."""
+    path = directory / "config.yml"
+    path.write_text(json.dumps(dataclasses.asdict(settings)))
+    return path
+
+
+def replayed(capsys: pytest.CaptureFixture[str], file: Path, state: lb.State, **options: Any) -> str:
+    """Run a replay and return what it prints."""
+    view.replay(file, state, options.pop("files", []), **({"policy": None, "changes": []} | options))
+    return capsys.readouterr().out
+
+
+def differing(said: str) -> dict[str, int]:
+    """Return in how many ticks each node's weight differs."""
+    rows = said.partition("NODE ")[2].splitlines()[1:4]
+    return {row.split()[0]: int(row.split()[-1]) for row in rows}
+
+
+@pytest.mark.parametrize("policy", sorted(lb.POLICIES))
+def test_a_replay_with_the_same_settings_decides_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str
+) -> None:
+    settings = config(
+        *NAMES,
+        pool={"policy": policy},
+        state_directory=str(tmp_path),
+        nginx={"balancer": "work", "confirm_url": "http://127.0.0.1:1/"},
+    )
+    recorder = Recorder(tmp_path, settings)
+    drawn = random.Random(11)  # noqa: S311 - a test repeats
+    tokens = dict.fromkeys(NAMES, 1000)
+    for number in range(200):
+        if number in (50, 51, 120):
+            recorder.an_hour_passes()
+        samples = {}
+        for i, name in enumerate(NAMES, 1):
+            tokens[name] += drawn.randrange(5000) * i
+            load = {"kv_cache_usage": drawn.random(), "running": drawn.randrange(20), "waiting": drawn.randrange(2)}
+            samples[name] = busy(f"127.0.0.{i}", generation_tokens=tokens[name], finished=number * 9, **load)
+        if drawn.random() < 0.1:
+            samples["b"] = drawn.choice([refused, unreadable])("127.0.0.2")
+        recorder.tick(**samples)
+    said = replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))
+    assert differing(said) == {"a": 0, "b": 0, "c": 0}
+    assert len({past.nodes["a"]["weight"] for past in recorder.ticks()}) > (policy != "static")
+
+    # A later segment alone does, too: its head says what it began with.
+    (last,) = recorder.history.segments()[-1:]
+    said = replayed(capsys, tmp_path / "config.yml", lb.State(tmp_path), files=[last, recorder.history.current])
+    assert differing(said) == {"a": 0, "b": 0, "c": 0}
+
+
+def test_a_replay_shows_what_other_thresholds_and_policies_would_have_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(*NAMES, state_directory=str(tmp_path))
+    recorder = Recorder(tmp_path, settings)
+    for kv in (0.1, 0.8, 0.8, 0.95, 0.1):
+        recorder.tick(a=good("127.0.0.1", kv_cache_usage=kv))
+    file, state = written(tmp_path, settings), lb.State(tmp_path)
+    said = replayed(capsys, file, state, changes=["policies.stepped.kv_cache=[{at_least: 0.9, weight: 30}]"])
+    assert "a: weight 100 -> 30: kv 0.95 >= 0.9" in said
+    assert differing(said) == {"a": 3, "b": 0, "c": 0}
+    said = replayed(capsys, file, state, policy="static")
+    assert " -> " not in said
+    assert differing(said) == {"a": 3, "b": 0, "c": 0}
+    assert "what nginx serves changed 0 times as recorded, 1 times as replayed" in said
+
+
+def test_a_replay_rations_reloads_as_a_tick_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(*NAMES, state_directory=str(tmp_path))
+    recorder = Recorder(tmp_path, settings)
+    for number in range(12):
+        recorder.tick(a=good("127.0.0.1", kv_cache_usage=0.1 if number % 2 else 0.95))
+    file, state = written(tmp_path, settings), lb.State(tmp_path)
+    at_once = replayed(capsys, file, state, changes=["nginx.min_reload_interval_seconds=0"])
+    assert "12 times as replayed; a change waited in 0 ticks as recorded, in 0 as replayed" in at_once
+    rationed = replayed(capsys, file, state, changes=["nginx.min_reload_interval_seconds=60"])
+    assert "2 times as replayed; a change waited in 0 ticks as recorded, in 5 as replayed" in rationed
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("health.fall", "--set: 'health.fall': expected KEY=VALUE"),
+        ("health.fall.x=1", "--set: 'health.fall.x=1': expected KEY=VALUE"),
+        ("health.fall=no", "health.fall: False: expected a number from 1 to 1000"),
+        ("health.fell=3", "health.'fell': unknown key"),
+        ("health.fall={", "health.fall: '{': expected a number from 1 to 1000"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, change: str, line: str) -> None:
+    settings = config(*NAMES, state_directory=str(tmp_path), health={"fall": 3})
+    Recorder(tmp_path, settings).tick()
+    with pytest.raises(lb.FailureError, match=re.escape(line)) as refusal:
+        view.replay(written(tmp_path, settings), lb.State(tmp_path), [], policy=None, changes=[change])
+    assert refusal.value.code == 2
+
+
+def test_a_damaged_history_is_left_out_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(tmp_path, config(*NAMES))
+    recorder.tick()
+    recorder.an_hour_passes()
+    recorder.tick()
+    (segment,) = recorder.history.segments()
+    for damage in (segment.read_bytes()[:30], b"\x1f\x8bnonsense", b"", b"\x00" * 99):
+        segment.write_bytes(damage)
+        assert [past.now for past in recorder.ticks()] == [1010.0]
+        assert str(segment) in capsys.readouterr().err
+    file = written(tmp_path, config(*NAMES))
+    with pytest.raises(lb.FailureError, match="nothing to replay"):
+        view.replay(file, lb.State(tmp_path), [tmp_path / "none.jsonl"], policy=None, changes=[])
+    assert "none.jsonl: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"[]", b"{}", b"nonsense", b'{"at":1,"now":"x"}', b'{"at":"x","now":1,"settled":1}'])
+def test_a_line_that_is_no_tick_is_left_out(tmp_path: Path, line: bytes) -> None:
+    recorder = Recorder(tmp_path, config(*NAMES))
+    recorder.tick()
+    with recorder.history.current.open("ab") as file:
+        file.write(line + b"\n")
+    recorder.tick()
+    assert [past.now for past in recorder.ticks()] == [1000.0, 1010.0]
+
+
+@pytest.mark.parametrize("since", ["", "1", "h", "1w", "-1h", "yesterday", "2026-13-01"])
+def test_a_time_that_cannot_be_is_refused(since: str) -> None:
+    with pytest.raises(lb.FailureError, match=r"--since: .*: expected a number with s, m, h or d") as refusal:
+        view.start_of(since)
+    assert refusal.value.code == 2
