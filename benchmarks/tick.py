@@ -25,7 +25,19 @@ SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 RECORDING = ROOT / "tests" / "fixtures" / "vllm-0.32.0-busy.txt"
 IMPORTS = "import requests, jinja2, yaml, prometheus_client.parser"
 NODE_PORT, STATUS_PORT = 18390, 18391
-LIMITS = {"tick / imports, 4 nodes": 1.6, "seconds, 1,000 nodes": 5.0, "MB, 1,000 nodes": 150.0}
+LIMITS = {
+    "tick / imports, 4 nodes": 1.6,
+    "tick / one that records nothing": 1.1,
+    "seconds, 1,000 nodes": 5.0,
+    "MB, 1,000 nodes": 150.0,
+}
+# A tick, and one that neither writes down its history and metrics nor carries totals in its status: as modules, so that
+# both are compiled anew as the script is.
+TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); import vllm_nginx_lb as lb; sys.exit(lb.main())"
+BARE_TICK = TICK.replace(
+    "sys.exit",
+    "lb.History.add = lambda *_: None; lb.metrics = lambda *_: ''; lb.State.last = lambda _: None; sys.exit",
+)
 
 NGINX_CONF = f"""\
 daemon off;
@@ -117,6 +129,15 @@ def tick(python: str, config: Path, command: str = "run") -> list[str]:
     return [python, str(SCRIPT), "--config", str(config), command]
 
 
+def module_tick(python: str, config: Path, program: str, command: str) -> list[str]:
+    """Return the command line of half a tick that is run as a module, without any compiled copy of it."""
+    nowhere = config.with_name("no-compiled-modules")
+    return [
+        *(python, "-B", "-X", f"pycache_prefix={nowhere}", "-c", program, str(SCRIPT.parent)),
+        *("--config", str(config), command),
+    ]
+
+
 def report(figures: dict[str, float]) -> bool:
     """Print the figures beside their limits; tell whether all are kept."""
     kept = True
@@ -165,6 +186,11 @@ def run(python: str, runs: int, configs: dict[int, Path]) -> dict[str, float]:
     imports, whole, collect, apply = median(
         [[python, "-c", IMPORTS], tick(python, four), tick(python, four, "collect"), tick(python, four, "apply")], runs
     )
+    halves = median(
+        [module_tick(python, four, program, half) for program in (TICK, BARE_TICK) for half in ("collect", "apply")],
+        runs,
+    )
+    full, bare = (first.cpu + second.cpu for first, second in (halves[:2], halves[2:]))
     costs = {4: whole}
     for nodes, path in configs.items():
         if nodes not in costs:
@@ -175,6 +201,7 @@ def run(python: str, runs: int, configs: dict[int, Path]) -> dict[str, float]:
         "imports, CPU seconds": imports.cpu,
         "tick / imports, 4 nodes": whole.cpu / imports.cpu,
         "(collect + apply) / imports": (collect.cpu + apply.cpu) / imports.cpu,
+        "tick / one that records nothing": full / bare,
     }
     for nodes, cost in costs.items():
         figures |= {

@@ -2695,11 +2695,11 @@ def too_old(last: Outcome, now: float) -> str | None:
     age = now - seconds_of(last.succeeded_at or "")
     if age <= 3 * last.interval_seconds:
         return None
-    when = f"{age:.0f} s ago" if last.succeeded_at else "never"
-    return (
-        f"the last tick without a fault was {when}, one is due every {last.interval_seconds:g} s: "
-        "see journalctl -u vllm-nginx-lb, and whether vllm-nginx-lb.timer is active"
+    when = (
+        f"the last tick without a fault was {age:.0f} s ago" if last.succeeded_at else "no tick was without a fault yet"
     )
+    due = f"one is due every {last.interval_seconds:g} s"
+    return f"{when}, {due}: see journalctl -u vllm-nginx-lb, and whether vllm-nginx-lb.timer is active"
 
 
 def check_config_command(config: Config) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import math
 import re
 import shutil
 import sys
@@ -53,7 +54,8 @@ from vllm_nginx_lb import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from rich.console import Console
@@ -74,16 +76,20 @@ class Past:
 
     at: str  # RFC 3339
     now: float  # seconds of the monotonic clock
-    settled: bool
     drained: frozenset[str]
-    before: Mapping[str, Any]  # what became of the tick before; empty if nothing was to be done
-    nodes: Mapping[str, Mapping[str, Any]]  # name -> column -> value
+    before: dict[str, Any]  # what became of the tick before; empty if nothing was to be done
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Any]]  # of each node; what is missing at the end of one is None
     memory: Mapping[str, Any] | None  # what the tick began with, where it is the first of a segment
 
     @property
     def seconds(self) -> float:
         """When it was, in seconds since 1970."""
         return seconds_of(self.at)
+
+    def node(self, name: str) -> dict[str, Any]:
+        """Return a node's values by column."""
+        return dict.fromkeys(self.columns) | dict(zip(self.columns, self.rows[name], strict=False))
 
 
 def read_history(files: Sequence[Path]) -> Iterator[Past]:
@@ -100,7 +106,7 @@ def read_history(files: Sequence[Path]) -> Iterator[Past]:
             continue
         memory = head.get("memory")
         for line in lines[1:]:
-            past = past_tick(parsed(line), head["columns"], memory)
+            past = past_tick(parsed(line) or {}, head["columns"], memory)
             if past and past.at not in known:
                 known.add(past.at)
                 memory = None
@@ -127,22 +133,16 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def past_tick(line: dict[str, Any] | None, columns: Sequence[str], memory: Any) -> Past | None:
+def past_tick(line: dict[str, Any], columns: Sequence[str], memory: Any) -> Past | None:
     """Return the tick that a line of the history is, or None if it is damaged."""
     try:
-        if line is None:
-            return None
         return Past(
             at=str(line["at"]),
             now=float(line["now"]),
-            settled=bool(line["settled"]),
             drained=frozenset(line.get("drained", ())),
             before=dict(line.get("before", {})),
-            nodes={
-                name: dict.fromkeys(columns) | dict(zip(columns, row, strict=False))
-                for nodes in line["pools"].values()
-                for name, row in nodes.items()
-            },
+            columns=columns,
+            rows={str(name): list(row) for nodes in line["pools"].values() for name, row in nodes.items()},
             memory=memory if isinstance(memory, dict) else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -165,9 +165,9 @@ def ticks_since(state: State, since: float) -> Iterator[Past]:
     return (past for past in read_history(files) if past.seconds >= since)
 
 
-def outcomes(ticks: Sequence[Past], last: Status | None) -> dict[str, Mapping[str, Any]]:
-    """Return what became of each tick in which something was to be done, by its time."""
-    found = {str(past.before["at"]): past.before for past in ticks if "at" in past.before}
+def outcomes(before: Iterable[Mapping[str, Any]], last: Status | None) -> dict[str, Mapping[str, Any]]:
+    """Return what became of each tick in which something was to be done, by its time: what later ones say `before`."""
+    found = {str(each["at"]): each for each in before if "at" in each}
     if last and last.outcome != "unchanged":
         found[last.decided_at] = dataclasses.asdict(last)
     return found
@@ -214,9 +214,8 @@ def show_status(state: State, *, watch: bool) -> None:
 def print_status(state: State, status: Status) -> None:
     """Print what the last tick decided and what became of it: in colours on a terminal, else as plain text."""
     now = time.time()
-    reloads = sum(
-        each.get("outcome") in LIVE for each in outcomes(list(ticks_since(state, now - HOUR_SECONDS)), status).values()
-    )
+    before = (past.before for past in ticks_since(state, now - HOUR_SECONDS))
+    reloads = sum(each.get("outcome") in LIVE for each in outcomes(before, status).values())
     console = terminal()
     if console is None:
         print(table(status.pools))
@@ -305,27 +304,26 @@ def explain(config: Config, state: State, name: str, since: str) -> None:
     Raises:
         FailureError: the node or the time is not known (exit code 2).
     """
-    start = start_of(since)
-    ticks = list(ticks_since(state, start))
+    seen, before = list[tuple[str, dict[str, Any]]](), list[dict[str, Any]]()
+    for past in ticks_since(state, start_of(since)):  # not kept as a whole: a day of many nodes is large
+        before.append(past.before)
+        if name in past.rows:
+            seen.append((past.at, past.node(name)))
     nodes = [node.name for pool in config.pools for node in pool.nodes]
-    if name not in nodes and not any(name in past.nodes for past in ticks):
+    if name not in nodes and not seen:
         raise FailureError(f"no node {name!r}: expected one of {', '.join(nodes)}", EXIT_USAGE)
-    ticks = [past for past in ticks if name in past.nodes]
-    if not ticks:
+    if not seen:
         print(f"{name}: no tick since {since} is in the history")
         return
-    became = outcomes(ticks, last_status(state))
-    changes = 0
-    for was, past in zip([ticks[0], *ticks], ticks, strict=False):
-        for line in change(was.nodes[name], past, name, became):
-            changes += not line.startswith(" ")
-            print(line)
-    rows = [past.nodes[name] for past in ticks]
-    print(f"\n{name}: {len(ticks)} ticks from {local(ticks[0].at)} to {local(ticks[-1].at)}, {changes} changes")
-    print(
-        "  "
-        + ", ".join(span(rows, key, words) for key, words in {"weight": "weight", **INPUTS}.items() if key != "error")
-    )
+    became, changes = outcomes(before, last_status(state)), 0
+    for (_, was), (at, row) in itertools.pairwise([seen[0], *seen]):
+        if (was["weight"], was["state"]) != (row["weight"], row["state"]):
+            changes += 1
+            print("\n".join(change(at, was, row, became.get(at))))
+    rows = [row for _, row in seen]
+    spans = [span(rows, key, words) for key, words in {"weight": "weight", **INPUTS}.items() if key != "error"]
+    print(f"\n{name}: {len(seen)} ticks from {local(seen[0][0])} to {local(seen[-1][0])}, {changes} changes")
+    print(f"  {', '.join(spans)}")
 
 
 def start_of(since: str) -> float:
@@ -340,14 +338,11 @@ def start_of(since: str) -> float:
         ) from error
 
 
-def change(was: Mapping[str, Any], past: Past, name: str, became: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the lines about one node in one tick: none if neither its weight nor its state moved."""
-    row = past.nodes[name]
-    if (was["weight"], was["state"]) == (row["weight"], row["state"]):
-        return
+def change(at: str, was: Mapping[str, Any], row: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the lines about one change of a node's weight or state."""
     state = f" ({was['state']} -> {row['state']})" if was["state"] != row["state"] else ""
     reason = row["reason"] or "the reason was not kept"
-    yield f"{local(past.at)}  weight {was['weight']:>3} -> {row['weight']:>3}{state}: {reason}"
+    yield f"{local(at)}  weight {was['weight']:>3} -> {row['weight']:>3}{state}: {reason}"
     moved = [
         f"{words} {shown_value(was[key])} -> {shown_value(row[key])}"
         for key, words in INPUTS.items()
@@ -355,7 +350,7 @@ def change(was: Mapping[str, Any], past: Past, name: str, became: Mapping[str, M
     ]
     if moved:
         yield f"                since the tick before: {', '.join(moved)}"
-    if outcome := became.get(past.at):
+    if outcome:
         why = outcome.get("error") or outcome.get("deferred")
         yield f"                {outcome.get('outcome')}" + (f": {why}" if why else "")
 
@@ -379,10 +374,11 @@ def span(rows: Sequence[Mapping[str, Any]], key: str, words: str) -> str:
 
 @dataclass(slots=True)
 class Replayed:
-    """How one node fares in a replay: its weights tick by tick, as recorded and as replayed."""
+    """What a replay comes to, beside what was recorded."""
 
-    recorded: list[int] = field(default_factory=list)
-    replayed: list[int] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
+    weights: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # of each node: recorded, replayed
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)  # as recorded
 
 
 def replay(
@@ -394,26 +390,20 @@ def replay(
     these figures, not what the figures would have become.
 
     Raises:
-        FailureError: a file or a setting cannot be used.
+        FailureError: a setting cannot be used, or there is nothing to replay.
     """
-    config = changed(config_file, policy, changes)
-    ticks = list(read_history(files or all_of(state)))
-    recorded = {name for past in ticks for name in past.nodes}
-    config = only_nodes(config, recorded)
-    if not config.pools:
-        raise FailureError("no configured node is in the history: nothing to replay")
-    live = Publisher(config, fresh=not (ticks and ticks[0].memory))
-    found, was = collections.defaultdict[str, Replayed](Replayed), dict[str, int]()
-    for past, pools in replayed_ticks(config, ticks, live):
+    publisher, found = Publisher(changed(config_file, policy, changes)), Replayed()
+    for past, pools in replayed_ticks(publisher, read_history(files or all_of(state))):
+        found.times.append(past.at)
+        found.outcomes[str(past.before.get("outcome"))] += 1
         for node in (node for pool in pools for node in pool.nodes):
-            if node.name not in past.nodes:
-                continue
-            found[node.name].recorded.append(past.nodes[node.name]["weight"])
-            found[node.name].replayed.append(node.weight)
-            if was.get(node.name, node.weight) != node.weight:
-                print(f"{local(past.at)}  {node.name}: weight {was[node.name]} -> {node.weight}: {node.reason}")
-            was[node.name] = node.weight
-    print_replayed(ticks, found, live)
+            weights = found.weights.setdefault(node.name, [])
+            if weights and weights[-1][1] != node.weight:
+                print(f"{local(past.at)}  {node.name}: weight {weights[-1][1]} -> {node.weight}: {node.reason}")
+            weights.append((past.node(node.name)["weight"], node.weight))
+    if not found.times:
+        raise FailureError("no configured node is in the history: nothing to replay")
+    print_replayed(found, publisher)
 
 
 def changed(config_file: Path, policy: str | None, changes: Sequence[str]) -> Config:
@@ -436,8 +426,8 @@ def changed(config_file: Path, policy: str | None, changes: Sequence[str]) -> Co
     return check_config(raw, config_file)
 
 
-def only_nodes(config: Config, names: set[str]) -> Config:
-    """Return the configuration without nodes that are not in the history, and without pools that have none left."""
+def only_nodes(config: Config, names: AbstractSet[str]) -> Config:
+    """Return the configuration without nodes that a tick did not have, and without pools that have none left."""
     pools = [
         dataclasses.replace(pool, nodes=nodes)
         for pool in config.pools
@@ -449,54 +439,54 @@ def only_nodes(config: Config, names: set[str]) -> Config:
 class Publisher:
     """What nginx would have been given, and when: reloads are rationed as in a tick, and always taken."""
 
-    def __init__(self, config: Config, *, fresh: bool) -> None:
-        """Begin; what is first is no change, but on a host that is `fresh`."""
-        self.config, self.template, self.fresh = config, load_template(config), fresh
+    def __init__(self, config: Config) -> None:
+        """Begin with nothing published."""
+        self.config, self.template = config, load_template(config)
         self.generation, self.text, self.at = "", "", 0.0
         self.published = self.deferred = 0
 
-    def take(self, pools: Sequence[PoolPlan], now: float) -> bool:
+    def take(self, config: Config, pools: Sequence[PoolPlan], now: float) -> bool:
         """Publish a plan if it is due; tell whether what is decided is live."""
-        context = template_context(self.config, pools)
+        context = template_context(config, pools)
         generation = generation_for(context, self.template)
         if generation == self.generation:
             return True
         wanted = render(context, self.template)
         only_weights = self.text and membership(self.text) == membership(wanted)
-        if self.config.nginx.balancer == "upstream" and only_weights:
-            age = now - self.at if now >= self.at else float("inf")  # the clock starts again when the host does
-            if reason_to_wait(self.config.nginx, self.text, wanted, age, draining=0):
+        if config.nginx.balancer == "upstream" and only_weights:
+            age = now - self.at if now >= self.at else math.inf  # the clock starts again when the host does
+            if reason_to_wait(config.nginx, self.text, wanted, age, draining=0):
                 self.deferred += 1
                 return False
-        self.published += self.fresh or bool(self.text)
+        self.published += bool(self.text)  # the first is what nginx had already
         self.generation, self.text, self.at = generation, wanted, now
         return True
 
 
-def replayed_ticks(
-    config: Config, ticks: Sequence[Past], live: Publisher
-) -> Iterator[tuple[Past, tuple[PoolPlan, ...]]]:
-    """Yield each recorded tick with what would have been decided in it."""
-    memory = first_memory(ticks)
-    settled = True
+def replayed_ticks(publisher: Publisher, ticks: Iterable[Past]) -> Iterator[tuple[Past, tuple[PoolPlan, ...]]]:
+    """Yield each recorded tick with what would have been decided in it for the nodes that it had."""
+    memory: dict[str, NodeMemory] | None = None
+    settled, known, config = True, frozenset[str](), publisher.config
     for past in ticks:
-        samples = {node.name: sample_of(past.nodes.get(node.name)) for pool in config.pools for node in pool.nodes}
-        pools, memory = decide(config, samples, memory, past.drained, past.now, settled=settled)
-        settled = live.take(pools, past.now)
-        yield past, pools
+        memory = first_memory(past) if memory is None else memory
+        if known != past.rows.keys():
+            known = frozenset(past.rows)
+            config = only_nodes(publisher.config, known)
+        if config.pools:
+            samples = {node.name: sample_of(past.node(node.name)) for pool in config.pools for node in pool.nodes}
+            pools, memory = decide(config, samples, memory, past.drained, past.now, settled=settled)
+            settled = publisher.take(config, pools, past.now)
+            yield past, pools
 
 
-def first_memory(ticks: Sequence[Past]) -> dict[str, NodeMemory]:
-    """Return what the first tick began with, as far as it is known."""
-    raw = (ticks[0].memory if ticks else None) or {}
-    built = {name: build(NodeMemory, value, name, []) for name, value in raw.items()}
+def first_memory(past: Past) -> dict[str, NodeMemory]:
+    """Return what a tick began with, as far as it is known."""
+    built = {name: build(NodeMemory, value, name, []) for name, value in (past.memory or {}).items()}
     return {name: each for name, each in built.items() if each is not MISSING}
 
 
-def sample_of(row: Mapping[str, Any] | None) -> Sample:
+def sample_of(row: Mapping[str, Any]) -> Sample:
     """Return the sample that a row of the history was made from."""
-    if row is None:
-        return Sample(None, 0.0, None, "not in the history")
     try:
         return Sample(
             address=row["address"],
@@ -510,29 +500,23 @@ def sample_of(row: Mapping[str, Any] | None) -> Sample:
         raise FailureError(f"the history is damaged: {error}") from error
 
 
-def print_replayed(ticks: Sequence[Past], found: Mapping[str, Replayed], live: Publisher) -> None:
+def print_replayed(found: Replayed, publisher: Publisher) -> None:
     """Print what differs between what was decided and what would have been."""
     rows: list[tuple[str, ...]] = [
         ("NODE", "WEIGHT, RECORDED", "REPLAYED", "CHANGES, RECORDED", "REPLAYED", "TICKS THAT DIFFER")
     ]
-    for name, each in found.items():
-        means = [f"{sum(weights) / len(weights):.1f}" for weights in (each.recorded, each.replayed)]
-        moves = [str(moves_of(weights)) for weights in (each.recorded, each.replayed)]
-        differ = sum(a != b for a, b in zip(each.recorded, each.replayed, strict=True))
-        rows.append((name, *means, *moves, str(differ)))
+    for name, weights in found.weights.items():
+        both = list(zip(*weights, strict=True))
+        means = [f"{sum(each) / len(each):.1f}" for each in both]
+        moves = [str(sum(a != b for a, b in itertools.pairwise(each))) for each in both]
+        rows.append((name, *means, *moves, str(sum(recorded != replayed for recorded, replayed in weights))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    went_live = sum(past.before.get("outcome") in LIVE for past in ticks)
-    waited = sum(past.before.get("outcome") == "deferred" for past in ticks)
+    changes, waited = sum(found.outcomes[each] for each in LIVE), found.outcomes["deferred"]
     print(
-        f"\n{len(ticks)} ticks from {local(ticks[0].at)} to {local(ticks[-1].at)}"
-        f"\nwhat nginx serves changed {went_live} times as recorded, {live.published} times as replayed;"
-        f" a change waited in {waited} ticks as recorded, in {live.deferred} as replayed"
+        f"\n{len(found.times)} ticks from {local(found.times[0])} to {local(found.times[-1])}"
+        f"\nwhat nginx serves changed {changes} times as recorded, {publisher.published} times as replayed;"
+        f" a change waited in {waited} ticks as recorded, in {publisher.deferred} as replayed"
     )
-
-
-def moves_of(weights: Sequence[int]) -> int:
-    """Return how often a weight moved."""
-    return sum(a != b for a, b in itertools.pairwise(weights))

@@ -109,7 +109,7 @@ def test_status_fails_when_the_last_good_tick_is_too_old(stack: Stack) -> None:
     stack.config["interval_seconds"] = 1
     stack.run()
     assert stack.script("status").returncode == 0
-    wait_for(lambda: stack.script("status").returncode == 1, every=0.5)
+    wait_for(lambda: stack.script("status").returncode == 1, 30, every=0.5)
     done = stack.script("status")
     assert "node-a" in done.stdout
     assert re.fullmatch(
@@ -132,11 +132,11 @@ def test_ticks_that_fail_do_not_make_the_last_good_one_younger(stack: Stack) -> 
         stack.run(expect=1)
         return stack.script("status").returncode == 1
 
-    wait_for(failed_for_long)
+    wait_for(failed_for_long, 30)
     assert stack.status()["succeeded_at"] == good
     assert f"last tick without a fault: {good}" in stack.script("status").stdout
     assert stack.status()["changed_outcome"] == "failed"
-    assert stack.status()["totals"]["failed"] >= 3
+    assert stack.status()["totals"]["failed"] >= 1
     stack.write_nginx()
     stack.run()
     assert stack.script("status").returncode == 0

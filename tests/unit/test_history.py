@@ -64,17 +64,17 @@ def test_a_tick_can_be_read_back(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, config("a", "b"))
     tick = recorder.tick(a=busy("127.0.0.1", kv_cache_usage=0.9), b=refused("127.0.0.2"))
     (past,) = recorder.ticks()
-    assert (past.at, past.now, past.settled) == (tick.plan.decided_at, 1000.0, True)
-    assert past.nodes["a"]["reason"] == "kv 0.90 >= 0.85"
-    assert past.nodes["b"]["state"] == "unknown"
-    assert {name: view.sample_of(row) for name, row in past.nodes.items()} == dict(tick.samples)
+    assert (past.at, past.now) == (tick.plan.decided_at, 1000.0)
+    assert past.node("a")["reason"] == "kv 0.90 >= 0.85"
+    assert past.node("b")["state"] == "unknown"
+    assert {name: view.sample_of(past.node(name)) for name in past.rows} == dict(tick.samples)
 
 
 def test_a_reason_is_kept_when_a_weight_or_state_has_moved(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, config("a", "b"))
     for sample in (good(), good(), refused(), good(), good(kv_cache_usage=0.8)):
         recorder.tick(a=sample)
-    reasons = [past.nodes["a"]["reason"] for past in recorder.ticks()]
+    reasons = [past.node("a")["reason"] for past in recorder.ticks()]
     assert reasons == [
         "kv 0.10 < 0.75",
         None,

@@ -7,6 +7,9 @@ set -euo pipefail
 
 release=$1
 image=$2
+# Two scenarios may begin at the same time, and both need it.
+exec 9>"${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.lock"
+flock 9
 label=vllm-nginx-lb-test.recipe
 # What makes a plain Debian a host that Ansible can manage (python3-apt: apt in check mode), with
 # systemd as PID 1.
