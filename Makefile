@@ -3,12 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-unit test-integration \
-	test-fast test-python test-soak test-molecule test-scenarios test demo demo-down bench clean
+	test-fast test-python test-soak test-molecule test demo demo-down bench clean
 
 PYTHON ?= python3
 VENV := .venv
 SCENARIO := default
-SCENARIOS := ingress default work_balancer demo faults
+SCENARIOS := default work_balancer ingress demo faults
 BENCH := quick
 # Debian has nginx in a folder that is not in everybody's path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
@@ -82,16 +82,8 @@ test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; 
 		tee "$$log" || \
 		{ grep -E " (FAILED [^-]|E   )" "$$log" | tail --bytes=1500; false; }
 
-# Two at a time: each mostly waits for ticks, and has networks and containers of its own.
-test-scenarios: venv ## Run all scenarios in containers
-	tools/system-packages containers
-	tools/system-packages monitoring
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(SCENARIOS:%=scenario-%)
-
-scenario-%:
-	$(MAKE) --no-print-directory test-molecule SCENARIO=$*
-
-test: lint test-python test-soak test-scenarios ## Everything
+test: lint test-python test-soak ## Everything
+	for scenario in $(SCENARIOS); do $(MAKE) test-molecule SCENARIO=$$scenario; done
 	@echo "make test: everything passed"
 
 demo: venv ## Show one ingress and three simulated nodes at work, about a minute of load

@@ -33,7 +33,7 @@ def command(path: Path, line: str) -> str:
             return answer.read().strip()
 
 
-def tick(config: vllm_nginx_lb.Config, path: Path) -> None:
+def tick(config: vllm_nginx_lb.Config, config_file: Path, path: Path) -> None:
     """Scrape the nodes, decide, and set the weights; a node that is down has 0.
 
     Raises:
@@ -42,7 +42,7 @@ def tick(config: vllm_nginx_lb.Config, path: Path) -> None:
     """
     state = vllm_nginx_lb.State(Path(config.state_directory))
     with state.lock():
-        vllm_nginx_lb.collect_command(config, state)
+        vllm_nginx_lb.collect_command(config, state, config_file)
         plan = state.plan(config)
     nodes = [node for pool in plan.pools for node in pool.nodes]
     refused = command(path, ";".join(f"set server {BACKEND}/{node.name} weight {node.weight}" for node in nodes))
@@ -61,7 +61,7 @@ def main() -> int:
     try:
         config = vllm_nginx_lb.load_config(options.config)
         while True:
-            tick(config, options.socket)
+            tick(config, options.config, options.socket)
             due += options.interval
             time.sleep(max(0.0, due - time.monotonic()))
     except vllm_nginx_lb.FailureError as failure:

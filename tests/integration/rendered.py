@@ -67,11 +67,15 @@ class Host:
 
 def free_ports(count: int) -> list[int]:
     """Return ports of 127.0.0.1 that nothing listens on."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
+        while len(found) < count:
+            each = stack.enter_context(socket.socket())
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+            port = int(each.getsockname()[1])
+            if "443" not in str(port):  # which gixy takes for TLS
+                found.append(port)
+    return found
 
 
 def nginx_version() -> str:
@@ -137,6 +141,8 @@ def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]
         "__nginx_ingress_clients_file": f"{root}/etc/nginx/vllm-nginx-lb/clients.conf",
         "__nginx_ingress_upstream_api_key_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream_api_key.conf",
         "__nginx_ingress_lua_directory": str(LUA),
+        "__nginx_ingress_page_directory": str(LUA.with_name("page")),
+        "__nginx_ingress_state_directory": f"{root}/var/lib/vllm-nginx-lb",
         "__nginx_ingress_version": {"stderr": nginx_version()},
     }
     run_play(folder, inventory, variables, tasks)

@@ -284,5 +284,5 @@ def test_status_server_tells_the_generation(tmp_path: Path, hosts: dict[str, Hos
     with ingress(tmp_path, hosts["plain"], free_ports(1)) as entry:
         assert ask(f"{entry.status_url}/generation").body.split()[0] == b"a" * 64
         assert b"Active connections" in ask(f"{entry.status_url}/stub_status").body
-        assert ask(f"{entry.status_url}/").status == 404
+        assert ask(f"{entry.status_url}/nothing").status == 404
         assert ask(f"{entry.url}/generation").status == 404

@@ -206,6 +206,12 @@ def test_replay_of_real_ticks(stack: Stack) -> None:
     assert "health.fall: 0: expected a number from 1 to 1000" in done.stderr
 
 
+@pytest.mark.fault(
+    2,
+    "the history cannot be written",
+    sees="history.jsonl cannot be written: Is a directory",
+    keeps="everything but the history",
+)
 def test_a_history_that_cannot_be_written_stops_no_tick(stack: Stack) -> None:
     (stack.directory / "state").mkdir()
     (stack.directory / "state" / "history.jsonl").mkdir()

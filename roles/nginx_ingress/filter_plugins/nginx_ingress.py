@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import math
 import re
@@ -174,10 +175,49 @@ def nginx_ingress_retry_after(limits: Sequence[Settings], client: str = "") -> i
     return max((math.ceil(60 / rate) for rate in rates), default=1)
 
 
+def is_address(value: object) -> bool:
+    """Tell whether a text is an IP address as nginx writes it: without brackets and zone."""
+    try:
+        return isinstance(value, str) and "%" not in value and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
+
+
+def nginx_ingress_address_problems(addresses: Sequence[object], allowed: Sequence[object]) -> list[str]:
+    """Return one line per problem of the status server's addresses and of those who may see it.
+
+    Args:
+        addresses: IP addresses that it listens on.
+        allowed: IP addresses and networks.
+    """
+    found = [
+        f"nginx_ingress_status_addresses has {value!r}; allowed is an IP address of the host, 0.0.0.0 or ::; correct it"
+        for value in addresses
+        if not is_address(value)
+    ]
+    for value in allowed:
+        try:
+            good = isinstance(value, str) and (is_address(value) or ("/" in value and ipaddress.ip_network(value)))
+            hint = "correct it"
+        except ValueError as error:
+            good, hint = False, f"correct it ({error})"
+        if not good:
+            found.append(
+                f"nginx_ingress_status_allowed has {value!r}; allowed is an IP address or a network such as "
+                f"192.0.2.0/24; {hint}"
+            )
+    return found
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        filters = (nginx_ingress_limits, nginx_ingress_problems, nginx_ingress_retry_after)
+        filters = (
+            nginx_ingress_address_problems,
+            nginx_ingress_limits,
+            nginx_ingress_problems,
+            nginx_ingress_retry_after,
+        )
         return {each.__name__: each for each in filters}

@@ -1,0 +1,191 @@
+"""A state directory as the script writes it, with whatever load, faults and words a test wants."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COLUMNS = [
+    "state",
+    "weight",
+    "kv_cache_usage",
+    "waiting",
+    "running",
+    "preemptions",
+    "engines",
+    "awake",
+    "prompt_tokens",
+    "generation_tokens",
+    "finished",
+    "seconds",
+    "address",
+    "answered",
+    "error",
+    "unresolved",
+    "reason",
+]
+OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
+GENERATION = "9f3ac21b04de5566778899aabbccddeeff00112233445566778899aabbccddee"
+
+
+def stamp(at: float) -> str:
+    """Return a time as the script writes it."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass
+class FakeNode:
+    """A node as the next tick sees it."""
+
+    name: str
+    weight: int = 100
+    state: str = "up"
+    kv: float | None = 0.4
+    waiting: int | None = 0
+    running: int | None = 4
+    reason: str = "kv 0.40 < 0.75"
+    error: str | None = None
+    address: str = "192.0.2.1"
+    engines: int = 1
+    seen: tuple[int, str] | None = None  # weight and state at the tick before
+    tokens: int = 0
+
+    def fail(self, reason: str) -> None:
+        """Let it be down."""
+        self.state, self.weight, self.kv, self.waiting, self.running = "down", 0, None, None, None
+        self.reason, self.error = reason, reason
+
+    def row(self) -> list[Any]:
+        """Return its row of the history, without trailing nulls."""
+        moved = self.seen != (self.weight, self.state)
+        self.tokens += 180 * (self.running or 0)
+        read = [
+            self.kv,
+            self.waiting,
+            self.running,
+            0,
+            self.engines,
+            1,
+            3 * self.tokens,
+            self.tokens,
+            self.tokens // 200,
+        ]
+        row = [
+            self.state,
+            self.weight,
+            *(read if self.kv is not None else [None] * len(read)),
+            round(random.uniform(0.002, 0.02), 4),  # noqa: S311 - no secret
+            self.address,
+            None if self.error else True,
+            self.error,
+            None,
+            self.reason if moved else None,
+        ]
+        while row and row[-1] is None:
+            row.pop()
+        return row
+
+
+@dataclass
+class FakeState:
+    """Writes status.json and the history of a state directory, tick by tick."""
+
+    directory: Path
+    pools: dict[str, list[FakeNode]]
+    interval: float = 10.0
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    before: dict[str, Any] | None = None
+    segments: int = 0
+    header: dict[str, Any] = field(default_factory=dict)
+    changed: tuple[float, str] | None = None
+    succeeded: float | None = None
+    held: str | None = None
+    lines: list[str] = field(default_factory=list)
+
+    def rotate(self) -> None:
+        """Begin another segment of the history."""
+        previous = None
+        if self.lines:
+            self.segments += 1
+            previous = f"history-{self.segments:06}.jsonl.gz"
+            (self.directory / previous).write_bytes(gzip.compress("".join(self.lines).encode()))
+        self.lines = [json.dumps({"version": 1, "previous": previous, "columns": COLUMNS, "memory": {}}) + "\n"]
+
+    def tick(self, at: float, outcome: str = "unchanged", *, write: bool = True, **said: Any) -> None:
+        """Let a tick end at a time with an outcome; `said` are keys of the status, such as error."""
+        if not self.lines:
+            self.rotate()
+        line: dict[str, Any] = {"at": stamp(at), "now": at % 1e6, "settled": True, "drained": []}
+        if self.before:
+            line["before"] = self.before
+        line["pools"] = {pool: {node.name: node.row() for node in nodes} for pool, nodes in self.pools.items()}
+        self.lines.append(json.dumps(line, separators=(",", ":")) + "\n")
+        self.totals[outcome] += 1
+        if outcome in ("reloaded", "published", "rolled_back", "failed"):
+            self.changed = at + 0.05, outcome  # when it was live
+        if outcome not in ("rolled_back", "failed"):
+            self.succeeded = at
+        result = {"outcome": outcome, "generation": GENERATION, "error": None, "deferred": None} | said
+        plain = outcome == "unchanged" and not result["error"]
+        self.before = (
+            None
+            if plain
+            else {"at": stamp(at)} | {k: result[k] for k in ("outcome", "generation", "error", "deferred")}
+        )
+        status = {
+            "version": 1,
+            "decided_at": stamp(at),
+            "pools": [
+                {"name": pool, "held": self.held, "nodes": [self.told(node) for node in nodes]}
+                for pool, nodes in self.pools.items()
+            ],
+            "applied": outcome not in ("rolled_back", "failed"),
+            "draining_generations": 0,
+            "interval_seconds": self.interval,
+            "succeeded_at": self.succeeded and stamp(self.succeeded),
+            "changed_at": self.changed and stamp(self.changed[0]),
+            "changed_outcome": self.changed and self.changed[1],
+            "totals": self.totals,
+            **result,
+        }
+        for node in (node for nodes in self.pools.values() for node in nodes):
+            node.seen = node.weight, node.state
+        if write:
+            self.write(status)
+
+    def write(self, status: Any) -> None:
+        """Write both files as they are at the end of a tick."""
+        (self.directory / "history.jsonl").write_text("".join(self.lines), encoding="utf-8")
+        self.put(json.dumps(status))
+
+    def put(self, text: str) -> None:
+        """Put a text into the place of status.json."""
+        temporary = self.directory / ".status.json"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.directory / "status.json")
+
+    @staticmethod
+    def told(node: FakeNode) -> dict[str, Any]:
+        """Return what a status says of a node."""
+        return {
+            "name": node.name,
+            "address": node.address,
+            "state": node.state,
+            "kv_cache_usage": node.kv,
+            "waiting": node.waiting,
+            "running": node.running,
+            "preemptions_delta": None if node.kv is None else 0,
+            "engines": None if node.kv is None else node.engines,
+            "weight": node.weight,
+            "previous_weight": node.seen[0] if node.seen else None,
+            "reason": node.reason,
+            "scrape_seconds": 0.0042,
+            "error": node.error,
+        }

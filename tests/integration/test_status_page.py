@@ -1,0 +1,697 @@
+"""The status page, as a browser shows it: real nginx with what the role writes, and Debian's Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.integration.conftest import ROOT, wait_for
+from tests.integration.fake_state import FakeNode, FakeState
+from tests.integration.rendered import Host, ask, ingress, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, Page
+
+    from tests.integration.conftest import Stack
+
+pytestmark = pytest.mark.slow  # to render is
+PAGE = ROOT / "roles" / "nginx_ingress" / "files" / "page"
+STATE = "var/lib/vllm-nginx-lb"
+HOUR = 3600
+SETTINGS: dict[str, dict[str, Any]] = {
+    "work": {},
+    "upstream": {
+        "nginx_ingress_balancer": "upstream",
+        "nginx_ingress_status_addresses": ["127.0.0.3"],
+        "nginx_ingress_status_allowed": ["127.0.0.4", "127.0.0.64/28", "2001:db8::/32"],
+    },
+    "everywhere": {"nginx_ingress_status_addresses": ["0.0.0.0", "::"]},  # noqa: S104 - on purpose
+    "off": {"nginx_ingress_status_page_enabled": False},
+}
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+    """Render an ingress for each of SETTINGS."""
+    return render(tmp_path_factory.mktemp("rendered"), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start Chromium, whose sandbox does not work as root."""
+    program = shutil.which("chromium")
+    assert program, "chromium is missing: make system-packages installs it"
+    with sync_playwright() as playwright:
+        it = playwright.chromium.launch(executable_path=program, args=[] if os.geteuid() else ["--no-sandbox"])
+        yield it
+        it.close()
+
+
+def clean_state(host: Host) -> Path:
+    """Return the host's state directory, empty."""
+    shutil.rmtree(host.root / STATE, ignore_errors=True)
+    (host.root / STATE).mkdir(parents=True)
+    return host.root / STATE
+
+
+@dataclass
+class Site:
+    """A served state directory, and a browser to look at it."""
+
+    state: FakeState
+    url: str
+    browser: Browser
+    requested: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> dict[str, FakeNode]:
+        """The nodes by name."""
+        return {node.name: node for nodes in self.state.pools.values() for node in nodes}
+
+    def open(self, **context: Any) -> Page:
+        """Open the page in a window of its own, and note what it asks for and complains about."""
+        page = self.browser.new_context(**context).new_page()
+        page.on("request", lambda request: self.requested.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda said: self.complaints.append(said.text))
+        page.goto(f"{self.url}/")
+        return page
+
+    def paths(self) -> list[str]:
+        """Return what was asked for, without the address, which must be this site's."""
+        assert all(url.startswith((f"{self.url}/", "data:")) for url in self.requested), self.requested
+        return [url.removeprefix(self.url) for url in self.requested if not url.startswith("data:")]
+
+    def fill(self, seconds: float = HOUR, end: float | None = None, **last: Any) -> None:
+        """Let ticks have happened until now; `last` is the outcome of the last one, and what is said of it."""
+        end = end or time.time()
+        ticks = int(seconds / self.state.interval)
+        for left in range(ticks, 0, -1):
+            self.state.tick(end - left * self.state.interval, write=False)
+        self.state.tick(end, **last)
+
+
+@pytest.fixture
+def site(tmp_path: Path, hosts: dict[str, Host], browser: Browser) -> Iterator[Site]:
+    """Serve an empty state directory of two pools."""
+    host = hosts["work"]
+    pools = {
+        "llm_cluster": [FakeNode("node-a"), FakeNode("node-b", weight=60, kv=0.82, waiting=3, running=9)],
+        "embeddings": [FakeNode("node-c")],
+    }
+    with ingress(tmp_path, host, [9]) as running:
+        it = Site(FakeState(clean_state(host), pools), running.status_url, browser)
+        yield it
+        for context in browser.contexts:
+            context.close()
+
+
+def card(page: Page, name: str) -> Any:
+    """Find the card of a node."""
+    return page.locator("article", has=page.get_by_role("heading", name=name, exact=True))
+
+
+def events(page: Page) -> list[tuple[str, float]]:
+    """Return the kind and the time of each event that the page knows, oldest first."""
+    known = page.evaluate("[...statusPage.page.history.events.values()].map(({at, kind}) => [kind, at])")
+    return sorted(((kind, at) for kind, at in known), key=lambda event: event[1])
+
+
+# --- What is shown ------------------------------------------------------------------------------------------------
+
+
+def test_each_node_of_each_pool_has_its_state_its_numbers_and_why(site: Site) -> None:
+    site.nodes["node-b"].reason = "kv 0.82 >= 0.75"
+    site.nodes["node-a"].fail("connection refused, 3 in a row")
+    site.fill(60, outcome="published")
+    page = site.open()
+
+    pools = page.locator(".pool")
+    expect(pools.locator("h2")).to_have_text(["llm_cluster", "embeddings"])
+    expect(pools.nth(0).locator("article h3")).to_have_text(["node-a", "node-b"])
+    expect(pools.nth(1).locator("article h3")).to_have_text(["node-c"])
+    expect(card(page, "node-b").locator(".state")).to_have_text("up")
+    expect(card(page, "node-b").locator("dd b")).to_have_text(["60", "82 %", "9", "3"])
+    expect(card(page, "node-b").locator(".reason")).to_have_text("kv 0.82 >= 0.75")
+    expect(card(page, "node-a")).to_have_attribute("data-state", "down")
+    expect(card(page, "node-a").locator("dd b")).to_have_text(["0", *["\u2013"] * 3])
+    expect(card(page, "node-a").locator(".reason")).to_have_text("connection refused, 3 in a row")
+    expect(page.locator("#outcome")).to_have_text("published")
+    expect(page.locator("#generation")).to_have_text("9f3ac21b04de")
+    expect(page.locator("#tick-age")).to_contain_text("s ago")
+    expect(page.locator("#alert")).to_be_empty()
+    assert page.title() == "2/3 up · vllm-nginx-lb"
+
+
+def test_why_a_change_waits_and_why_weights_are_held_is_said(site: Site) -> None:
+    site.state.held = "no node can be read, last weights kept"
+    site.fill(60, outcome="deferred", deferred="the last reload was 5 s ago", draining_generations=2)
+    page = site.open()
+    expect(page.locator("#deferred")).to_contain_text("the last reload was 5 s ago")
+    expect(page.locator("#draining")).to_have_text("2")
+    expect(page.locator(".pool .notice")).to_have_text(["Weights are held. no node can be read, last weights kept"] * 2)
+
+
+def test_charts_have_the_hour_of_both_segments(site: Site) -> None:
+    end = time.time()
+    for left in range(540, -1, -1):
+        if left == 120:
+            site.state.rotate()
+        site.nodes["node-b"].weight = 30 if left > 200 else 60
+        site.nodes["node-b"].kv = left / 1000
+        site.state.tick(end - 10 * left, write=not left)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    assert site.paths().count("/history-000001.jsonl.gz") == 1
+
+    charts = page.evaluate("[...statusPage.page.plots.values()].map((plot) => plot.data.map((column) => [...column]))")
+    for times, *_ in charts:
+        assert 359 <= len(times) <= 361
+        assert times[-1] == pytest.approx(end, abs=0.01)
+    shares = charts[[each[1][-1:] + each[1][:1] for each in charts].index([60, 30])]
+    assert shares[1] == [30] * (len(shares[1]) - 201) + [60] * 201
+    assert shares[2][:2] == [round(len(shares[2]) / 10), round(len(shares[2]) / 10)]
+    blank = "(canvas) => !canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
+    assert not any(each.evaluate(blank) for each in page.locator(".chart canvas").all())
+
+
+def test_what_is_in_the_present_segment_needs_no_other(site: Site) -> None:
+    site.fill(60, end=time.time() - 2 * HOUR)
+    site.state.rotate()
+    site.fill(HOUR + 60)
+    expect(site.open().locator(".chart canvas")).to_have_count(7)
+    assert not [path for path in site.paths() if path.endswith(".gz")]
+
+
+def test_changes_faults_and_waits_of_the_hour_are_on_the_time_line(site: Site) -> None:
+    end = time.time()
+    said: dict[int, dict[str, Any]] = {
+        400: {"outcome": "failed", "error": "before that hour"},
+        300: {"outcome": "reloaded"},
+        200: {"outcome": "rolled_back", "error": "nginx -t failed"},
+        100: {"outcome": "deferred", "deferred": "the last reload was 5 s ago"},
+        99: {"outcome": "deferred", "deferred": "the last reload was 15 s ago"},
+        50: {"outcome": "unchanged", "error": "metrics.prom cannot be written"},
+        0: {"outcome": "published"},
+    }
+    for left in range(420, -1, -1):
+        if left == 20:
+            site.nodes["node-a"].fail("connection refused, 3 in a row")
+        site.state.tick(end - 10 * left, write=not left, **said.get(left, {}))
+    page = site.open()
+    expect(page.locator("#timeline canvas")).to_be_visible()
+    found = [(kind, round((end - at) / 10)) for kind, at in events(page)]
+    assert found == [
+        ("change", 300),
+        ("fault", 200),
+        ("wait", 100),
+        ("wait", 99),
+        ("fault", 50),
+        ("node", 20),
+        ("change", 0),
+    ]
+    page.locator("#all summary").click()
+    listed = page.locator("#all li span")
+    assert [text.split(" (until")[0] for text in listed.all_text_contents()] == [
+        "published, generation 9f3ac21b04de",
+        "llm_cluster/node-a: up → down, weight 100 → 0: connection refused, 3 in a row",
+        "unchanged: metrics.prom cannot be written",
+        "deferred: the last reload was 15 s ago",
+        "rolled back: nginx -t failed",
+        "reloaded, generation 9f3ac21b04de",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ("", 0),
+        ("no JSON\n", 0),
+        ('{"version":2,"columns":["state"]}\n{"at":"2026-11-26T10:00:00Z","pools":{}}\n', 0),
+        ('{"version":1,"columns":["weight","state"]}\n{"at":"2026-11-26T10:00:00Z","pools":{"p":{"n":[7,"up"]}}}\n', 1),
+        ('{"version":1,"columns":[]}\n{"at":"2026-11-26T10:00:00Z","po\n{"at":"2026-11-26T10:00:10Z","pools":{}}\n', 1),
+        ('{"version":1,"columns":[]}\n{"at":"2026-11-26T10:00:00Z","pools":{}}', 0),
+    ],
+    ids=["empty", "no-json", "newer", "other-order", "torn-inside", "torn-end"],
+)
+def test_a_damaged_history_is_read_as_far_as_it_goes(site: Site, text: str, points: int) -> None:
+    parsed = site.open().evaluate("(text) => statusPage.parseSegment(text).ticks.map((t) => [...t.rows])", text)
+    assert len(parsed) == points
+    if '"n"' in text:
+        (((key, row),),) = parsed
+        assert (key, row["weight"], row["state"], row["waiting"]) == ("p\nn", 7, "up", None)
+
+
+# --- What happens next --------------------------------------------------------------------------------------------
+
+
+def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_line(site: Site) -> None:
+    site.state.interval = 2
+    site.fill(60)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    loaded = site.paths()
+    assert sorted(loaded) == [
+        "/",
+        "/history.jsonl",
+        "/page.css",
+        "/page.js",
+        "/status.json",
+        "/vendor/uPlot.iife.min.js",
+        "/vendor/uPlot.min.css",
+    ]
+    site.nodes["node-a"].weight = 30
+    ticks = [time.time()]
+    site.state.tick(ticks[0], "published")
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.wait(2):
+            ticks.append(time.time())
+            site.state.tick(ticks[-1])
+
+    writer = threading.Thread(target=go_on)
+    writer.start()
+    try:
+        seen = f"statusPage.page.history.times.filter((at) => at > {ticks[0] - 0.5}).length"
+        wait_for(lambda: bool(page.evaluate(seen) >= 6), 60, every=0.2)
+    finally:
+        done.set()
+        writer.join()
+    asked = site.paths()[len(loaded) :]
+    assert set(asked) == {"/status.json"}, "a tick was missed for so long that the history was read again"
+    assert 6 <= len(asked) <= len(ticks) + 1
+    expect(card(page, "node-a").locator(".weight b")).to_have_text("30")
+    assert sorted(kind for kind, _ in events(page)) == ["change", "weight"]
+    last = page.evaluate("[...statusPage.page.plots.values()].map((plot) => plot.data[0].at(-1))")
+    assert len(set(last)) == 1
+    assert last[0] > ticks[0]
+    assert site.complaints == []
+
+
+def test_a_change_between_two_looks_is_on_the_time_line(site: Site) -> None:
+    site.state.interval = 1
+    site.fill(60)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    changed = time.time()
+    site.state.tick(changed, "reloaded", write=False)
+    site.state.tick(changed + 0.1)
+    expect(page.locator("#latest")).to_contain_text("reloaded, generation 9f3ac21b04de")
+    assert [at for kind, at in events(page) if kind == "change"] == [pytest.approx(changed, abs=0.1)]
+
+
+def test_after_a_gap_the_history_is_read_again(site: Site) -> None:
+    site.state.interval = 1
+    site.fill(60, end=time.time() - 30)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    assert site.paths().count("/history.jsonl") == 1
+    site.fill(29)
+    expect(page.locator("#alert")).to_be_empty()
+    wait_for(lambda: site.paths().count("/history.jsonl") == 2)
+    known = page.evaluate("statusPage.page.history.times.length")
+    assert known >= 90
+
+
+def test_old_data_is_marked_until_there_is_new(site: Site) -> None:
+    site.state.interval = 1
+    site.fill(60, end=time.time() - 300)
+    page = site.open()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Old data. The last tick was at")
+    expect(page.locator("body")).to_have_class("old")
+    expect(page.locator("#tick-age")).to_have_text("5 min ago")
+    assert page.title() == "OLD DATA · vllm-nginx-lb"
+
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.wait(0.5):
+            site.state.tick(time.time())
+
+    writer = threading.Thread(target=live)
+    writer.start()
+    try:
+        expect(alert).to_be_empty()
+        expect(page.locator("body")).not_to_have_class("old")
+        expect(page).to_have_title("3/3 up · vllm-nginx-lb")
+    finally:
+        stop.set()
+        writer.join()
+    expect(alert).to_contain_text("Old data.")
+
+
+def test_a_wrong_clock_of_the_browser_makes_nothing_old(site: Site) -> None:
+    site.fill(60)
+    page = site.browser.new_context().new_page()
+    page.clock.set_fixed_time(time.time() - 7 * 24 * HOUR)
+    page.goto(f"{site.url}/")
+    expect(card(page, "node-a")).to_be_visible()
+    expect(page.locator("#alert")).to_be_empty()
+
+
+def test_a_fault_of_the_last_tick_is_said(site: Site) -> None:
+    site.fill(60, outcome="rolled_back", error="nginx -t failed: unknown directive")
+    page = site.open()
+    expect(page.get_by_role("alert")).to_have_text("Last tick rolled back. nginx -t failed: unknown directive")
+    expect(page).to_have_title("LAST TICK ROLLED BACK · vllm-nginx-lb")
+
+
+def test_before_the_first_tick_the_page_says_so_and_then_shows_it(site: Site) -> None:
+    page = site.open()
+    expect(page.get_by_role("alert")).to_contain_text("No tick has ended yet")
+    expect(page).to_have_title("NO DATA · vllm-nginx-lb")
+    site.state.tick(time.time())
+    expect(card(page, "node-a")).to_be_visible()
+    expect(page.locator("#alert")).to_be_empty()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '{"version":1}',
+        '{"version":1,"decided_at":"now","pools":[]}',
+        '{"version":1,"pools":[{}]}',
+    ],
+)
+def test_a_status_that_is_none_is_said(site: Site, text: str) -> None:
+    site.state.put(text)
+    page = site.open()
+    expect(page.get_by_role("alert")).to_contain_text("status.json cannot be understood. There is nothing to show.")
+    assert "NO NEWS" in page.title()
+
+
+def test_a_newer_status_is_said(site: Site) -> None:
+    site.state.put('{"version":2}')
+    expect(site.open().get_by_role("alert")).to_contain_text("newer version than this page")
+
+
+def test_what_was_known_stays_when_the_status_breaks_or_goes_or_nginx_ends(
+    tmp_path: Path, hosts: dict[str, Host], browser: Browser
+) -> None:
+    state = FakeState(clean_state(hosts["work"]), {"llm_cluster": [FakeNode("node-a")]}, interval=1)
+    with ingress(tmp_path, hosts["work"], [9]) as running:
+        site = Site(state, running.status_url, browser)
+        site.fill(60)
+        page = site.open()
+        alert = page.get_by_role("alert")
+        expect(card(page, "node-a")).to_be_visible()
+        state.put("{")
+        expect(alert).to_contain_text("status.json cannot be understood. What is shown is of")
+        (state.directory / "status.json").unlink()
+        expect(alert).to_contain_text("status.json is gone")
+    expect(alert).to_contain_text("nginx does not answer")
+    expect(page).to_have_title("NO NEWS · vllm-nginx-lb")
+    expect(card(page, "node-a")).to_be_visible()
+    with ingress(tmp_path, hosts["work"], [9]):
+        state.tick(time.time())
+        expect(alert).not_to_contain_text("nginx does not answer")
+    page.context.close()
+
+
+# --- Whom it shows what -------------------------------------------------------------------------------------------
+
+
+def test_words_of_nodes_stay_words(site: Site) -> None:
+    hostile = """<img src=x onerror="document.title='owned'"><script>alert(1)</script>\u202e'"&amp;"""
+    for node in site.nodes.values():
+        node.reason = node.error = hostile
+    site.state.held = hostile
+    site.state.pools[hostile] = [FakeNode("__proto__"), FakeNode("constructor")]
+    site.fill(60)
+    site.nodes["node-a"].weight = 1
+    site.state.tick(time.time(), "failed", error=hostile, deferred=hostile)
+    page = site.open()
+    expect(card(page, "node-a").locator(".reason")).to_have_text(hostile)
+    expect(page.get_by_role("alert")).to_contain_text(hostile)
+    expect(page.locator(".pool h2").last).to_have_text(hostile)
+    expect(card(page, "__proto__")).to_be_visible()
+    page.locator("#all summary").click()
+    assert hostile in "".join(page.locator("#all li").all_text_contents())
+    assert page.locator("img, main script").count() == 0
+    assert "owned" not in page.title()
+    assert site.complaints == []
+    assert len(site.paths()) == 7
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window(site: Site, width: int) -> None:
+    long = "x" * 63
+    site.state.pools["y" * 63] = [FakeNode(long, kv=1.0, waiting=12345, running=12345, reason="z" * 300)]
+    site.state.held = "h" * 300
+    site.fill(HOUR, outcome="failed", error="e" * 300)
+    page = site.open(viewport={"width": width, "height": 780})
+    expect(card(page, long)).to_be_attached()
+    page.locator("#all summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    right = "(it) => it.getBoundingClientRect().right"
+    edge = max(page.locator("article").evaluate_all(f"(cards) => cards.map({right})"))
+    assert max(page.locator("article *").evaluate_all(f"(all) => all.map({right})")) <= edge
+
+
+def luminance(page: Page, selector: str, name: str) -> float:
+    """Return the relative luminance of a colour of an element, as the contrast of WCAG takes it."""
+    read = "(it, name) => getComputedStyle(it)[name]"
+    parts = page.locator(selector).first.evaluate(read, name).strip("rgba()").split(",")[:3]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (int(p) / 255 for p in parts)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_there_is_light_and_dark_with_enough_contrast_in_both(site: Site) -> None:
+    site.nodes["node-a"].fail("connection refused")
+    site.fill(60, outcome="failed", error="nginx -t failed")
+    pages: dict[str, float] = {}
+    pictures: set[bytes] = set()
+    for scheme in ("light", "dark"):
+        page = site.open(color_scheme=scheme)
+        expect(page.locator(".chart canvas")).to_have_count(7)
+        pages[scheme] = luminance(page, "body", "backgroundColor")
+        pictures.add(page.locator("#timeline canvas").screenshot())
+        for text, ground in (
+            ("#summary", "body"),
+            ("#host", "body"),
+            (".facts dt", ".facts > div"),
+            ("#outcome", ".facts > div"),
+            (".problem", ".problem"),
+            ("[data-state=up] .state", "[data-state=up]"),
+            ("[data-state=down] .state", "[data-state=down]"),
+            ("[data-state=down] .details", "[data-state=down]"),
+        ):
+            light = sorted((luminance(page, text, "color"), luminance(page, ground, "backgroundColor")))
+            assert (light[1] + 0.05) / (light[0] + 0.05) >= 4.5, (scheme, text)
+    assert pages["light"] > 0.8
+    assert pages["dark"] < 0.05
+    assert len(pictures) == 2
+
+
+def test_an_hour_of_four_nodes_weighs_less_than_150_kb(site: Site) -> None:
+    site.state.pools["embeddings"].append(FakeNode("node-d"))
+    end = time.time()
+    for left in range(719, -1, -1):  # as much as there ever is of one hour: the segment before it began just then
+        if left == 359:
+            site.state.rotate()
+        for number, node in enumerate(site.nodes.values()):
+            node.kv, node.running = (left * 7919 + number * 104729) % 10000 / 10000, (left * 31 + number) % 17
+            node.waiting, node.reason = (left + number) % 5, f"{left * 7.7:.0f} tokens/s at {node.kv:.0%} load"
+            node.weight = 100 - (left // 5 + number) % 50
+        site.state.tick(end - 10 * left, ("published", "unchanged")[left % 2], write=not left)
+    page = site.browser.new_context().new_page()
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    weights: dict[str, int] = {}
+    urls: dict[str, str] = {}
+    session.on("Network.requestWillBeSent", lambda it: urls.update({it["requestId"]: it["request"]["url"]}))
+    session.on("Network.loadingFinished", lambda it: weights.update({it["requestId"]: it["encodedDataLength"]}))
+    page.goto(f"{site.url}/")
+    expect(page.locator(".chart canvas")).to_have_count(9)
+    served = {urls[request].removeprefix(site.url): weight for request, weight in weights.items()}
+    assert {"/history.jsonl", "/history-000001.jsonl.gz", "/status.json", "/page.js"} <= served.keys()
+    assert sum(served.values()) < 150_000, served
+    print(sum(served.values()), served)  # noqa: T201 - shown with -s
+    assert len(page.evaluate("statusPage.page.history.times")) >= 359
+
+
+def test_what_the_page_is_made_of_weighs_less_than_100_kib() -> None:
+    loaded = ["index.html", "page.css", "page.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css"]
+    assert sum((PAGE / name).stat().st_size for name in loaded) < 100 * 1024
+
+
+def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -> None:
+    site.state.pools["llm_cluster"] = [FakeNode(f"n{number:03}") for number in range(300)]
+    site.state.interval = 1
+    site.state.pools["llm_cluster"][299].fail("connection refused, 3 in a row")
+    site.fill(360)
+    page = site.open()
+    expect(page.locator("article")).to_have_count(301)
+    expect(page.locator("article canvas").first).to_be_visible()
+    assert page.locator("article canvas").count() < 40
+    card(page, "n299").scroll_into_view_if_needed()
+    expect(card(page, "n299").locator("canvas")).to_have_count(2)
+    assert page.locator("article canvas").count() < 40
+    page.get_by_role("searchbox").fill("down")
+    expect(page.locator("article:visible h3")).to_have_text(["n299"])
+
+
+FORBIDDEN = (
+    "/memory.json",
+    "/plan.json",
+    "/lock",
+    "/.status.json",
+    "/metrics.prom",
+    "/history-000001.jsonl",
+    "/history-.jsonl.gz",
+    "/history-000002.jsonl.gz",
+    "/history.jsonl/",
+    "/history/../memory.json",
+    "/vendor/../../lua/server.conf",
+    "/vendor/..%2findex.html",
+    "/vendor/",
+    "/index.html",
+    "/lua/server.conf",
+)
+
+
+def get(host: Host, path: str, source: str = "127.0.0.1", to: str = "127.0.0.1", method: str = "GET") -> Any:
+    """Ask the status server, from an address of this host; return status, headers and body."""
+    connection = http.client.HTTPConnection(to, host.status_port, timeout=20, source_address=(source, 0))
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+@pytest.mark.parametrize("name", ["work", "upstream"])
+def test_of_the_state_only_what_the_page_reads_is_served(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    host = hosts[name]
+    state = FakeState(clean_state(host), {"llm_cluster": [FakeNode("node-a")]})
+    state.tick(time.time() - 10)
+    state.rotate()
+    state.tick(time.time())
+    for secret in ("memory.json", "plan.json", "lock", "metrics.prom"):
+        (state.directory / secret).write_text("secret")
+    (state.directory / "history-000002.jsonl.gz").symlink_to(state.directory / "memory.json")
+    with ingress(tmp_path, host, [9]):
+        for path in FORBIDDEN:
+            assert get(host, path)[0] in (400, 403, 404), path
+        types = {
+            "/": "text/html",
+            "/page.css": "text/css",
+            "/page.js": "text/javascript",
+            "/vendor/uPlot.iife.min.js": "text/javascript",
+            "/status.json": "application/json",
+            "/history.jsonl": "application/x-ndjson",
+            "/history-000001.jsonl.gz": "application/x-ndjson",
+        }
+        for path, kind in types.items():
+            status, headers, body = get(host, path)
+            assert (status, headers["Content-Type"], bool(body)) == (200, kind, True), path
+            assert headers["Content-Encoding"] == ("gzip" if path.endswith(".gz") else None)
+            assert headers.get_all("Cache-Control") == ["no-cache"]
+            assert headers.get_all("X-Content-Type-Options") == ["nosniff"]
+            assert headers.get_all("Referrer-Policy") == ["no-referrer"]
+            (policy,) = headers.get_all("Content-Security-Policy")
+            assert policy.startswith("default-src 'none'; script-src 'self';")
+            assert "unsafe" not in policy
+            assert get(host, path, method="HEAD")[0] == 200
+            for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+                assert get(host, path, method=method)[0] == 405
+
+
+ALL = ("/", "/page.js", "/status.json", "/work", "/work/metrics", "/generation", "/stub_status", "/nothing")
+
+
+def test_only_this_host_and_whom_the_inventory_names_see_anything(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    host = hosts["upstream"]
+    FakeState(clean_state(host), {"llm_cluster": [FakeNode("node-a")]}).tick(time.time())
+    with ingress(tmp_path, host, [9]):
+        seen = {
+            source: {path: get(host, path, source, to)[0] for path in ALL}
+            for source, to in (
+                ("127.0.0.1", "127.0.0.1"),
+                ("127.0.0.2", "127.0.0.1"),
+                ("127.0.0.80", "127.0.0.3"),
+                ("127.0.0.3", "127.0.0.3"),
+                ("127.0.0.4", "127.0.0.3"),
+                ("127.0.0.79", "127.0.0.1"),
+            )
+        }
+    here = dict.fromkeys(ALL, 200) | dict.fromkeys(("/work", "/work/metrics", "/nothing"), 404)
+    guest = here | dict.fromkeys(("/generation", "/stub_status"), 403)
+    stranger = dict.fromkeys(ALL, 403)
+    assert seen == {
+        "127.0.0.1": here,
+        "127.0.0.2": stranger,
+        "127.0.0.80": stranger,
+        "127.0.0.3": guest,
+        "127.0.0.4": guest,
+        "127.0.0.79": guest,
+    }
+
+
+def test_the_status_server_can_listen_everywhere_and_still_show_itself_to_nobody(
+    tmp_path: Path, hosts: dict[str, Host]
+) -> None:
+    host = hosts["everywhere"]
+    with ingress(tmp_path, host, [9]):
+        for path in ("/work", "/work/metrics", "/generation", "/stub_status", "/page.js"):
+            assert get(host, path, to="127.0.0.9")[0] == 200
+            assert get(host, path, "127.0.0.9", "127.0.0.9")[0] == 403
+            assert get(host, path, "::1", "::1")[0] == 200
+
+
+def test_the_page_can_be_switched_off(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    host = hosts["off"]
+    FakeState(clean_state(host), {"llm_cluster": [FakeNode("node-a")]}).tick(time.time())
+    with ingress(tmp_path, host, [9]):
+        assert [get(host, path)[0] for path in ("/", "/page.js", "/status.json", "/history.jsonl")] == [404] * 4
+        assert get(host, "/work")[0] == 200
+
+
+# --- With the script ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["work", "upstream"])
+def test_a_real_tick_is_shown(
+    tmp_path_factory: pytest.TempPathFactory, stack: Stack, hosts: dict[str, Host], browser: Browser, name: str
+) -> None:
+    host = hosts[name]
+    directory = clean_state(host)
+    stack.config["state_directory"] = str(directory)
+    stack.nodes[1].load |= {"kv": 0.8, "running": 5.0, "waiting": 2.0}
+    for _ in range(3):
+        assert stack.script("run").returncode == 0
+    status = json.loads((directory / "status.json").read_text())
+    with ingress(tmp_path_factory.mktemp("page"), host, [9]) as running:
+        assert ask(f"{running.status_url}/history.jsonl").status == 200
+        site = Site(FakeState(directory, {}), running.status_url, browser)
+        page = site.open()
+        expect(page.locator("article h3")).to_have_text(["node-a", "node-b", "node-c"])
+        numbers = card(page, "node-b").locator("dd b")
+        expect(numbers).to_have_text([str(status["pools"][0]["nodes"][1]["weight"]), "80 %", "5", "2"])
+        expect(card(page, "node-b").locator(".reason")).to_have_text(status["pools"][0]["nodes"][1]["reason"])
+        expect(page.locator("#generation")).to_have_text(status["generation"][:12])
+        expect(page.locator("#alert")).to_be_empty()
+        assert page.evaluate("statusPage.page.history.times.length") == 3
+        assert [kind for kind, _ in events(page)].count("change") == 1
+        assert site.complaints == []
+        page.context.close()
