@@ -2021,12 +2021,15 @@ def file_age_seconds(path: Path) -> float:
 # --- Files: state, plan, status -------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, content: str | bytes, mode: int) -> None:
-    """Replace a file in one step: readers see the old text or the new one, and a power cut keeps either."""
-    put_in_place(stage(path, content, mode), path)
+def write_atomically(path: Path, content: str | bytes, mode: int, *, sync: bool = True) -> None:
+    """Replace a file in one step: readers see the old text or the new one; with `sync` a power cut keeps either, too.
+
+    What the next tick writes anew goes without: a busy disk can take a second for each, and a tick has to end in nine.
+    """
+    put_in_place(stage(path, content, mode, sync=sync), path, sync=sync)
 
 
-def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = None) -> Path:
+def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = None, *, sync: bool = True) -> Path:
     """Write what is to be put in place of a file into a hidden one beside it, and return that.
 
     Safe in a directory somebody else can write to: it neither follows links nor reuses a file it finds.
@@ -2040,7 +2043,8 @@ def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = 
             file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -2048,15 +2052,16 @@ def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = 
     return temporary
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a staged file its name, for good."""
+def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Give a staged file its name, with `sync` for good."""
     try:
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        if sync:
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -2147,9 +2152,9 @@ class State:
         with locked(self.directory / "lock", 0o644, wait_seconds):
             yield
 
-    def write(self, name: str, data: Any) -> None:
+    def write(self, name: str, data: Any, *, sync: bool = False) -> None:
         """Write one JSON file."""
-        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", 0o644)
+        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", 0o644, sync=sync)
 
     def memory(self) -> dict[str, NodeMemory]:
         """Return what the last tick remembered, or nothing if there is no such file or it is damaged."""
@@ -2325,11 +2330,11 @@ class History:
             if content.startswith(HISTORY_HEAD):
                 newest = [int(path.name[len("history-") :][:6]) for path in self.segments()[-1:]]
                 previous = f"history-{max(newest, default=0) + 1:06d}.jsonl.gz"
-                write_atomically(self.directory / previous, gzip.compress(content, compresslevel=6), 0o644)
+                write_atomically(self.directory / previous, gzip.compress(content, 6), 0o644, sync=False)
         self.tidy(keep_bytes=self.max_bytes * 4 // 5)
         known = {name: dataclasses.asdict(each) for name, each in memory.items()}
         head = {"version": 1, "previous": previous, "columns": COLUMNS, "memory": known}
-        write_atomically(self.current, json.dumps(head, separators=(",", ":")) + "\n", 0o644)
+        write_atomically(self.current, json.dumps(head, separators=(",", ":")) + "\n", 0o644, sync=False)
 
     def tidy(self, keep_bytes: int) -> None:
         """Remove the oldest segments until the others are small enough; with 0, all of them."""
@@ -2609,7 +2614,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     try:  # the weights matter more
         History(state.directory, config.history_max_bytes).add(tick)
         config_sha256 = hashlib.sha256(config_file.read_bytes()).hexdigest()
-        write_atomically(state.directory / "metrics.prom", metrics(config, config_sha256, tick), 0o644)
+        write_atomically(state.directory / "metrics.prom", metrics(config, config_sha256, tick), 0o644, sync=False)
     except FailureError as failure:
         log(WARNING, str(failure))
 
@@ -2729,7 +2734,7 @@ def drain_command(config: Config, state: State, name: str, *, drain: bool) -> No
     if drain == (name in drained):
         print(f"{name} is {'already' if drain else 'not'} drained")
         return
-    state.write("drained.json", sorted(drained ^ {name}))
+    state.write("drained.json", sorted(drained ^ {name}), sync=True)
     print(f"{name} {'drained' if drain else 'undrained'}; the next tick makes it live, requests under way finish")
 
 

@@ -158,6 +158,15 @@ def test_a_collect_that_is_killed_is_repaired(stack: Stack, number: int) -> None
     assert not list((stack.directory / "state").glob(".*.new"))
 
 
+def test_a_tick_that_changes_nothing_waits_for_no_disk(stack: Stack) -> None:
+    stack.run()
+    trace = stack.directory / "trace"
+    assert strace(stack, "run", "-qq", "-o", str(trace), "-e", "trace=fsync,fdatasync,rename").returncode == 0
+    calls = re.findall(r"^\d*\s*(\w+)\(", trace.read_text(), re.MULTILINE)
+    assert set(calls) == {"rename"}
+    assert stack.status()["outcome"] == "unchanged"
+
+
 @pytest.mark.fault(
     1,
     "a tick dies between rename and reload, and nothing tells what nginx runs (no confirm_url)",
