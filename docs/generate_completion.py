@@ -27,7 +27,8 @@ MADE = "# Made by docs/generate_completion.py from the script's command line: ch
 NAMES = """\
 _vllm_nginx_lb_names() {
   local file=/var/lib/vllm-nginx-lb/status.json
-  [ -f $file ] && tr -d ' \\n' <$file | command grep -o '"name":"[A-Za-z0-9._-]*","address"' | cut -d '"' -f 4
+  [ -f $file ] && head -c 16000000 $file | tr -d ' \\n' |
+    command grep -o '"name":"[A-Za-z0-9._][A-Za-z0-9._-]*","address"' | cut -d '"' -f 4
 }
 """
 NODES = {

@@ -293,6 +293,9 @@ class Config:
     policies: Policies = Policies()
 
 
+MAX_PROBLEMS = 100
+
+
 def build(kind: Any, value: Any, where: str, problems: list[str], allowed: str = "") -> Any:
     """Turn plain data into `kind`, a settings class or a type one of its fields has.
 
@@ -307,7 +310,12 @@ def build(kind: Any, value: Any, where: str, problems: list[str], allowed: str =
         if not isinstance(value, list):
             problems.append(f"{where}: {shown(value)}: expected {allowed or 'a list'}")
             return MISSING
-        items = [build(get_args(kind)[0], v, f"{where}[{i}]", problems) for i, v in enumerate(value)]
+        items = []
+        for i, each in enumerate(value):
+            too_many = len(problems) >= MAX_PROBLEMS  # of a file that somebody made to have millions
+            items.append(MISSING if too_many else build(get_args(kind)[0], each, f"{where}[{i}]", problems))
+            if too_many:
+                break
         return MISSING if MISSING in items else tuple(items)
     words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
     fits = isinstance(value, (int, float) if kind is float else kind)
@@ -2276,6 +2284,7 @@ class Tick:
 # What the history has of a node, in this order; what it said of itself is between.
 READING = tuple(each.name for each in dataclasses.fields(Reading))
 HISTORY_HEAD = b'{"version":1,'
+MAX_SEGMENT_BYTES = 2**25
 COLUMNS = ("state", "weight", *READING, "seconds", "address", "answered", "error", "unresolved", "reason")
 
 
@@ -2297,8 +2306,9 @@ class History:
 
     def segments(self) -> list[Path]:
         """Return the earlier segments, oldest first."""
-        name = re.compile(r"history-\d{6}\.jsonl\.gz")
-        return sorted(path for path in self.directory.iterdir() if name.fullmatch(path.name))
+        name = re.compile(r"history-(\d{6,18})\.jsonl\.gz")
+        found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := name.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
 
     def add(self, tick: Tick) -> None:
         """Write down a tick."""
@@ -2317,20 +2327,21 @@ class History:
         with contextlib.suppress(FileNotFoundError):
             found = self.current.lstat()
             ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
-            return ours and found.st_mtime // 3600 == now // 3600 and found.st_size < self.max_bytes // 5
+            limit = min(self.max_bytes // 5, MAX_SEGMENT_BYTES)
+            return ours and found.st_mtime // 3600 == now // 3600 and found.st_size < limit
         return False
 
     def begin_segment(self, memory: Mapping[str, NodeMemory]) -> None:
         """Compress the present segment, and begin one from whose head on the ticks can be replayed."""
         import gzip
 
-        previous = None
+        content, previous = b"", None
         with contextlib.suppress(FileNotFoundError, FailureError):  # what cannot be read is given up
-            content = read_file(self.current, max_bytes=2**28)
-            if content.startswith(HISTORY_HEAD):
-                newest = [int(path.name[len("history-") :][:6]) for path in self.segments()[-1:]]
-                previous = f"history-{max(newest, default=0) + 1:06d}.jsonl.gz"
-                write_atomically(self.directory / previous, gzip.compress(content, 6), 0o644, sync=False)
+            content = read_file(self.current, max_bytes=2 * MAX_SEGMENT_BYTES)
+        if content.startswith(HISTORY_HEAD):
+            newest = [int(path.name.split("-")[1].split(".")[0]) for path in self.segments()[-1:]]
+            previous = f"history-{max(newest, default=0) + 1:06d}.jsonl.gz"
+            write_atomically(self.directory / previous, gzip.compress(content, 6), 0o644, sync=False)
         self.tidy(keep_bytes=self.max_bytes * 4 // 5)
         known = {name: dataclasses.asdict(each) for name, each in memory.items()}
         head = {"version": 1, "previous": previous, "columns": COLUMNS, "memory": known}
@@ -2340,7 +2351,7 @@ class History:
         """Remove the oldest segments until the others are small enough; with 0, all of them."""
         left = keep_bytes
         for path in reversed(self.segments()):
-            left -= path.stat().st_size
+            left -= path.lstat().st_size
             if left < 0:
                 path.unlink()
         if not keep_bytes:
@@ -2500,7 +2511,7 @@ def log(priority: int, message: str, **fields: Any) -> None:
     In the journal `fields` can be searched for, as VLLM_NGINX_LB_NODE=node-a and the like.
     """
     journal = "JOURNAL_STREAM" in os.environ
-    if journal and fields and tell_journal(priority, message, fields):
+    if fields and is_stderr_the_journal() and tell_journal(priority, message, fields):
         return
     with contextlib.suppress(OSError):  # a log that cannot be written must not stop what it would tell
         for line in message.splitlines():
@@ -2508,6 +2519,14 @@ def log(priority: int, message: str, **fields: Any) -> None:
                 print(f"<{priority}>{line}", file=sys.stderr)
             elif priority <= INFO:
                 print(line, file=sys.stderr)
+
+
+def is_stderr_the_journal() -> bool:
+    """Tell whether systemd has connected stderr to the journal, and nobody has redirected it since: systemd.exec(5)."""
+    with contextlib.suppress(OSError):
+        found = os.fstat(2)
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False
 
 
 def tell_journal(priority: int, message: str, fields: Mapping[str, Any]) -> bool:
@@ -2520,6 +2539,7 @@ def tell_journal(priority: int, message: str, fields: Mapping[str, Any]) -> bool
     entry = "".join(f"{name}={printable(str(value), 2000)}\n" for name, value in lines.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.settimeout(1)
             journal.sendto(entry.encode(), JOURNAL)
     except OSError:  # no systemd here, or not its socket
         return False
@@ -2611,12 +2631,17 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     log_changes(tick.plan.pools, tick.memory, tick.after)
     state.write("plan.json", dataclasses.asdict(tick.plan))
     state.write("memory.json", {name: dataclasses.asdict(each) for name, each in tick.after.items()})
-    try:  # the weights matter more
-        History(state.directory, config.history_max_bytes).add(tick)
-        config_sha256 = hashlib.sha256(config_file.read_bytes()).hexdigest()
-        write_atomically(state.directory / "metrics.prom", metrics(config, config_sha256, tick), 0o644, sync=False)
-    except FailureError as failure:
-        log(WARNING, str(failure))
+    config_sha256 = hashlib.sha256(config_file.read_bytes()).hexdigest()
+    told = metrics(config, config_sha256, tick)
+    writers: list[Callable[[], None]] = [
+        lambda: write_atomically(state.directory / "metrics.prom", told, 0o644, sync=False),
+        lambda: History(state.directory, config.history_max_bytes).add(tick),
+    ]
+    for write_down in writers:
+        try:
+            write_down()
+        except FailureError as failure:  # the weights matter more, and either of these more than that both are there
+            log(WARNING, str(failure))
 
 
 def apply_command(config: Config, state: State) -> None:
@@ -2673,9 +2698,10 @@ def view() -> ModuleType:
     sys.dont_write_bytecode = True  # nothing of ours appears beside programs
     try:
         import vllm_nginx_lb_view
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         beside = Path(__file__).resolve().with_name("vllm_nginx_lb_view.py")
-        raise FailureError(f"{beside} is missing: copy it there, or use status --json") from error
+        problem = "is missing" if isinstance(error, ModuleNotFoundError) else "is of another version"
+        raise FailureError(f"{beside} {problem}: copy it there, or use status --json") from error
     return vllm_nginx_lb_view
 
 
@@ -2691,15 +2717,21 @@ def status_command(state: State, *, as_json: bool, watch: bool) -> None:
             found = state.last()
     except FileNotFoundError as error:
         raise FailureError(f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)") from error
-    if found and (complaint := too_old(found, time.time())):
+    if found is None:
+        raise FailureError(f"{path} is not one of this version's: the next tick writes it anew")
+    if complaint := too_old(found, time.time()):
         raise FailureError(complaint)
 
 
 def too_old(last: Outcome, now: float) -> str | None:
-    """Return what is to be said if the last tick without a fault is older than three intervals."""
+    """Return what is to be said if the last tick without a fault is older than three intervals, or yet to come."""
     age = now - seconds_of(last.succeeded_at or "")
-    if age <= 3 * last.interval_seconds:
+    if -last.interval_seconds <= age <= 3 * last.interval_seconds:
         return None
+    if age < 0:
+        return (
+            f"the last tick without a fault was at {last.succeeded_at}, which is yet to come: was the clock set back?"
+        )
     when = (
         f"the last tick without a fault was {age:.0f} s ago" if last.succeeded_at else "no tick was without a fault yet"
     )
@@ -2754,7 +2786,8 @@ def rollback_command(config: Config, state: State) -> None:
         nginx.publish(former, current, live)
         with contextlib.suppress(FileNotFoundError, FailureError):
             result = Result(outcome="rolled_back", generation=generation_of(former), workers=state.workers())
-            state.record(state.status(), result, "rolled back by the operator", config.interval_seconds)
+            plan = dataclasses.replace(state.status(), decided_at=timestamp())
+            state.record(plan, result, "rolled back by the operator", config.interval_seconds)
     now_live = f"generation {generation_of(former)} is live"
     print(f"{now_live}; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")
 
@@ -2832,6 +2865,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failure.code
     except BrokenPipeError:  # the reader of our output has gone
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130  # as shells say it
     except OSError as error:  # a full disk behind our output, say
         log(ERROR, f"{error.filename or 'output'}: {error.strerror}")
         return EXIT_FAILED

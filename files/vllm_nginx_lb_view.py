@@ -7,10 +7,10 @@ anew every few seconds, needs none of it. All three read what ticks have left in
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import gzip
+import io
 import itertools
 import json
 import math
@@ -27,7 +27,14 @@ import yaml
 
 from vllm_nginx_lb import (
     EXIT_USAGE,
+    MAX_LINES,
+    MAX_SEGMENT_BYTES,
+    MAX_WEIGHT,
+    OUTCOMES,
+    PRINTABLE,
     READING,
+    STATES,
+    TIME,
     WARNING,
     Config,
     FailureError,
@@ -39,9 +46,11 @@ from vllm_nginx_lb import (
     check_config,
     decide,
     generation_for,
+    is_ip,
     load_template,
     log,
     membership,
+    printable,
     read_file,
     read_yaml,
     reason_to_wait,
@@ -54,7 +63,7 @@ from vllm_nginx_lb import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -70,12 +79,45 @@ LIVE = ("reloaded", "published")
 # --- History: what ticks have written down -------------------------------------------------------------
 
 
+def in_range(low: float, high: float, kind: Any = int) -> Callable[[Any], bool]:
+    """Return what tells whether a value is a number within [low, high], or None."""
+
+    def check(value: Any) -> bool:
+        return value is None or (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high)
+
+    return check
+
+
+def is_printable(value: Any) -> bool:
+    """Tell whether a value is a text fit for a terminal, or None."""
+    return value is None or (isinstance(value, str) and bool(PRINTABLE.fullmatch(value)))
+
+
+# An unprivileged user writes the history, and root reads it: nothing is believed of a row that a tick could not have
+# written. Not by build(), which is for a file, not for a million rows.
+COUNT = in_range(0, 2**60)
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "state": lambda v: v in STATES,
+    "weight": lambda v: v is not None and in_range(0, MAX_WEIGHT)(v),
+    "kv_cache_usage": in_range(0, 1, (int, float)),
+    **dict.fromkeys(("waiting", "running", "preemptions", "prompt_tokens", "generation_tokens", "finished"), COUNT),
+    "engines": in_range(1, MAX_LINES),
+    "awake": lambda v: v is None or isinstance(v, bool),
+    "seconds": in_range(0, 86400, (int, float)),
+    "address": lambda v: v is None or (isinstance(v, str) and is_ip(v)),
+    "answered": lambda v: v is None or isinstance(v, bool),
+    **dict.fromkeys(("error", "unresolved", "reason"), is_printable),
+}
+NEEDED = ("kv_cache_usage", "waiting", "running", "preemptions", "engines", "awake")  # all of them, or none
+
+
 @dataclass(frozen=True, slots=True)
 class Past:
     """One tick of the history."""
 
     at: str  # RFC 3339
     now: float  # seconds of the monotonic clock
+    settled: bool
     drained: frozenset[str]
     before: dict[str, Any]  # what became of the tick before; empty if nothing was to be done
     columns: Sequence[str]
@@ -87,9 +129,13 @@ class Past:
         """When it was, in seconds since 1970."""
         return seconds_of(self.at)
 
-    def node(self, name: str) -> dict[str, Any]:
-        """Return a node's values by column."""
-        return dict.fromkeys(self.columns) | dict(zip(self.columns, self.rows[name], strict=False))
+    def node(self, name: str) -> dict[str, Any] | None:
+        """Return a node's values by column, or None if there are none, or damaged ones."""
+        if name not in self.rows:
+            return None
+        row = dict.fromkeys(self.columns) | dict(zip(self.columns, self.rows[name], strict=False))
+        is_whole = len({row[each] is None for each in NEEDED}) == 1
+        return row if is_whole and all(check(row[column]) for column, check in CHECKS.items()) else None
 
 
 def read_history(files: Sequence[Path]) -> Iterator[Past]:
@@ -101,12 +147,14 @@ def read_history(files: Sequence[Path]) -> Iterator[Past]:
     for path in files:
         lines = lines_of(path)
         head = (parsed(lines[0]) if lines else None) or {}
-        if head.get("version") != 1 or not isinstance(head.get("columns"), list):
+        columns = head.get("columns")
+        is_ours = isinstance(columns, list) and all(isinstance(each, str) for each in columns)
+        if head.get("version") != 1 or not is_ours or not CHECKS.keys() <= set(columns or ()):
             log(WARNING, f"{path}: left out: expected a history file with version 1 and columns in its first line")
             continue
         memory = head.get("memory")
         for line in lines[1:]:
-            past = past_tick(parsed(line) or {}, head["columns"], memory)
+            past = past_tick(parsed(line) or {}, columns or [], memory)
             if past and past.at not in known:
                 known.add(past.at)
                 memory = None
@@ -114,14 +162,20 @@ def read_history(files: Sequence[Path]) -> Iterator[Past]:
 
 
 def lines_of(path: Path) -> list[bytes]:
-    """Return the lines of a history file; none of one that cannot be read."""
+    """Return the lines of a history file; none of one that cannot be read, or is larger than one can be."""
+    limit = 2 * MAX_SEGMENT_BYTES
     try:
-        content = read_file(path, max_bytes=2**28)
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+        content = read_file(path, max_bytes=limit)
+        if path.suffix == ".gz":
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(limit + 1)
+        if len(content) <= limit:
+            return content.splitlines()
+        log(WARNING, f"{path}: left out: larger than {limit} bytes")
     except FileNotFoundError:
         log(WARNING, f"{path}: there is no such file")
-    except (gzip.BadGzipFile, zlib.error, EOFError, FailureError) as error:
-        log(WARNING, f"{path}: {error}")
+    except (OSError, zlib.error, EOFError, FailureError) as error:
+        log(WARNING, f"{path}: {printable(str(error))}")
     return []
 
 
@@ -136,24 +190,41 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def past_tick(line: dict[str, Any], columns: Sequence[str], memory: Any) -> Past | None:
     """Return the tick that a line of the history is, or None if it is damaged."""
     try:
-        return Past(
-            at=str(line["at"]),
+        past = Past(
+            at=line["at"],
             now=float(line["now"]),
-            drained=frozenset(line.get("drained", ())),
-            before=dict(line.get("before", {})),
+            settled=line["settled"] is True,
+            drained=frozenset(map(str, line.get("drained", ()))),
+            before=outcome_before(line.get("before")),
             columns=columns,
             rows={str(name): list(row) for nodes in line["pools"].values() for name, row in nodes.items()},
             memory=memory if isinstance(memory, dict) else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
+    return past if is_time(past.at) and 0 <= past.now < 2**53 else None
+
+
+def is_time(value: Any) -> bool:
+    """Tell whether a value is a time that every function of datetime's takes."""
+    return isinstance(value, str) and bool(TIME.fullmatch(value)) and 0 < seconds_of(value) < 2**33
+
+
+def outcome_before(found: Any) -> dict[str, Any]:
+    """Return what a line says became of the tick before, or nothing if that is damaged."""
+    names = ("at", "outcome", "error", "deferred")
+    before = {name: found.get(name) for name in names} if isinstance(found, dict) else {}
+    error = before.get("error")
+    before["error"] = printable(error, 2000) if isinstance(error, str) else None
+    is_whole = is_time(before.get("at")) and before.get("outcome") in OUTCOMES and is_printable(before["deferred"])
+    return before if is_whole else {}
 
 
 def all_of(state: State) -> list[Path]:
     """Return the history files of this host, oldest first."""
     history = History(state.directory, 0)
     try:
-        return [*history.segments(), *([history.current] if history.current.exists() else [])]
+        return [*history.segments(), *([history.current] if history.current.is_file() else [])]
     except OSError as error:
         raise FailureError(f"{state.directory} cannot be read: {error.strerror}") from error
 
@@ -161,7 +232,10 @@ def all_of(state: State) -> list[Path]:
 def ticks_since(state: State, since: float) -> Iterator[Past]:
     """Yield the ticks since a time; segments that ended before it are not read."""
     # A file was last written to when its last tick was added, or, compressed, within the hour after that.
-    files = [path for path in all_of(state) if path.stat().st_mtime >= since]
+    files = []
+    for path in all_of(state):
+        with contextlib.suppress(OSError):  # a tick may just have removed it
+            files += [path] if path.lstat().st_mtime >= since else []
     return (past for past in read_history(files) if past.seconds >= since)
 
 
@@ -194,32 +268,34 @@ def show_status(state: State, *, watch: bool) -> None:
     Raises:
         FileNotFoundError: no tick has ended yet.
     """
-    if not watch:
-        print_status(state, state.status())
-        return
-    shown = ""
+    shown, reloads = "", 0
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             status = state.status()
-            if console := terminal():
+            if is_new := status.decided_at != shown:
+                shown, reloads = status.decided_at, reloads_in_the_last_hour(state, status)
+            console = terminal()
+            if watch and console:
                 console.clear()
-                print_status(state, status)  # each second, because ages grow
-            elif status.decided_at != shown:
-                print_status(state, status)
-                print(flush=True)
-            shown = status.decided_at
+            if is_new or console:  # on a terminal each second, because ages grow
+                print_status(console, status, reloads)
+            if not watch:
+                return
             time.sleep(1)
 
 
-def print_status(state: State, status: Status) -> None:
+def reloads_in_the_last_hour(state: State, status: Status) -> int:
+    """Return how often what nginx serves has changed, as far as the history knows."""
+    start = time.time() - HOUR_SECONDS
+    found = outcomes((past.before for past in ticks_since(state, start)), status)
+    return sum(each["outcome"] in LIVE and seconds_of(at) >= start for at, each in found.items())
+
+
+def print_status(console: Console | None, status: Status, reloads: int) -> None:
     """Print what the last tick decided and what became of it: in colours on a terminal, else as plain text."""
     now = time.time()
-    before = (past.before for past in ticks_since(state, now - HOUR_SECONDS))
-    reloads = sum(each.get("outcome") in LIVE for each in outcomes(before, status).values())
-    console = terminal()
     if console is None:
-        print(table(status.pools))
-        print("\n" + "\n".join(summary(status, now, reloads)))
+        print(table(status.pools), "", *summary(status, now, reloads), sep="\n", flush=True)
         return
     from rich.text import Text
 
@@ -263,9 +339,8 @@ def print_pool(console: Console, pool: PoolPlan) -> None:
     from rich.text import Text
 
     narrow = console.width < NARROW_COLUMNS
-    shown = Table(
-        title=pool.name + (f": {pool.held}" if pool.held else ""), title_justify="left", title_style="bold", box=None
-    )
+    title = Text(pool.name + (f": {pool.held}" if pool.held else ""), "bold")
+    shown = Table(title=title, title_justify="left", title_style="", box=None)
     for heading in ("NODE", "STATE", "KV", "WAIT" if narrow else "WAITING", "RUN" if narrow else "RUNNING", "WEIGHT"):
         left = heading in ("NODE", "STATE")
         shown.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
@@ -307,8 +382,8 @@ def explain(config: Config, state: State, name: str, since: str) -> None:
     seen, before = list[tuple[str, dict[str, Any]]](), list[dict[str, Any]]()
     for past in ticks_since(state, start_of(since)):  # not kept as a whole: a day of many nodes is large
         before.append(past.before)
-        if name in past.rows:
-            seen.append((past.at, past.node(name)))
+        if row := past.node(name):
+            seen.append((past.at, row))
     nodes = [node.name for pool in config.pools for node in pool.nodes]
     if name not in nodes and not seen:
         raise FailureError(f"no node {name!r}: expected one of {', '.join(nodes)}", EXIT_USAGE)
@@ -351,8 +426,8 @@ def change(at: str, was: Mapping[str, Any], row: Mapping[str, Any], outcome: Map
     if moved:
         yield f"                since the tick before: {', '.join(moved)}"
     if outcome:
-        why = outcome.get("error") or outcome.get("deferred")
-        yield f"                {outcome.get('outcome')}" + (f": {why}" if why else "")
+        why = outcome["error"] or outcome["deferred"]
+        yield f"                {outcome['outcome']}" + (f": {why}" if why else "")
 
 
 def shown_value(value: Any) -> str:
@@ -378,7 +453,7 @@ class Replayed:
 
     times: list[str] = field(default_factory=list)
     weights: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # of each node: recorded, replayed
-    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)  # as recorded
+    before: list[dict[str, Any]] = field(default_factory=list)  # what became of ticks, as recorded
 
 
 def replay(
@@ -395,12 +470,12 @@ def replay(
     publisher, found = Publisher(changed(config_file, policy, changes)), Replayed()
     for past, pools in replayed_ticks(publisher, read_history(files or all_of(state))):
         found.times.append(past.at)
-        found.outcomes[str(past.before.get("outcome"))] += 1
+        found.before.append(past.before)
         for node in (node for pool in pools for node in pool.nodes):
             weights = found.weights.setdefault(node.name, [])
             if weights and weights[-1][1] != node.weight:
                 print(f"{local(past.at)}  {node.name}: weight {weights[-1][1]} -> {node.weight}: {node.reason}")
-            weights.append((past.node(node.name)["weight"], node.weight))
+            weights.append(((past.node(node.name) or {}).get("weight", 0), node.weight))
     if not found.times:
         raise FailureError("no configured node is in the history: nothing to replay")
     print_replayed(found, publisher)
@@ -410,6 +485,8 @@ def changed(config_file: Path, policy: str | None, changes: Sequence[str]) -> Co
     """Return the configuration with other settings: KEY=VALUE, where KEY is a path such as health.fall."""
     raw = read_yaml(config_file)
     check_config(raw, config_file)
+    for pool in raw["pools"] if policy else ():
+        pool["policy"] = policy
     for each in changes:
         key, equals, value = each.partition("=")
         *path, last = key.split(".")
@@ -418,11 +495,9 @@ def changed(config_file: Path, policy: str | None, changes: Sequence[str]) -> Co
             at = at.setdefault(name, {}) if isinstance(at, dict) else None
         if not equals or not isinstance(at, dict):
             raise FailureError(f"--set: {each!r}: expected KEY=VALUE, such as health.fall=5", EXIT_USAGE)
-        with contextlib.suppress(yaml.YAMLError):  # what is no YAML is a text, and will not be allowed
+        with contextlib.suppress(yaml.YAMLError, ValueError):  # what is no YAML is a text, and will not be allowed
             value = yaml.safe_load(value)
         at[last] = value
-    for pool in raw["pools"] if policy else ():
-        pool["policy"] = policy
     return check_config(raw, config_file)
 
 
@@ -464,18 +539,25 @@ class Publisher:
 
 
 def replayed_ticks(publisher: Publisher, ticks: Iterable[Past]) -> Iterator[tuple[Past, tuple[PoolPlan, ...]]]:
-    """Yield each recorded tick with what would have been decided in it for the nodes that it had."""
-    memory: dict[str, NodeMemory] | None = None
-    settled, known, config = True, frozenset[str](), publisher.config
+    """Yield each recorded tick with what would have been decided in it for the nodes that it had.
+
+    As long as that is what was decided, what became of it is what was recorded: a tick may have failed.
+    """
+    memory: dict[str, NodeMemory] = {}
+    settled, agrees, names, config = True, True, frozenset[str](), publisher.config
     for past in ticks:
-        memory = first_memory(past) if memory is None else memory
-        if known != past.rows.keys():
-            known = frozenset(past.rows)
-            config = only_nodes(publisher.config, known)
+        rows = {name: row for name in past.rows if (row := past.node(name))}
+        if names != rows.keys():
+            names = frozenset(rows)
+            config = only_nodes(publisher.config, names)
+        if agrees and past.memory is not None:
+            memory = first_memory(past)
         if config.pools:
-            samples = {node.name: sample_of(past.node(node.name)) for pool in config.pools for node in pool.nodes}
+            samples = {node.name: sample_of(rows[node.name]) for pool in config.pools for node in pool.nodes}
+            settled = past.settled if agrees else settled
             pools, memory = decide(config, samples, memory, past.drained, past.now, settled=settled)
             settled = publisher.take(config, pools, past.now)
+            agrees = all(node.weight == rows[node.name]["weight"] for pool in pools for node in pool.nodes)
             yield past, pools
 
 
@@ -487,17 +569,14 @@ def first_memory(past: Past) -> dict[str, NodeMemory]:
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """Return the sample that a row of the history was made from."""
-    try:
-        return Sample(
-            address=row["address"],
-            seconds=float(row["seconds"] or 0),
-            reading=None if row["kv_cache_usage"] is None else Reading(**{name: row[name] for name in READING}),
-            error=row["error"],
-            answered=row["answered"] is not False,
-            unresolved=row["unresolved"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FailureError(f"the history is damaged: {error}") from error
+    return Sample(
+        address=row["address"],
+        seconds=float(row["seconds"] or 0),
+        reading=None if row["engines"] is None else Reading(**{name: row[name] for name in READING}),
+        error=row["error"],
+        answered=row["answered"] is not False,
+        unresolved=row["unresolved"],
+    )
 
 
 def print_replayed(found: Replayed, publisher: Publisher) -> None:
@@ -514,7 +593,8 @@ def print_replayed(found: Replayed, publisher: Publisher) -> None:
     print()
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    changes, waited = sum(found.outcomes[each] for each in LIVE), found.outcomes["deferred"]
+    became = [each["outcome"] for each in outcomes(found.before, None).values()]
+    changes, waited = sum(each in LIVE for each in became), became.count("deferred")
     print(
         f"\n{len(found.times)} ticks from {local(found.times[0])} to {local(found.times[-1])}"
         f"\nwhat nginx serves changed {changes} times as recorded, {publisher.published} times as replayed;"

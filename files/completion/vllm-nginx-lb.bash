@@ -62,7 +62,8 @@ _shtab_vllm_nginx_lb___version_nargs=0
 # Custom Preamble
 _vllm_nginx_lb_names() {
   local file=/var/lib/vllm-nginx-lb/status.json
-  [ -f $file ] && tr -d ' \n' <$file | command grep -o '"name":"[A-Za-z0-9._-]*","address"' | cut -d '"' -f 4
+  [ -f $file ] && head -c 16000000 $file | tr -d ' \n' |
+    command grep -o '"name":"[A-Za-z0-9._][A-Za-z0-9._-]*","address"' | cut -d '"' -f 4
 }
 _vllm_nginx_lb_nodes() {
   compgen -W "$(_vllm_nginx_lb_names)" -- "$1"

@@ -9,29 +9,11 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm_nginx_lb import COLUMNS, OUTCOMES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-COLUMNS = [
-    "state",
-    "weight",
-    "kv_cache_usage",
-    "waiting",
-    "running",
-    "preemptions",
-    "engines",
-    "awake",
-    "prompt_tokens",
-    "generation_tokens",
-    "finished",
-    "seconds",
-    "address",
-    "answered",
-    "error",
-    "unresolved",
-    "reason",
-]
-OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
 GENERATION = "9f3ac21b04de5566778899aabbccddeeff00112233445566778899aabbccddee"
 
 

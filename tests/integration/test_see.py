@@ -218,12 +218,41 @@ def test_a_history_that_cannot_be_written_stops_no_tick(stack: Stack) -> None:
     said = stack.run()
     assert f"{stack.directory}/state/history.jsonl cannot be written: Is a directory" in said
     assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+    assert "vllm_nginx_lb_node_weight" in (stack.directory / "state" / "metrics.prom").read_text()
+    assert stack.script("status").returncode == 0
+
+
+def test_status_fails_on_what_is_no_status_or_from_the_future(stack: Stack) -> None:
+    stack.run()
+    path = stack.directory / "state" / "status.json"
+    good = json.loads(path.read_text())
+    path.write_text('{"version": 2}')
+    for options in ([], ["--json"]):
+        done = stack.script("status", *options)
+        assert done.returncode == 1
+        assert "is not one of this version's" in done.stderr
+    path.write_text(json.dumps(good | {"succeeded_at": "2099-01-01T00:00:00.000+00:00"}))
+    done = stack.script("status")
+    assert done.returncode == 1
+    assert "which is yet to come: was the clock set back?" in done.stderr
+
+
+def test_a_reason_with_markup_stays_as_it_is(stack: Stack) -> None:
+    stack.run()
+    path = stack.directory / "state" / "status.json"
+    found = json.loads(path.read_text())
+    found["pools"][0]["held"] = "[/x] [bold]held[/bold] :skull:"
+    path.write_text(json.dumps(found))
+    terminal = Terminal(stack, "status")
+    assert terminal.ended() == 0
+    assert "llm_cluster: [/x] [bold]held[/bold] :skull:" in "\n".join(terminal.lines)
 
 
 def test_the_journal_gets_changes_with_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    stderr = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
     monkeypatch.setattr(lb, "JOURNAL", str(tmp_path / "socket"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(lb.JOURNAL)
@@ -240,3 +269,5 @@ def test_the_journal_gets_changes_with_fields(
     assert capsys.readouterr().err == ""
     lb.log(lb.NOTICE, "nobody listens", node="a")
     assert capsys.readouterr().err == "<5>nobody listens\n"
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")  # of the service that started the shell, say
+    assert not lb.is_stderr_the_journal()

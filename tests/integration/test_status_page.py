@@ -198,6 +198,29 @@ def test_what_is_in_the_present_segment_needs_no_other(site: Site) -> None:
     assert not [path for path in site.paths() if path.endswith(".gz")]
 
 
+def test_an_hour_of_many_segments_is_shown_as_one(site: Site) -> None:
+    end = time.time()
+    for left in range(720, -1, -1):
+        if left % 60 == 0:
+            site.state.rotate()
+        site.state.tick(end - 10 * left, write=not left)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    assert page.evaluate("statusPage.page.history.times[0]") == pytest.approx(end - HOUR, abs=15)
+    assert len([path for path in site.paths() if path.endswith(".gz")]) in (6, 7)
+
+
+def test_after_the_clock_was_set_back_ticks_are_shown_again(site: Site) -> None:
+    now = time.time()
+    site.fill(60, end=now + 2 * HOUR)
+    site.fill(300, end=now)
+    page = site.open()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    times = page.evaluate("statusPage.page.history.times")
+    assert len(times) == 31
+    assert times[-1] == pytest.approx(now, abs=0.01)
+
+
 def test_changes_faults_and_waits_of_the_hour_are_on_the_time_line(site: Site) -> None:
     end = time.time()
     said: dict[int, dict[str, Any]] = {

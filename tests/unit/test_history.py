@@ -29,6 +29,7 @@ class Recorder:
         self.memory: dict[str, lb.NodeMemory] = {}
         self.number = 0
         self.last: lb.Outcome | None = None
+        self.settled = True
 
     def tick(self, **samples: lb.Sample) -> lb.Tick:
         """Decide once; nodes not named are idle."""
@@ -36,10 +37,10 @@ class Recorder:
         found = {node.name: good(node.host) for node in nodes} | samples
         now, self.number = 1000.0 + 10 * self.number, self.number + 1
         before = self.memory
-        pools, self.memory = lb.decide(self.config, found, before, set(), now)
+        pools, self.memory = lb.decide(self.config, found, before, set(), now, settled=self.settled)
         at = f"2026-11-26T{self.number // 360:02d}:{self.number // 6 % 60:02d}:{self.number % 6}0.000+00:00"
         plan = lb.Plan(version=1, decided_at=at, pools=pools)
-        tick = lb.Tick(now, found, before, set(), self.last, settled=True, plan=plan, after=self.memory)
+        tick = lb.Tick(now, found, before, set(), self.last, settled=self.settled, plan=plan, after=self.memory)
         self.history.add(tick)
         self.last = lb.Outcome(decided_at=at, generation="abc", applied=True, outcome="unchanged", error=None)
         return tick
@@ -54,6 +55,13 @@ class Recorder:
         return list(view.read_history([*self.history.segments(), self.history.current]))
 
 
+def row_of(past: view.Past, name: str) -> dict[str, Any]:
+    """Return a node's values of a tick, which must be whole."""
+    row = past.node(name)
+    assert row is not None
+    return row
+
+
 def busy(host: str, **changes: Any) -> lb.Sample:
     """Return a scrape of a node that works, with counters as large as those of a real one."""
     counters = {"preemptions": 12, "prompt_tokens": 48_123_456, "generation_tokens": 9_876_543, "finished": 123_456}
@@ -65,16 +73,16 @@ def test_a_tick_can_be_read_back(tmp_path: Path) -> None:
     tick = recorder.tick(a=busy("127.0.0.1", kv_cache_usage=0.9), b=refused("127.0.0.2"))
     (past,) = recorder.ticks()
     assert (past.at, past.now) == (tick.plan.decided_at, 1000.0)
-    assert past.node("a")["reason"] == "kv 0.90 >= 0.85"
-    assert past.node("b")["state"] == "unknown"
-    assert {name: view.sample_of(past.node(name)) for name in past.rows} == dict(tick.samples)
+    assert row_of(past, "a")["reason"] == "kv 0.90 >= 0.85"
+    assert row_of(past, "b")["state"] == "unknown"
+    assert {name: view.sample_of(row_of(past, name)) for name in past.rows} == dict(tick.samples)
 
 
 def test_a_reason_is_kept_when_a_weight_or_state_has_moved(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, config("a", "b"))
     for sample in (good(), good(), refused(), good(), good(kv_cache_usage=0.8)):
         recorder.tick(a=sample)
-    reasons = [past.node("a")["reason"] for past in recorder.ticks()]
+    reasons = [row_of(past, "a")["reason"] for past in recorder.ticks()]
     assert reasons == [
         "kv 0.10 < 0.75",
         None,
@@ -179,6 +187,28 @@ def test_what_somebody_else_put_there_is_not_written_to(tmp_path: Path, kind: st
         recorder.tick()
         assert len(recorder.ticks()) == 1
     assert victim.read_text() == "precious"
+
+
+def test_the_hour_before_is_kept_when_it_cannot_be_compressed(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, config("a", "b"))
+    recorder.tick()
+    recorder.an_hour_passes()
+    (tmp_path / ".history-000001.jsonl.gz.new").mkdir()  # in the way of it, as a full disk would be
+    with pytest.raises(lb.FailureError, match=r"history-000001.jsonl.gz cannot be written"):
+        recorder.tick()
+    assert [past.now for past in recorder.ticks()] == [1000.0]
+    (tmp_path / ".history-000001.jsonl.gz.new").rmdir()
+    recorder.tick()
+    assert [past.now for past in recorder.ticks()] == [1000.0, 1020.0]
+
+
+def test_numbers_go_on_beyond_a_million(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, config("a", "b"))
+    recorder.tick()
+    recorder.an_hour_passes()
+    (tmp_path / "history-999999.jsonl.gz").write_bytes(b"")
+    recorder.tick()
+    assert [path.name for path in recorder.history.segments()][-1] == "history-1000000.jsonl.gz"
 
 
 def test_no_history_is_kept_where_none_is_wanted(tmp_path: Path) -> None:

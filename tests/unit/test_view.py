@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import random
 import re
@@ -13,7 +14,7 @@ import pytest
 import vllm_nginx_lb as lb
 import vllm_nginx_lb_view as view
 from tests.unit.samples import config, good, refused, unreadable
-from tests.unit.test_history import Recorder, busy
+from tests.unit.test_history import Recorder, busy, row_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def test_a_replay_with_the_same_settings_decides_the_same(
         recorder.tick(**samples)
     said = replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))
     assert differing(said) == {"a": 0, "b": 0, "c": 0}
-    assert len({past.node("a")["weight"] for past in recorder.ticks()}) > (policy != "static")
+    assert len({row_of(past, "a")["weight"] for past in recorder.ticks()}) > (policy != "static")
 
     # A later segment alone does, too: its head says what it began with.
     (last,) = recorder.history.segments()[-1:]
@@ -111,6 +112,8 @@ def test_a_replay_rations_reloads_as_a_tick_does(tmp_path: Path, capsys: pytest.
         ("health.fall=no", "health.fall: False: expected a number from 1 to 1000"),
         ("health.fell=3", "health.'fell': unknown key"),
         ("health.fall={", "health.fall: '{': expected a number from 1 to 1000"),
+        ("health.fall=2026-13-45", "health.fall: '2026-13-45': expected a number from 1 to 1000"),
+        ("pools=3", "pools: 3: expected a list of at least one pool"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, change: str, line: str) -> None:
@@ -145,6 +148,98 @@ def test_a_line_that_is_no_tick_is_left_out(tmp_path: Path, line: bytes) -> None
         file.write(line + b"\n")
     recorder.tick()
     assert [past.now for past in recorder.ticks()] == [1000.0, 1010.0]
+
+
+WEIGHTS: list[Any] = [None, "x", [], True, -1, 101, 10**400, 1.5, float("nan")]
+HOSTILE: list[dict[str, Any]] = [{"weight": value} for value in WEIGHTS]
+HOSTILE += [{"reason": value} for value in ("\x1b]52;c;eA==\x07", "two\nlines", "\ud800", 7, "x" * 301)]
+HOSTILE += [{"error": "\x1b[2J"}, {"unresolved": "\x07"}, {"state": "well"}, {"address": "foo; evil"}, {"address": []}]
+HOSTILE += [{"kv_cache_usage": value} for value in (float("nan"), "0.5", 2, None)]
+HOSTILE += [{"engines": 0}, {"waiting": "3"}, {"seconds": 10**400}, {"awake": 1}, {"generation_tokens": -1}]
+
+
+@pytest.mark.parametrize("change", HOSTILE, ids=str)
+def test_nothing_is_believed_of_a_row_that_no_tick_could_have_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    settings = config(*NAMES, state_directory=str(tmp_path))
+    recorder = Recorder(tmp_path, settings)
+    recorder.tick()
+    recorder.tick(a=good("127.0.0.1", kv_cache_usage=0.8))
+    recorder.tick()
+    head, first, second, third = recorder.history.current.read_text().splitlines()
+    line = json.loads(second)
+    row = line["pools"]["llm_cluster"]["a"]
+    row += [None] * (len(lb.COLUMNS) - len(row))
+    for name, value in change.items():
+        row[lb.COLUMNS.index(name)] = value
+    recorder.history.current.write_text("\n".join([head, first, json.dumps(line), third, ""]))
+
+    view.explain(settings, lb.State(tmp_path), "a", "2020-01-01")
+    said = capsys.readouterr().out
+    assert "a: 2 ticks" in said
+    assert said.isascii()
+    assert said.replace("\n", "").isprintable()
+    said = replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))
+    assert differing(said) == {"a": 0, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"at": "9999-12-31T23:59:59.9-23:59"},
+        {"at": "\x1b[2J2026-11-26T00:00:00"},
+        {"at": 7},
+        {"now": 10**400},
+        {"now": -1},
+        {"now": "x"},
+        {"pools": []},
+        {"pools": {"llm_cluster": {"a": 7}}},
+        {"drained": 7},
+    ],
+    ids=str,
+)
+def test_a_tick_that_cannot_have_been_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    recorder = Recorder(tmp_path, config(*NAMES))
+    recorder.tick()
+    recorder.tick()
+    head, first, second = recorder.history.current.read_text().splitlines()
+    forged = json.dumps(json.loads(first) | change)
+    recorder.history.current.write_text(f"{head}\n{forged}\n{second}\n")
+    assert [past.now for past in recorder.ticks()] == [1010.0]
+
+
+def test_what_became_of_a_tick_is_believed_only_as_far_as_it_can_be(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, config(*NAMES))
+    recorder.tick()
+    at = "2026-11-26T00:00:00.000+00:00"
+    for before in ({"at": at, "outcome": "\x1b[2J"}, {"at": 7, "outcome": "failed"}, {"at": at}, 7, "x"):
+        assert view.outcome_before(before) == {}
+    found = view.outcome_before({"at": at, "outcome": "failed", "error": "a\x1bb"})
+    assert found == {"at": at, "outcome": "failed", "error": "a?b", "deferred": None}
+
+
+def test_a_segment_that_unpacks_to_too_much_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(tmp_path, config(*NAMES))
+    recorder.tick()
+    (tmp_path / "history-000001.jsonl.gz").write_bytes(gzip.compress(b"0" * (2 * lb.MAX_SEGMENT_BYTES + 1)))
+    assert [past.now for past in recorder.ticks()] == [1000.0]
+    assert "history-000001.jsonl.gz: left out: larger than" in capsys.readouterr().err
+
+
+def test_a_replay_follows_ticks_that_did_not_go_live(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(*NAMES, pool={"policy": "capacity"}, state_directory=str(tmp_path))
+    recorder = Recorder(tmp_path, settings)
+    drawn = random.Random(5)  # noqa: S311 - a test repeats
+    for number in range(200):
+        recorder.settled = drawn.random() > 0.3
+        recorder.tick(
+            a=busy("127.0.0.1", running=12, waiting=3, generation_tokens=1000 + number * 400, finished=number * 9),
+            b=busy("127.0.0.2", running=12, generation_tokens=1000 + number * 4000, finished=number * 40),
+            c=busy("127.0.0.3", running=12, generation_tokens=1000 + number * 2000, finished=number * 20),
+        )
+    assert differing(replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))) == {"a": 0, "b": 0, "c": 0}
+    assert len({row_of(past, "a")["weight"] for past in recorder.ticks()}) > 1
 
 
 @pytest.mark.parametrize("since", ["", "1", "h", "1w", "-1h", "yesterday", "2026-13-01"])

@@ -79,6 +79,7 @@ function rowsOfStatus(status) {
  * @param {Map<string, object>} rows by key
  */
 function addPoint(history, at, rows, interval) {
+  if (at < history.times.at(-1) - interval) forgetFrom(history, at); // the host's clock was set back
   const last = history.times.at(-1);
   if (!(at > last || last === undefined)) return;
   if (at - last > 2.5 * interval) {
@@ -165,6 +166,14 @@ function trim(history, from) {
     }
   }
   for (const [name, event] of history.events) if (event.at < from) history.events.delete(name);
+}
+
+/** Forget what is not older than `at`. */
+function forgetFrom(history, at) {
+  const first = history.times.findIndex((time) => time >= at);
+  history.times.splice(first);
+  for (const series of history.nodes.values()) for (const name of SERIES) series[name].splice(first);
+  for (const [name, event] of history.events) if (event.at >= at) history.events.delete(name);
 }
 
 /** Return the times in which a node was not up: {from, to, state}. */
@@ -322,8 +331,10 @@ async function readHistory() {
   const from = now() - HOUR;
   try {
     const segments = [parseSegment((await ask("history.jsonl", "no-cache")) ?? "")];
-    const { previous, ticks } = segments[0];
-    if (/^history-\d+\.jsonl\.gz$/.test(previous) && !(ticks[0]?.at <= from)) {
+    // As a rule two at most; where nodes are many, a segment is full before its hour is over.
+    while (segments.length < 20) {
+      const { previous, ticks } = segments[0];
+      if (!/^history-\d+\.jsonl\.gz$/.test(previous) || ticks[0]?.at <= from) break;
       segments.unshift(parseSegment((await ask(previous, "no-cache")) ?? ""));
     }
     page.history = historyOf(segments, interval(), from);
