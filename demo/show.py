@@ -70,11 +70,13 @@ def shares(counts: collections.Counter[str]) -> dict[str, float]:
 
 
 def read_status(container: str) -> dict[str, Any]:
-    """Return the balancer's status.json, or an empty one between two states."""
+    """Return the balancer's last decision, also one that is old (exit code 1), or an empty one before the first."""
     done = subprocess.run(
         ["podman", "exec", container, "vllm-nginx-lb", "status", "--json"], capture_output=True, text=True, check=False
     )
-    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"pools": []}
+    with contextlib.suppress(json.JSONDecodeError):
+        return dict(json.loads(done.stdout))
+    return {"pools": []}
 
 
 async def ask(client: openai.AsyncOpenAI, names: dict[str, str], tally: Tally) -> None:
@@ -200,6 +202,7 @@ def main() -> int:
     print(f"  {tally.finished} streams finished, {len(tally.failed)} failed{first}")
     print(f"""
 It is still running. To look around:
+  status page: http://{address}:18091/
   sudo podman exec {container} vllm-nginx-lb status
   sudo podman exec {container} journalctl -u vllm-nginx-lb -n 20
   sudo podman exec {container} cat /etc/nginx/vllm-nginx-lb/weights.json

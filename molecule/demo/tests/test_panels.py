@@ -1,0 +1,85 @@
+"""Every query of the dashboard has something to show, in the real Prometheus, while the site has load."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import prometheus
+import pytest
+import stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DASHBOARD = json.loads((stack.PROJECT / "monitoring" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+QUERIES = {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", [])
+}
+VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"] if each["type"] == "query"}
+# What Grafana puts in: a variable with everything is its allValue, or all that there is; the interval is at least four
+# scrapes.
+FILLED = {"job": "vllm-nginx-lb", "__rate_interval": "1m"} | {
+    name: each.get("allValue", ".*") for name, each in VARIABLES.items() if each["includeAll"]
+}
+
+
+def filled(expression: str) -> str:
+    """Return a query with its variables filled in."""
+    return re.sub(r"\$(\w+)", lambda found: FILLED[found[1]], expression)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _load() -> Iterator[None]:
+    """Send requests for as long as the tests run."""
+    over, failed = threading.Event(), []
+
+    def send() -> None:
+        while not over.is_set():
+            try:
+                stack.shares(16)
+            except Exception as fault:  # noqa: BLE001 - raised below
+                failed.append(fault)
+                return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    yield
+    over.set()
+    sender.join(120)
+    assert failed == []
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_panel_has_data(name: str) -> None:
+    expression = filled(QUERIES[name])
+    found = stack.wait_until(
+        lambda: [each for each in prometheus.query(expression) if not math.isnan(each[1])], 90, f"data of {expression}"
+    )
+    assert all(math.isfinite(value) for _, value in found)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_variable_has_what_can_be_chosen(variable: str) -> None:
+    query: Any = VARIABLES[variable]["definition"]
+    series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
+    expected = {"job": "vllm-nginx-lb", "instance": stack.INGRESS["container_ip"], "pool": "llm_cluster"}
+    assert prometheus.ask(f"label/{label}/values", **{"match[]": filled(series)}) == [expected[variable]]
+
+
+def test_the_timeline_shows_a_node_that_is_drained() -> None:
+    expression = filled(QUERIES["State of each node A"])
+
+    def state() -> dict[str, float]:
+        return {labels["node"]: value for labels, value in prometheus.query(expression)}
+
+    stack.wait_until(lambda: state() == {"node-a": 0, "node-b": 0, "node-c": 0}, 60, "all nodes are up")
+    stack.on_ingress("vllm-nginx-lb", "drain", "node-c")
+    stack.wait_until(lambda: state() == {"node-a": 0, "node-b": 0, "node-c": 1}, 60, "node-c is drained")
+    stack.on_ingress("vllm-nginx-lb", "undrain", "node-c")
+    stack.wait_until(lambda: state() == {"node-a": 0, "node-b": 0, "node-c": 0}, 60, "all nodes are up again")
