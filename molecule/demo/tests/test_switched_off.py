@@ -16,8 +16,9 @@ def changes(*arguments: str) -> int:
     """Run a playbook on the demo, which must succeed, and return how many tasks changed something on the ingress."""
     done = stack.play(*INVENTORIES, *arguments)
     assert done.returncode == 0, done.stdout
-    recap = re.search(r"ingress-1 : ok=\d+ changed=(\d+)", done.stdout)
-    assert recap, done.stdout
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # Molecule wants colours
+    recap = re.search(r"ingress-1 +: +ok=\d+ +changed=(\d+)", said)
+    assert recap, said
     return int(recap[1])
 
 

@@ -627,10 +627,10 @@ function readColours() {
 
 const SPANS = { down: "bad-span", unknown: "warn-span", drained: "out-span" };
 
-/** Return the times of charts: with nothing known, the ends of the axis. */
-/** Where charts begin: an hour ago, or where the history does, but ten minutes ago at least. */
+/** Return where charts begin: an hour ago, or where the history does, but ten minutes ago at least. */
 const shownFrom = () => Math.max(now() - HOUR, Math.min(page.history.times[0] ?? 0, now() - 600));
 
+/** Return the times of charts: with nothing known, the ends of the axis. */
 const timesShown = () => (page.history.times.length ? page.history.times : [now() - HOUR, now()]);
 
 /** Return the settings that all charts have in common: one time axis, and one cursor through all of them. */
