@@ -68,7 +68,8 @@ test-fast: lint test-lua ## All but faults, long runs, the soak and the containe
 
 test-python: venv test-lua ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
-	pytest --numprocesses=auto --dist=loadfile --cov --cov-report= tests/unit tests/integration
+	@# In this order: by number of tests, the slowest file of few would come last, and the other workers would wait for it.
+	pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
 
 test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
