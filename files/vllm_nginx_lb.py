@@ -851,7 +851,8 @@ class PoolPlan:
 
 TIME = re.compile(r"[0-9T:.Z+-]{20,40}")
 OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
-CHANGES = ("reloaded", "published", "rolled_back", "failed")  # of which something was to go live
+LIVE = ("reloaded", "published")  # of which what was decided went live
+CHANGES = (*LIVE, "rolled_back", "failed")  # of which something was to go live
 
 
 # These three without slots: a status is both of the former.
@@ -2248,7 +2249,7 @@ class State:
             dataclasses.asdict(plan)
             | {
                 "generation": result.generation,
-                "applied": result.outcome in ("reloaded", "published", "unchanged"),
+                "applied": result.outcome in (*LIVE, "unchanged"),
                 "outcome": result.outcome,
                 "deferred": result.deferred,
                 "draining_generations": result.workers.draining,
@@ -2437,7 +2438,7 @@ def outcome_metrics(last: Outcome) -> Iterator[Metric]:
     """Yield what became of the last tick, and how those before it went. A time that is not known is left out."""
     succeeded = {(): seconds_of(last.succeeded_at)} if last.succeeded_at else {}
     changed = {(): seconds_of(last.changed_at)} if last.changed_at else {}
-    live = dict.fromkeys(changed, last.changed_outcome in ("reloaded", "published"))
+    live = dict.fromkeys(changed, last.changed_outcome in LIVE)
     totals = {(outcome,): getattr(last.totals, outcome) for outcome in OUTCOMES}
     changes = {(outcome,): getattr(last.totals, outcome) for outcome in CHANGES}
     yield family("last_tick_success", "Whether the last tick ended without a fault.", {(): last.error is None})

@@ -27,6 +27,7 @@ import yaml
 
 from vllm_nginx_lb import (
     EXIT_USAGE,
+    LIVE,
     MAX_LINES,
     MAX_SEGMENT_BYTES,
     MAX_WEIGHT,
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
 
 HOUR_SECONDS = 3600
 NARROW_COLUMNS = 100  # of a terminal: with fewer, reasons get a line of their own
-LIVE = ("reloaded", "published")
 
 
 # --- History: what ticks have written down -------------------------------------------------------------
@@ -243,7 +243,7 @@ def outcomes(before: Iterable[Mapping[str, Any]], last: Status | None) -> dict[s
     """Return what became of each tick in which something was to be done, by its time: what later ones say `before`."""
     found = {str(each["at"]): each for each in before if "at" in each}
     if last and last.outcome != "unchanged":
-        found[last.decided_at] = dataclasses.asdict(last)
+        found[last.decided_at] = {name: getattr(last, name) for name in ("outcome", "error", "deferred")}
     return found
 
 
