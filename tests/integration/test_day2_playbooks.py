@@ -7,24 +7,22 @@ nothing, so each `status` is a tick too.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from tests.integration.conftest import PYTHON, ROOT, SCRIPT, FakeNode, free_port, respond
+from tests.playbook import play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from http.server import BaseHTTPRequestHandler
+    from pathlib import Path
 
-ANSIBLE_PLAYBOOK = str(Path(sys.executable).parent / "ansible-playbook")
 pytestmark = pytest.mark.slow  # Ansible takes seconds for a playbook
 # The balancer of one host, which notes what it is asked.
 BALANCER = """\
@@ -74,7 +72,6 @@ class Site:
         }
         ingresses = {host: {"ansible_connection": "local"} for host in self.ingresses}
         inventory = {"ingress": {"hosts": ingresses}, "vllm": {"hosts": hosts}}
-        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
         given = {
             "ansible_become": False,
             "ansible_python_interpreter": sys.executable,
@@ -83,24 +80,12 @@ class Site:
             "vllm_nginx_lb_interval_seconds": 1,
             **variables,
         }
-        done = subprocess.run(
-            [
-                *(ANSIBLE_PLAYBOOK, "-i", str(self.folder / "hosts.yml")),
-                *("-e", json.dumps(given), *options, str(ROOT / "playbooks" / f"{name}.yml")),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env=os.environ
-            | {"PATH": f"{self.folder}:{os.environ['PATH']}", "ANSIBLE_HOME": str(self.folder / "ansible")}
-            | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        )
+        playbook = ROOT / "playbooks" / f"{name}.yml"
+        done = play(self.folder, inventory, playbook, *options, path=str(self.folder), **given)
         return done.returncode, " ".join((done.stdout + done.stderr).split())
 
     def configure(self) -> None:
         """Write what the roles would write, and run a tick on each host."""
-        (self.folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
         (self.folder / "timer").write_text("active\n")
         write_program(self.folder / "systemctl", SYSTEMCTL)
         for host in self.ingresses:

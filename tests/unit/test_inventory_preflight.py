@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from roles.inventory_preflight.filter_plugins.inventory_preflight import preflight_problems
+from tests.playbook import ROOT, play
 
-ROOT = Path(__file__).resolve().parents[2]
-PLAYBOOK = ROOT / "playbooks" / "preflight.yml"
-ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
 
 def node(name: str = "node-a", **changes: Any) -> dict[str, Any]:
@@ -173,19 +170,8 @@ def test_every_problem_is_told_at_once() -> None:
 
 def run_preflight(folder: Path, hosts: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
     """Run the playbook on an inventory of these hosts; it must not connect anywhere."""
-    (folder / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
-    inventory = folder / "hosts.yml"
-    inventory.write_text(yaml.safe_dump(hosts), encoding="utf-8")
     # Any attempt to connect fails at once.
-    setting = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(
-        [ANSIBLE_PLAYBOOK, "-i", inventory, "-e", "ansible_ssh_executable=/bin/false", *options, PLAYBOOK],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **setting},
-    )
+    return play(folder, hosts, ROOT / "playbooks" / "preflight.yml", *options, ansible_ssh_executable="/bin/false")
 
 
 def groups(*, ingress: dict[str, Any] | None = None, vllm: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -235,88 +221,101 @@ def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path)
     assert "names models, and vllm_scheme is http and https; allowed is one scheme" in " ".join(result.stdout.split())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (
-            {"vllm_nginx_lb_interval_seconds": 5},
-            "2 * vllm_nginx_lb_confirm_timeout_seconds (2) must be less than vllm_nginx_lb_interval_seconds (5) - 1",
-        ),
-        (
-            {"nginx_ingress_listen_port": 18091},
-            "ingress-1: nginx_ingress_listen_port and nginx_ingress_status_port are both 18091; they must differ",
-        ),
-        (
-            {"vllm_nginx_lb_policy": "magic"},
-            'ingress-1: vllm_nginx_lb_policy is "magic"; allowed is capacity, stepped, static; correct it',
-        ),
-        (
-            {"vllm_nginx_lb_pools": {"chat": {"policy": "static"}}},
-            'ingress-1: vllm_nginx_lb_pools has settings for "chat", and no node is in that pool; allowed is',
-        ),
-        (
-            {"vllm_nginx_lb_pools": {"llm_cluster": {"polcy": "static"}}},
-            "ingress-1: vllm_nginx_lb_pools.llm_cluster has polcy; allowed is method, hash_header,",
-        ),
-        (
-            {"nginx_ingress_pools": {"chat": {"path_prefix": "/chat"}}},
-            'ingress-1: nginx_ingress_pools has "chat", and no node has that vllm_pool; allowed is',
-        ),
-        (
-            {
-                "nginx_ingress_pools": {"llm_cluster": {"path_prefix": "/a", "concurrent_requests": 1}},
-                "vllm_nginx_lb_pools": {"llm_cluster": {"models": ["m"]}},
-            },
-            "ingress-1: nginx_ingress_pools has limits for llm_cluster, and vllm_nginx_lb_pools names models, by which",
-        ),
-        (
-            {"nginx_ingress_clients": [{"name": "a b", "key": "0123456789abcdef"}]},
-            "ingress-1: nginx_ingress_clients[0].name is 'a b'; allowed are 1 to 63 of",
-        ),
-        (
-            {"nginx_ingress_upstream_api_key": 'x"; evil'},
-            "ingress-1: nginx_ingress_upstream_api_key (not shown); allowed are A-Z a-z 0-9",
-        ),
-        (
-            {"nginx_ingress_tls_key_file": "/root/tls.key"},
-            'ingress-1: nginx_ingress_tls_key_file is "/root/tls.key"; allowed is an absolute path of',
-        ),
-        (
-            {"nginx_ingress_tls_enabled": True, "nginx_ingress_tls_listen_port": 8080},
-            "ingress-1: nginx_ingress_listen_port and nginx_ingress_tls_listen_port are both 8080; they must differ;",
-        ),
-        (
-            {"nginx_ingress_access_log_file": "/srv/log/a.log"},
-            'ingress-1: nginx_ingress_access_log_file is "/srv/log/a.log"; allowed is /var/log/nginx/NAME.log',
-        ),
-        (
-            {"nginx_ingress_locations": ["/v1/chat/completions { }"]},
-            'ingress-1: nginx_ingress_locations has "/v1/chat/completions { }"; allowed is a path that begins with /',
-        ),
-        (
-            {"nginx_ingress_worker_rlimit_nofile": 1024},
-            "ingress-1: nginx_ingress_worker_rlimit_nofile is 1024; allowed is 0 or at least",
-        ),
-        (
-            {"nginx_ingress_upstream_host_header": "a b"},
-            'ingress-1: nginx_ingress_upstream_host_header is "a b"; allowed is a host name; correct it',
-        ),
-        (
-            {"vllm_nginx_lb_upstream_template_file": "mine.j2"},
-            'vllm_nginx_lb_upstream_template_file is "mine.j2"; work needs the URL, which alone says',
-        ),
-        (
-            {"vllm_nginx_lb_balancer": "upstream"},
-            "ingress-1: vllm_nginx_lb_balancer is upstream and nginx_ingress_balancer is work; they must be the same",
-        ),
-        (
-            {"nginx_ingress_work_prefix_bytes": 131072},
-            "ingress-1: nginx_ingress_work_prefix_bytes is 131072; allowed is up to 65536, which is",
-        ),
-    ],
-)
-def test_playbook_checks_the_ingress_settings(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
-    result = run_preflight(tmp_path, groups(ingress={"ingress-1": variables}))
+# Settings of one ingress host each, and what is said of them.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"vllm_nginx_lb_interval_seconds": 5},
+        "2 * vllm_nginx_lb_confirm_timeout_seconds (2) must be less than vllm_nginx_lb_interval_seconds (5) - 1",
+    ),
+    (
+        {"nginx_ingress_listen_port": 18091},
+        "HOST: nginx_ingress_listen_port and nginx_ingress_status_port are both 18091; they must differ",
+    ),
+    (
+        {"vllm_nginx_lb_policy": "magic"},
+        'HOST: vllm_nginx_lb_policy is "magic"; allowed is capacity, stepped, static; correct it',
+    ),
+    (
+        {"vllm_nginx_lb_pools": {"chat": {"policy": "static"}}},
+        'HOST: vllm_nginx_lb_pools has settings for "chat", and no node is in that pool; allowed is',
+    ),
+    (
+        {"vllm_nginx_lb_pools": {"llm_cluster": {"polcy": "static"}}},
+        "HOST: vllm_nginx_lb_pools.llm_cluster has polcy; allowed is method, hash_header,",
+    ),
+    (
+        {"nginx_ingress_pools": {"chat": {"path_prefix": "/chat"}}},
+        'HOST: nginx_ingress_pools has "chat", and no node has that vllm_pool; allowed is',
+    ),
+    (
+        {
+            "nginx_ingress_pools": {"llm_cluster": {"path_prefix": "/a", "concurrent_requests": 1}},
+            "vllm_nginx_lb_pools": {"llm_cluster": {"models": ["m"]}},
+        },
+        "HOST: nginx_ingress_pools has limits for llm_cluster, and vllm_nginx_lb_pools names models, by which",
+    ),
+    (
+        {"nginx_ingress_clients": [{"name": "a b", "key": "0123456789abcdef"}]},
+        "HOST: nginx_ingress_clients[0].name is 'a b'; allowed are 1 to 63 of",
+    ),
+    (
+        {"nginx_ingress_upstream_api_key": 'x"; evil'},
+        "HOST: nginx_ingress_upstream_api_key (not shown); allowed are A-Z a-z 0-9",
+    ),
+    (
+        {"nginx_ingress_tls_key_file": "/root/tls.key"},
+        'HOST: nginx_ingress_tls_key_file is "/root/tls.key"; allowed is an absolute path of',
+    ),
+    (
+        {"nginx_ingress_tls_enabled": True, "nginx_ingress_tls_listen_port": 8080},
+        "HOST: nginx_ingress_listen_port and nginx_ingress_tls_listen_port are both 8080; they must differ;",
+    ),
+    (
+        {"nginx_ingress_access_log_file": "/srv/log/a.log"},
+        'HOST: nginx_ingress_access_log_file is "/srv/log/a.log"; allowed is /var/log/nginx/NAME.log',
+    ),
+    (
+        {"nginx_ingress_locations": ["/v1/chat/completions { }"]},
+        'HOST: nginx_ingress_locations has "/v1/chat/completions { }"; allowed is a path that begins with /',
+    ),
+    (
+        {"nginx_ingress_worker_rlimit_nofile": 1024},
+        "HOST: nginx_ingress_worker_rlimit_nofile is 1024; allowed is 0 or at least",
+    ),
+    (
+        {"nginx_ingress_upstream_host_header": "a b"},
+        'HOST: nginx_ingress_upstream_host_header is "a b"; allowed is a host name; correct it',
+    ),
+    (
+        {"vllm_nginx_lb_upstream_template_file": "mine.j2"},
+        'vllm_nginx_lb_upstream_template_file is "mine.j2"; work needs the URL, which alone says',
+    ),
+    (
+        {"vllm_nginx_lb_balancer": "upstream"},
+        "HOST: vllm_nginx_lb_balancer is upstream and nginx_ingress_balancer is work; they must be the same",
+    ),
+    (
+        {"nginx_ingress_work_prefix_bytes": 131072},
+        "HOST: nginx_ingress_work_prefix_bytes is 131072; allowed is up to 65536, which is",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what is said of ingress hosts with these settings, a host for each of them, in one run."""
+    hosts = {f"ingress-{number}": variables for number, (variables, _) in enumerate(REFUSED)}
+    result = run_preflight(tmp_path_factory.mktemp("refused"), groups(ingress=hosts))
     assert result.returncode != 0
-    assert message in " ".join(result.stdout.split())
+    said = re.split(r"(?:fatal|failed): \[(ingress-\d+)\]", " ".join(result.stdout.split()))
+    found = dict.fromkeys(hosts, "")
+    for host, text in zip(said[1::2], said[2::2], strict=True):
+        found[host] += text
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=[" ".join(variables) for variables, _ in REFUSED])
+def test_playbook_checks_the_ingress_settings(refusals: dict[str, str], number: int) -> None:
+    host = f"ingress-{number}"
+    assert REFUSED[number][1].replace("HOST", host) in refusals[host]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the container image of one Debian release with debootstrap and `podman import`, so that no
+# Makes the container image of one Debian release with mmdebstrap and `podman import`, so that no
 # container registry is needed. Says "kept" when the image at hand was made from the same recipe.
 #
 # Usage: build_image.sh RELEASE IMAGE        (as root; RELEASE is a Debian codename)
@@ -13,7 +13,7 @@ flock 9
 label=vllm-nginx-lb-test.recipe
 # What makes a plain Debian a host that Ansible can manage (python3-apt: apt in check mode), with
 # systemd as PID 1.
-packages=systemd,systemd-sysv,dbus,iproute2,ca-certificates,python3,python3-apt
+packages=systemd,systemd-sysv,dbus,iproute2,ca-certificates,python3,python3-apt,openssh-server
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # The mirror this machine's own apt uses for Debian packages with the given label, if it uses one.
@@ -32,12 +32,14 @@ apt_settings=$(
     apt-config dump | grep -E '^Acquire::https?::Proxy' || true
     printf 'Acquire::%s;\n' 'Languages "none"' 'Retries "3"' 'Check-Valid-Until "false"'
 )
+sources=("deb $mirror $release main" "deb $mirror $release-updates main")
+if [[ $security ]]; then sources+=("deb $security $release-security main"); fi
 shopt -s nullglob
 authorities=(/usr/local/share/ca-certificates/*.crt)
 
 recipe=$(
     {
-        printf '%s\n' "$release" "$mirror" "$security" "$apt_settings"
+        printf '%s\n' "${sources[@]}" "$apt_settings"
         cat "${BASH_SOURCE[0]}" "${authorities[@]}"
     } | sha256sum | cut -d ' ' -f 1
 )
@@ -50,36 +52,21 @@ if [[ ! -e $keyring ]]; then
     echo "$keyring is missing: install the package debian-archive-keyring" >&2
     exit 1
 fi
-root=$(mktemp -d "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
-trap 'rm -rf "$root"' EXIT
 
-# An older debootstrap has no script for a newer release; they are all the one of sid.
-script=/usr/share/debootstrap/scripts/$release
-[[ -e $script ]] || script=/usr/share/debootstrap/scripts/sid
-
-debootstrap --variant=minbase --include="$packages" --keyring="$keyring" --force-check-gpg \
-    "$release" "$root" "$mirror" "$script"
-
-{
-    echo "deb $mirror $release main"
-    echo "deb $mirror $release-updates main"
-    if [[ $security ]]; then echo "deb $security $release-security main"; fi
-} >"$root/etc/apt/sources.list"
-printf '%s\n' "$apt_settings" >"$root/etc/apt/apt.conf.d/80vllm-nginx-lb-test"
+# mmdebstrap's own settings stay in the image: how apt fetches, and that dpkg need not wait for the disk. The package
+# lists stay, too. By the marker probe_host.py knows that it is in a container; every container gets a machine id of
+# its own at first boot; RTMIN+3 asks systemd to power off.
+options=(--mode=root --variant=minbase --include="$packages" --keyring="$keyring" --skip=cleanup/apt/lists)
+while read -r setting; do options+=(--aptopt="$setting"); done <<<"$apt_settings"
 if ((${#authorities[@]})); then
-    cp "${authorities[@]}" "$root/usr/local/share/ca-certificates/"
-    chroot "$root" update-ca-certificates
+    options+=(--customize-hook="copy-in ${authorities[*]} /usr/local/share/ca-certificates"
+        --customize-hook='chroot "$1" update-ca-certificates')
 fi
-# By this file probe_host.py knows that it is in a container.
-touch "$root/etc/vllm-nginx-lb-test"
-# Every container gets a machine id of its own at first boot.
-: >"$root/etc/machine-id"
-rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/etc/hostname
-
-# RTMIN+3 asks systemd to power off.
-tar -C "$root" -c . | podman import --quiet \
-    --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' --change 'CMD ["/sbin/init"]' \
-    - "$image"
+mmdebstrap "${options[@]}" --dpkgopt=force-unsafe-io \
+    --customize-hook='touch "$1/etc/vllm-nginx-lb-test"; : >"$1/etc/machine-id"; rm -f "$1/etc/hostname"' \
+    "$release" - "${sources[@]}" |
+    podman import --quiet --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' \
+        --change 'CMD ["/sbin/init"]' - "$image"
 # The one it replaces, unless a container still uses it.
 podman image prune --force --filter "label=$label"
 echo built
