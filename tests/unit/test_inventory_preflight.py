@@ -307,7 +307,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     hosts = {f"ingress-{number}": variables for number, (variables, _) in enumerate(REFUSED)}
     result = run_preflight(tmp_path_factory.mktemp("refused"), groups(ingress=hosts))
     assert result.returncode != 0
-    said = re.split(r"(?:fatal|failed): \[(ingress-\d+)\]", " ".join(result.stdout.split()))
+    said = re.split(r"(?:fatal|failed): \[(ingress-\d+)\]", " ".join(result.stdout.split()).replace("''", "'"))
     found = dict.fromkeys(hosts, "")
     for host, text in zip(said[1::2], said[2::2], strict=True):
         found[host] += text
