@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -39,11 +40,33 @@ LOAD_LUA = "".join(
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
 
 
+def own_ports() -> Iterator[int]:
+    """Go round the ports of this process of pytest's: below those that the kernel gives away, and none of another's."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = 20000 // processes
+    first = 12000 + number * share
+    # gixy takes one with 443 in it for TLS.
+    return itertools.cycle(port for port in range(first, first + share) if "443" not in str(port))
+
+
+PORTS = own_ports()
+
+
 def free_port() -> int:
-    """Return a port nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that nothing listens on, and that nothing else will be given for a long time."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            break
+    return port
+
+
+@pytest.fixture(autouse=True)
+def _untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pytest-cov's mark `no_cover` count for the processes that a test starts, too."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10, every: float = 0.02) -> None:

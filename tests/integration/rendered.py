@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, wait_for
+from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, free_port, wait_for
 from tests.playbook import play
 
 if TYPE_CHECKING:
@@ -65,19 +64,6 @@ class Host:
         return (self.root / name).read_text(encoding="utf-8")
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nothing listens on."""
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            each = stack.enter_context(socket.socket())
-            each.bind(("127.0.0.1", 0))
-            port = int(each.getsockname()[1])
-            if "443" not in str(port):  # which gixy takes for TLS
-                found.append(port)
-    return found
-
-
 def nginx_version() -> str:
     """Return what nginx says of itself."""
     assert NGINX, "these tests need nginx"
@@ -95,8 +81,7 @@ def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any],
 
 def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]:
     """Let Ansible write every template of the roles below a folder, for ingress hosts with these settings."""
-    ports = free_ports(3 * len(settings))
-    found = {name: Host(folder / name, ports.pop(), ports.pop(), ports.pop()) for name in settings}
+    found = {name: Host(folder / name, free_port(), free_port(), free_port()) for name in settings}
     templates = {
         name: f"{ROOT}/roles/{role}/templates/{name}.j2" for role, names in TEMPLATES.items() for name in names
     }

@@ -15,14 +15,13 @@ import pytest
 import trustme
 import yaml
 
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import free_port, wait_for
 from tests.integration.rendered import (
     ROOT,
     TEMPLATES,
     Host,
     Node,
     ask,
-    free_ports,
     ingress,
     nginx_command,
     render,
@@ -202,7 +201,7 @@ def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[s
 def test_post_is_tried_on_another_node_after_502_or_503_and_after_a_broken_connection(
     tmp_path: Path, hosts: dict[str, Host], name: str, status: int
 ) -> None:
-    (dead,) = free_ports(1)
+    dead = free_port()
     with (
         serve(Node(status=status)) as busy,
         serve(Node()) as node,
@@ -242,7 +241,7 @@ def test_other_answers_of_a_node_are_the_clients(tmp_path: Path, hosts: dict[str
 
 @pytest.mark.parametrize("name", ["tuned", "work-tuned"])
 def test_what_nginx_answers_itself_is_json(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
-    (dead,) = free_ports(1)
+    dead = free_port()
     with ingress(tmp_path, hosts[name], [dead]) as entry:
         no_node = ask(f"{entry.url}/v1/completions", b"{}")
         assert (no_node.status, json.loads(no_node.body)["error"]["code"]) == (502, "bad_gateway")
@@ -281,7 +280,7 @@ def test_requests_go_to_no_node_with_a_wrong_certificate(
 
 
 def test_status_server_tells_the_generation(tmp_path: Path, hosts: dict[str, Host]) -> None:
-    with ingress(tmp_path, hosts["plain"], free_ports(1)) as entry:
+    with ingress(tmp_path, hosts["plain"], [free_port()]) as entry:
         assert ask(f"{entry.status_url}/generation").body.split()[0] == b"a" * 64
         assert b"Active connections" in ask(f"{entry.status_url}/stub_status").body
         assert ask(f"{entry.status_url}/nothing").status == 404
