@@ -10,6 +10,8 @@ VENV := .venv
 SCENARIO := default
 SCENARIOS := default work_balancer ingress demo faults
 BENCH := quick
+# By file, and not by number of tests: the slowest file has few, would come last, and the others would wait for it.
+IN_ORDER := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 # Debian has nginx in a folder that is not in everybody's path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export PYTHON
@@ -68,9 +70,9 @@ test-fast: lint test-lua ## All but faults, long runs, the soak and the containe
 
 test-python: venv test-lua ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
-	@# In this order: by number of tests, the slowest file of few would come last, and the other workers would wait for it.
-	pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --cov --cov-report= tests/unit tests/integration
+	pytest $(IN_ORDER) -m "not unmeasured" --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
+	pytest $(IN_ORDER) -m unmeasured tests/unit tests/integration
 
 test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
 	tools/system-packages integration

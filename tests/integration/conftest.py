@@ -62,13 +62,6 @@ def free_port() -> int:
     return port
 
 
-@pytest.fixture(autouse=True)
-def _untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pytest-cov's mark `no_cover` count for the processes that a test starts, too."""
-    if request.node.get_closest_marker("no_cover"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 10, every: float = 0.02) -> None:
     """Poll until a condition holds, and fail when it does not within the deadline."""
     deadline = time.monotonic() + seconds

@@ -25,7 +25,7 @@ MAX_RUNNING = 8  # of the policy stepped: with more it takes a level off
 CONTESTANTS = [HaproxyLeastconn(), HaproxyWeights("stepped")]
 both = pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda each: each.name)
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONTESTANTS = {each.name: each for each in (*NGINXES, *PEERS)}
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover, pytest.mark.xdist_group("ports of the benchmark's nodes")]
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group("ports of the benchmark's nodes")]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]  # Ansible takes seconds for a playbook
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # Ansible takes seconds for a playbook
 # The balancer of one host, which notes what it is asked.
 BALANCER = """\
 #!/bin/sh

@@ -23,7 +23,7 @@ from tests.integration.rendered import DEADLINE_SECONDS, Host, Ingress, Node, as
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow  # to render is
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
 NAMES = ["localhost", "llm.example", "batch.example"]
 KEYS = {
     "team-a": "Key.of-team+A/0123456789==",

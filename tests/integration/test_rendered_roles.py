@@ -31,7 +31,7 @@ from tests.integration.rendered import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow  # to render is
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 # Two ingress hosts: one as it comes, one with much of what can be set.
 TUNED = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Stack
 
-pytestmark = pytest.mark.slow  # to render is
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
 PAGE = ROOT / "roles" / "nginx_ingress" / "files" / "page"
 STATE = "var/lib/vllm-nginx-lb"
 HOUR = 3600

@@ -19,7 +19,7 @@ from benchmarks.scenario import BY_NAME, SCENARIOS, Scenario
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.no_cover  # which takes three times as long
+pytestmark = pytest.mark.unmeasured
 CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
+pytestmark = pytest.mark.unmeasured
+
 
 def node(name: str = "node-a", **changes: Any) -> dict[str, Any]:
     """Return a sound node with some values changed."""
