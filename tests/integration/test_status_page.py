@@ -311,7 +311,7 @@ def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_lin
     writer = threading.Thread(target=go_on)
     writer.start()
     try:
-        seen = f"statusPage.page.history.times.filter((at) => at > {ticks[0] - 0.5}).length"
+        seen = f"statusPage.page.history.times.filter((at) => at > {ticks[0] - 0.01}).length"
         wait_for(lambda: bool(page.evaluate(seen) >= 6), 60, every=0.2)
     finally:
         done.set()
