@@ -62,11 +62,14 @@ if ((${#authorities[@]})); then
     options+=(--customize-hook="copy-in ${authorities[*]} /usr/local/share/ca-certificates"
         --customize-hook='chroot "$1" update-ca-certificates')
 fi
+# In a file first: podman would import what it gets of an image whose making fails halfway.
+archive=$(mktemp --suffix=.tar "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
+trap 'rm -f "$archive"' EXIT
 mmdebstrap "${options[@]}" --dpkgopt=force-unsafe-io \
     --customize-hook='touch "$1/etc/vllm-nginx-lb-test"; : >"$1/etc/machine-id"; rm -f "$1/etc/hostname"' \
-    "$release" - "${sources[@]}" |
-    podman import --quiet --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' \
-        --change 'CMD ["/sbin/init"]' - "$image"
+    "$release" "$archive" "${sources[@]}"
+podman import --quiet --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' --change 'CMD ["/sbin/init"]' \
+    "$archive" "$image"
 # The one it replaces, unless a container still uses it.
 podman image prune --force --filter "label=$label"
 echo built
