@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, free_port, wait_for
-from tests.playbook import play
+from tests.playbook import ROOT, play
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
     from email.message import Message
 
-ROOT = Path(__file__).resolve().parents[2]
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 DEADLINE_SECONDS = 20
 

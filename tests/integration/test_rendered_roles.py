@@ -17,7 +17,6 @@ import yaml
 
 from tests.integration.conftest import free_port, wait_for
 from tests.integration.rendered import (
-    ROOT,
     TEMPLATES,
     Host,
     Node,
@@ -27,6 +26,7 @@ from tests.integration.rendered import (
     render,
     serve,
 )
+from tests.playbook import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

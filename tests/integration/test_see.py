@@ -31,16 +31,9 @@ class Terminal:
         """Start it."""
         self.seen = ""
         ours, theirs = os.openpty()
+        script = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), *arguments]
         # A shell that has put the tests into the background lets them ignore the interrupt.
-        command = [
-            "env",
-            "--default-signal=INT",
-            PYTHON,
-            str(SCRIPT),
-            "--config",
-            str(stack.write_config()),
-            *arguments,
-        ]
+        command = ["env", "--default-signal=INT", *script]
         settings = {"TERM": "xterm-256color", "COLUMNS": "120", **environment}
         kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=kept | settings)

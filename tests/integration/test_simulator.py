@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT / "tests" / "fixtures"
 DEADLINE_SECONDS = 10.0
-# The node also runs with the libraries of older Debian releases: name their interpreter to try it with those.
 pytestmark = pytest.mark.unmeasured
+# The node also runs with the libraries of older Debian releases: name their interpreter to try it with those.
 PYTHON = os.environ.get("SIMULATOR_PYTHON", sys.executable)
 FAST = ("--step-ms", "2", "--prefill-token-ms", "0.01", "--decode-sequence-ms", "0.01")
 FOREVER = 30_000  # tokens; a request that is still running when its test ends

@@ -28,7 +28,7 @@ security=$(host_mirror Debian-Security)
 
 # apt in the containers goes the way apt goes here: the same proxy, the same extra authorities. A mirror may stand still,
 # and what it has of testing then counts as too old after a week; signatures are checked all the same.
-apt_settings=$(
+mapfile -t apt_settings < <(
     apt-config dump | grep -E '^Acquire::https?::Proxy' || true
     printf 'Acquire::%s;\n' 'Languages "none"' 'Retries "3"' 'Check-Valid-Until "false"'
 )
@@ -39,7 +39,7 @@ authorities=(/usr/local/share/ca-certificates/*.crt)
 
 recipe=$(
     {
-        printf '%s\n' "${sources[@]}" "$apt_settings"
+        printf '%s\n' "${sources[@]}" "${apt_settings[@]}"
         cat "${BASH_SOURCE[0]}" "${authorities[@]}"
     } | sha256sum | cut -d ' ' -f 1
 )
@@ -56,8 +56,8 @@ fi
 # mmdebstrap's own settings stay in the image: how apt fetches, and that dpkg need not wait for the disk. The package
 # lists stay, too. By the marker probe_host.py knows that it is in a container; every container gets a machine id of
 # its own at first boot; RTMIN+3 asks systemd to power off.
-options=(--mode=root --variant=minbase --include="$packages" --keyring="$keyring" --skip=cleanup/apt/lists)
-while read -r setting; do options+=(--aptopt="$setting"); done <<<"$apt_settings"
+options=(--mode=root --variant=minbase --include="$packages" --keyring="$keyring" --skip=cleanup/apt/lists
+    --dpkgopt=force-unsafe-io "${apt_settings[@]/#/--aptopt=}")
 if ((${#authorities[@]})); then
     options+=(--customize-hook="copy-in ${authorities[*]} /usr/local/share/ca-certificates"
         --customize-hook='chroot "$1" update-ca-certificates')
@@ -65,7 +65,7 @@ fi
 # In a file first: podman would import what it gets of an image whose making fails halfway.
 archive=$(mktemp --suffix=.tar "${TMPDIR:-/var/tmp}/vllm-nginx-lb-image.XXXXXX")
 trap 'rm -f "$archive"' EXIT
-mmdebstrap "${options[@]}" --dpkgopt=force-unsafe-io \
+mmdebstrap "${options[@]}" \
     --customize-hook='touch "$1/etc/vllm-nginx-lb-test"; : >"$1/etc/machine-id"; rm -f "$1/etc/hostname"' \
     "$release" "$archive" "${sources[@]}"
 podman import --quiet --change "LABEL $label=$recipe" --change 'STOPSIGNAL SIGRTMIN+3' --change 'CMD ["/sbin/init"]' \
