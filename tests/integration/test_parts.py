@@ -32,7 +32,7 @@ WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", 
 class Machine:
     """A host with nginx, as far as the role's tasks see it."""
 
-    WRITTEN = ("etc/nginx", "var/log/nginx", "usr/local/share")
+    WRITTEN = ("etc/nginx", "var/lib/nginx", "var/log/nginx", "usr/local/share")
 
     def __init__(self, root: Path) -> None:
         """Install nginx's own configuration."""
@@ -40,14 +40,22 @@ class Machine:
         for folder in (*self.WRITTEN, "etc/nginx/conf.d", "etc/nginx/vllm-nginx-lb"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         (root / "etc/nginx/nginx.conf").write_text(
-            f"{LOAD_LUA}\nworker_processes 1;\nevents {{\n}}\nhttp {{ include /etc/nginx/conf.d/*.conf; }}\n"
+            f"{LOAD_LUA} pid /var/log/nginx/nginx.pid; events {{ }} http {{ include /etc/nginx/conf.d/*.conf; }}\n"
         )
         (root / "etc/nginx/conf.d/other.conf").write_text("upstream taken { server 127.0.0.1:9; }\n")
+        (root / "bin").mkdir()
+        systemctl = root / "bin" / "systemctl"
+        systemctl.write_text(
+            f'#!/bin/sh\necho "$*" >> {root}/systemctl.log\necho LoadState=loaded\necho ActiveState=active\n'
+        )
+        systemctl.chmod(0o755)
         self.settings = {
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
             "nginx_ingress_listen_port": free_port(),
             "nginx_ingress_status_port": free_port(),
+            "nginx_ingress_worker_connections": 0,  # leave nginx.conf alone
+            "nginx_ingress_worker_rlimit_nofile": 0,
         }
 
     @property
@@ -66,14 +74,18 @@ class Machine:
                     found[str(path.relative_to(self.root))] = path.read_text()
         return found
 
+    def reloads(self) -> int:
+        """Return how often nginx was told to reload."""
+        log = self.root / "systemctl.log"
+        return log.read_text().count("reload nginx.service") if log.exists() else 0
+
     def configure(self, **settings: Any) -> subprocess.CompletedProcess[str]:
         """Run the tasks that configure the ingress."""
         folder = self.root / "ansible"
         folder.mkdir(exist_ok=True)
         playbook = folder / "play.yml"
         role = {"import_role": {"name": "nginx_ingress", "tasks_from": "configure.yml"}}
-        handlers = [{"name": "Reload nginx", "debug": {"msg": "reloaded"}}]
-        wanted = {"hosts": "ingress", "gather_facts": False, "tasks": [role], "handlers": handlers}
+        wanted = {"hosts": "ingress", "gather_facts": False, "tasks": [role]}
         playbook.write_text(json.dumps([wanted]))
         binds = "".join(f"mount --bind '{self.root}/{path}' '/{path}' && " for path in self.WRITTEN)
         return play(
@@ -81,7 +93,7 @@ class Machine:
             {"ingress": {"hosts": {"entry": {**self.settings, **settings}}}},
             playbook,
             within=("unshare", "--map-root-user", "--mount", "sh", "-c", f'{binds} exec "$@"', "sh"),
-            path=os.pathsep.join(["/usr/sbin", "/sbin"]),
+            path=os.pathsep.join([str(self.root / "bin"), "/usr/sbin", "/sbin"]),
         )
 
 
@@ -114,6 +126,7 @@ def test_a_set_that_nginx_refuses_leaves_the_layout_before_the_parts(machine: Ma
     assert "The former one is back in its place" in done.stdout
     assert 'duplicate upstream "taken"' in done.stdout
     assert machine.files() == before
+    assert machine.reloads() == 0
 
 
 def test_the_parts_replace_the_layout_before_them(machine: Machine) -> None:
@@ -126,6 +139,7 @@ def test_the_parts_replace_the_layout_before_them(machine: Machine) -> None:
     assert (machine.parts / "api_server.conf").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in (machine.root / "etc/nginx/conf.d").iterdir() if "~" in path.name] == []
     assert list((machine.parts / "lua").rglob("*.lua"))
+    assert machine.reloads() == 1
 
 
 def test_a_second_run_changes_nothing(machine: Machine) -> None:
@@ -133,6 +147,7 @@ def test_a_second_run_changes_nothing(machine: Machine) -> None:
     done = machine.configure(nginx_ingress_clients=CLIENTS)
     assert (done.returncode, changed(done)) == (0, 0), done.stdout
     assert machine.files() == before
+    assert machine.reloads() == 1
 
 
 def test_a_set_that_nginx_refuses_is_put_back_as_a_whole(machine: Machine) -> None:

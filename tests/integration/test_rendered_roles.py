@@ -54,7 +54,7 @@ FORMER_WEIGHTS = json.dumps(
             {"name": "llm_cluster", "nodes": [{"address": "2001:db8::2", "port": 8000, "weight": 55}]},
         ]
     }
-)
+).encode()
 SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
 
 
@@ -78,7 +78,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "secret": STOCK | SECRET,
         "tls": STOCK | tls,
         "work-tls": tls,
-        "back": STOCK | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
+        "back": STOCK
+        | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
     }
     return render(folder, settings)
 

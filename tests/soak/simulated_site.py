@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 import vllm_nginx_lb
-from tests.integration.conftest import LOAD_LUA, LUA, SEED, Stack, free_port, wait_for
+from tests.integration.conftest import LOAD_LUA, SEED, Stack, free_port, wait_for
 from tests.integration.rendered import SERVER, VARIABLES, install_parts, parts_task, run_play
 
 if TYPE_CHECKING:

@@ -209,6 +209,11 @@ def nginx_ingress_address_problems(addresses: Sequence[object], allowed: Sequenc
     return found
 
 
+def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, str]]:
+    """Return the name below a folder, and the checksum, of each file that ansible.builtin.find has found there."""
+    return [{"name": file["path"].removeprefix(f"{folder}/"), "checksum": file["checksum"]} for file in files]
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -217,6 +222,7 @@ class FilterModule:
         filters = (
             nginx_ingress_address_problems,
             nginx_ingress_limits,
+            nginx_ingress_named_files,
             nginx_ingress_problems,
             nginx_ingress_retry_after,
         )
