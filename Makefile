@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-unit test-integration \
-	test-fast test-python test-soak test-molecule test demo demo-down bench clean
+	test-fast test-python test-soak test-molecule test demo demo-down dist bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,7 @@ lint-python:
 	ruff check .
 	ruff format --check .
 	mypy
+	PYTHONPATH=files lint-imports --no-cache
 
 lint-lua:
 	luacheck --quiet roles tests/lua
@@ -95,6 +96,9 @@ demo: venv ## Show one ingress and three simulated nodes at work, about a minute
 
 demo-down: venv ## Remove all that the demo made
 	$(AS_ROOT) demo/down
+
+dist: venv ## Build dist/vllm-nginx-lb.pyz, the script with its libraries in one file
+	tools/make-dist dist/vllm-nginx-lb.pyz
 
 bench: venv ## Measure against other balancers (BENCH=quick: about 3 minutes; BENCH=full: hours), and what a tick costs
 	tools/system-packages bench

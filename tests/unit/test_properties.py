@@ -15,11 +15,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.samples import config, good, refused, unreadable
+from vllm_lb import decide as decide_module
 from vllm_lb.addresses import bracketed, canonical, is_host, is_ip
 from vllm_lb.causes import ScrapeCause
 from vllm_lb.config_file import problems_across_fields
 from vllm_lb.decide import POLICIES, decide
 from vllm_lb.errors import FailureError
+from vllm_lb.judge import Judgement, judge
 from vllm_lb.memory import NodeMemory
 from vllm_lb.observation import MAX_ENGINES, Reading, Sample
 from vllm_lb.plan import Plan, PoolPlan, check_plan
@@ -291,6 +293,40 @@ def check_pool(pool: PoolPlan, seen: dict[str, Sample], before: dict[str, int | 
     steady = [node.address and node.state != "drained" and before.get(node.name) for node in pool.nodes]
     if all(steady) and not any(seen[name].reading for name in weights):
         assert weights == {name: before[name] for name in weights}
+
+
+# --- Any words: codes decide --------------------------------------------------------------------------------
+
+
+@given(st.lists(STEPS, min_size=1, max_size=8))
+@settings(max_examples=50)
+def test_no_decision_looks_into_a_sentence(steps: list[tuple[tuple[Any, ...], set[str], float, bool]]) -> None:
+    configuration = config(pools=THREE_POOLS)
+    memories: list[dict[str, NodeMemory]] = [{}, {}]
+    now = 2e6
+
+    def reworded(*arguments: Any) -> Judgement:
+        return dataclasses.replace(judge(*arguments), reason="in other words")
+
+    for makers, drained, seconds, applied in steps:
+        now += seconds
+        seen = {name: make(ADDRESSES[name]) for name, make in zip(NAMED, makers, strict=True)}
+        other = {
+            name: each if each.reading else dataclasses.replace(each, error="words") for name, each in seen.items()
+        }
+        plain, memories[0] = decide(configuration, seen, memories[0], drained, now, applied=applied)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decide_module, "judge", reworded)
+            again, memories[1] = decide(configuration, other, memories[1], drained, now, applied=applied)
+        assert memories[0] == memories[1]
+        assert without_sentences(plain) == without_sentences(again)
+
+
+def without_sentences(pools: tuple[PoolPlan, ...]) -> list[Any]:
+    """Return plans without their words for people."""
+    return [
+        (pool.held_cause, [dataclasses.replace(node, reason="", error=None) for node in pool.nodes]) for pool in pools
+    ]
 
 
 # --- Any file where a plan, a memory or a status was expected -----------------------------------------------
