@@ -1,6 +1,6 @@
 """Ports of 127.0.0.1 for one process of pytest.
 
-A module of its own: pytest loads conftest.py under a second name, and two lists of ports would give out each port twice.
+A module of its own: pytest loads conftest.py under a second name, and two lists would give out each port twice.
 """
 
 from __future__ import annotations
