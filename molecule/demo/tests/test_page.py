@@ -66,7 +66,7 @@ def test_it_lists_the_nodes_with_what_the_balancer_decided(page: Page) -> None:
 
 def test_its_charts_have_data(page: Page) -> None:
     expect(page.locator(".chart canvas")).to_have_count(7)
-    drawn = "[...statusPage.page.plots.values()].map((plot) => plot.data[1].filter((it) => it !== null).length)"
+    drawn = "[...statusPage.plots.values()].map((plot) => plot.data[1].filter((it) => it !== null).length)"
     # Of the first chart the events; of each node's two its weight and its requests.
     assert min(page.evaluate(drawn)[1:]) > 2
 
