@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.history import COLUMNS
-from vllm_lb.outcome import OUTCOMES
+from vllm_lb.outcome import CHANGES, OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,13 +117,13 @@ class FakeState:
         """Let a tick end at a time with an outcome; `said` are keys of the status, such as error."""
         if not self.lines:
             self.rotate()
-        line: dict[str, Any] = {"at": stamp(at), "now": at % 1e6, "settled": True, "drained": []}
+        line: dict[str, Any] = {"at": stamp(at), "now": at % 1e6, "applied": True, "drained": []}
         if self.before:
             line["before"] = self.before
         line["pools"] = {pool: {node.name: self.row(node) for node in nodes} for pool, nodes in self.pools.items()}
         self.lines.append(json.dumps(line, separators=(",", ":")) + "\n")
         self.totals[outcome] += 1
-        if outcome in ("reloaded", "published", "rolled_back", "failed"):
+        if outcome in CHANGES:
             self.changed = at + 0.05, outcome  # when it was live
         if outcome not in ("rolled_back", "failed"):
             self.succeeded = at

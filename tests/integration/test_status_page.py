@@ -21,6 +21,9 @@ from playwright.sync_api import expect, sync_playwright
 from tests.integration.conftest import ROOT, wait_for
 from tests.integration.fake_state import FakeNode, FakeState
 from tests.integration.rendered import Host, ask, ingress, render
+from vllm_lb.causes import NodeCause
+from vllm_lb.outcome import CHANGES
+from vllm_lb.plan import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -626,6 +629,14 @@ def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -
     assert page.locator("article canvas").count() < 40
     page.get_by_role("searchbox").fill("down")
     expect(page.locator("article:visible h3")).to_have_text(["n299"])
+
+
+def test_the_codes_that_the_page_knows_are_the_scripts() -> None:
+    text = (PAGE / "status.js").read_text(encoding="utf-8")
+    known = {name: set(re.findall(r'"(\w+)"', words)) for name, words in re.findall(r"const ([A-Z_]+) = \[(.*)\]", text)}
+    assert known.pop("REASON_HAS_ERROR") < set(NodeCause)
+    assert known.pop("CHANGES") | known.pop("FAULTS") == set(CHANGES)
+    assert known == {"STATES": set(STATES)}
 
 
 FORBIDDEN = (
