@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html
 import http.client
-import itertools
 import json
 import os
 import re
@@ -60,7 +59,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start Chromium, whose sandbox does not work as root."""
+    """Start Chromium, without its sandbox for root: it does not work there."""
     program = shutil.which("chromium")
     assert program, "chromium is missing: make system-packages installs it"
     with sync_playwright() as playwright:
@@ -166,7 +165,7 @@ def test_each_node_of_each_pool_has_its_state_its_numbers_and_why(site: Site) ->
     assert page.title() == "2/3 up · vllm-nginx-lb"
 
 
-def test_why_a_change_waits_and_why_weights_are_held_is_said(site: Site) -> None:
+def test_the_page_says_why_a_change_waits_and_why_weights_are_held(site: Site) -> None:
     site.state.held = "no node can be read, last weights kept"
     site.fill(60, outcome="deferred", deferred="the last reload was 5 s ago", draining_generations=2)
     page = site.open()
@@ -310,11 +309,10 @@ def write_a_bad_hour(state: FakeState, end: float) -> None:
 
 def test_other_sentences_change_nothing_but_themselves(site: Site) -> None:
     end = time.time()
-    numbers = itertools.count()
     reworded: dict[str, str] = {}
 
     def reword(sentence: str) -> str:
-        return reworded.setdefault(html.escape(sentence, quote=False), f"sentence {next(numbers):03} of its own")
+        return reworded.setdefault(html.escape(sentence, quote=False), f"sentence {len(reworded)} of its own")
 
     shown: list[tuple[str, Any]] = []
     for words in (str, reword):
@@ -392,7 +390,7 @@ def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_lin
     assert site.complaints == []
 
 
-def test_a_change_between_two_looks_is_on_the_time_line(site: Site) -> None:
+def test_a_change_between_two_requests_is_on_the_time_line(site: Site) -> None:
     site.state.interval = 1
     site.fill(60)
     page = site.open()
@@ -508,7 +506,7 @@ def test_what_was_known_stays_when_the_status_breaks_or_goes_or_nginx_ends(
 # --- Whom it shows what -------------------------------------------------------------------------------------------
 
 
-def test_words_of_nodes_stay_words(site: Site) -> None:
+def test_what_nodes_say_stays_text(site: Site) -> None:
     hostile = """<img src=x onerror="document.title='owned'"><script>alert(1)</script>\u202e'"&amp;"""
     for node in site.nodes.values():
         node.reason = node.error = node.error_cause = hostile
@@ -633,7 +631,8 @@ def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -
 
 def test_the_codes_that_the_page_knows_are_the_scripts() -> None:
     text = (PAGE / "status.js").read_text(encoding="utf-8")
-    known = {name: set(re.findall(r'"(\w+)"', words)) for name, words in re.findall(r"const ([A-Z_]+) = \[(.*)\]", text)}
+    lists = re.findall(r"const ([A-Z_]+) = \[(.*)\]", text)
+    known = {name: set(re.findall(r'"(\w+)"', words)) for name, words in lists}
     assert known.pop("REASON_HAS_ERROR") < set(NodeCause)
     assert known.pop("CHANGES") | known.pop("FAULTS") == set(CHANGES)
     assert known == {"STATES": set(STATES)}
@@ -712,7 +711,7 @@ def test_of_the_state_only_what_the_page_reads_is_served(tmp_path: Path, hosts: 
 ALL = ("/", "/main.js", "/status.json", "/work", "/work/metrics", "/generation", "/stub_status", "/nothing")
 
 
-def test_only_this_host_and_whom_the_inventory_names_see_anything(tmp_path: Path, hosts: dict[str, Host]) -> None:
+def test_only_this_host_and_those_that_the_inventory_allows_see_anything(tmp_path: Path, hosts: dict[str, Host]) -> None:
     host = hosts["upstream"]
     FakeState(clean_state(host), {"llm_cluster": [FakeNode("node-a")]}).tick(time.time())
     with ingress(tmp_path, host, [9]):
@@ -728,19 +727,19 @@ def test_only_this_host_and_whom_the_inventory_names_see_anything(tmp_path: Path
             )
         }
     here = dict.fromkeys(ALL, 200) | dict.fromkeys(("/work", "/work/metrics", "/nothing"), 404)
-    guest = here | dict.fromkeys(("/generation", "/stub_status"), 403)
-    stranger = dict.fromkeys(ALL, 403)
+    allowed = here | dict.fromkeys(("/generation", "/stub_status"), 403)
+    refused = dict.fromkeys(ALL, 403)
     assert seen == {
         "127.0.0.1": here,
-        "127.0.0.2": stranger,
-        "127.0.0.80": stranger,
-        "127.0.0.3": guest,
-        "127.0.0.4": guest,
-        "127.0.0.79": guest,
+        "127.0.0.2": refused,
+        "127.0.0.80": refused,
+        "127.0.0.3": allowed,
+        "127.0.0.4": allowed,
+        "127.0.0.79": allowed,
     }
 
 
-def test_the_status_server_can_listen_everywhere_and_still_show_itself_to_nobody(
+def test_the_status_server_can_listen_everywhere_and_still_answer_this_host_alone(
     tmp_path: Path, hosts: dict[str, Host]
 ) -> None:
     host = hosts["everywhere"]

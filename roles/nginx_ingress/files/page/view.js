@@ -79,7 +79,7 @@ function drawFacts(status) {
     generation: shortened(status.generation),
     "generation-note": status.applied ? "live in nginx" : "not what was decided",
     draining: String(draining),
-    "draining-note": draining ? "generations still finish their streams" : "none finishes streams",
+    "draining-note": draining ? "generations still finish their streams" : "all have ended",
     ticks: Object.values(totals).reduce((sum, count) => sum + count, 0).toLocaleString("en"),
     "ticks-note": rest.map(([name, count]) => `${count} ${worded(name)}`).join(", ") || "all unchanged",
   };
