@@ -711,7 +711,9 @@ def test_of_the_state_only_what_the_page_reads_is_served(tmp_path: Path, hosts: 
 ALL = ("/", "/main.js", "/status.json", "/work", "/work/metrics", "/generation", "/stub_status", "/nothing")
 
 
-def test_only_this_host_and_those_that_the_inventory_allows_see_anything(tmp_path: Path, hosts: dict[str, Host]) -> None:
+def test_only_this_host_and_those_that_the_inventory_allows_see_anything(
+    tmp_path: Path, hosts: dict[str, Host]
+) -> None:
     host = hosts["upstream"]
     FakeState(clean_state(host), {"llm_cluster": [FakeNode("node-a")]}).tick(time.time())
     with ingress(tmp_path, host, [9]):
