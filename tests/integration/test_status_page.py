@@ -627,6 +627,11 @@ def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -
     assert page.locator("article canvas").count() < 40
     page.get_by_role("searchbox").fill("down")
     expect(page.locator("article:visible h3")).to_have_text(["n299"])
+    page.get_by_role("searchbox").fill("unreachable")
+    expect(page.locator("article:visible h3")).to_have_text(["n299"])
+    page.get_by_role("searchbox").fill("n29 kv_level")
+    expect(page.locator("article:visible")).to_have_count(9)
+    expect(page.locator("#find output")).to_have_text("9 of 301 nodes")
 
 
 def test_the_codes_that_the_page_knows_are_the_scripts() -> None:

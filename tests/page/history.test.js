@@ -63,7 +63,8 @@ test("columns are found by their names, and those that are missing are null", ()
 });
 
 test("names that JavaScript has a meaning for are names of nodes like all others", () => {
-  const text = '{"version":1,"columns":["weight"]}\n{"at":"2026-11-26T10:00:00Z","pools":{"__proto__":{"constructor":[3]}}}\n';
+  const pools = '{"__proto__":{"constructor":[3]}}';
+  const text = `{"version":1,"columns":["weight"]}\n{"at":"2026-11-26T10:00:00Z","pools":${pools}}\n`;
   const [tick] = parseSegment(text).ticks;
   assert.equal(tick.rows.get("__proto__\nconstructor").weight, 3);
 });

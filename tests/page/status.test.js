@@ -84,7 +84,8 @@ test("before the first tick there is no data, and later a file that is missing i
 test("old data, and a fault of the last tick, are problems of their own", () => {
   const failed = status(0, [], { outcome: "rolled_back", error: "nginx -t failed", error_cause: "test_failed" });
   assert.deepEqual(headlines(failed, null, true, INTERVAL), ["Old data.", "Last tick rolled back."]);
-  assert.deepEqual(problems({ ...failed, outcome: "unchanged" }, null, false, INTERVAL), [["Fault.", "nginx -t failed"]]);
+  const unchanged = { ...failed, outcome: "unchanged" };
+  assert.deepEqual(problems(unchanged, null, false, INTERVAL), [["Fault.", "nginx -t failed"]]);
   assert.deepEqual(problems(status(0, [], { outcome: "failed", error: null }), null, false, INTERVAL), [
     ["Last tick failed.", "nginx goes on with the weights it has."],
   ]);

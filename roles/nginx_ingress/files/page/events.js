@@ -5,9 +5,9 @@ import { duration, shortened, worded } from "./format.js";
 import { CHANGES, codeOf, isFault } from "./status.js";
 
 /**
- * `at`: seconds. `kind`: change, fault, wait (a tick's outcome), node (its state moved), weight (only its weight did) or
- * gap (no ticks). `key`: the node's, or "". `what` is by this page, `why` is the script's sentence or null. `code`: what
- * tells this event from others of its kind. `until`: when the last of several equal ones in a row was.
+ * `at`: seconds. `kind`: change, fault or wait (outcomes of a tick), node (its state moved), weight (only its weight
+ * moved) or gap (no ticks). `key`: the node's, or "". `what`: text of this page. `why`: the script's sentence, or null.
+ * `code`: what tells this event from others of its kind. `until`: when the last of several equal ones in a row was.
  * @typedef {{at: number, kind: string, key: string, what: string, why: ?string, code: ?string, until?: number}} Event
  */
 

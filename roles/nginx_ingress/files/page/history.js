@@ -83,7 +83,7 @@ export function addStatus(history, status, interval, withPoint) {
   }
 }
 
-/** Append the numbers of a tick, and an event for each node that moved. A tick that is there already changes nothing. */
+/** Append the numbers of a tick, and an event for each node that moved. A tick that is known changes nothing. */
 function addPoint(history, at, rows, interval) {
   if (at < history.times.at(-1) - interval) forgetFrom(history, at); // the host's clock was set back
   const last = history.times.at(-1);

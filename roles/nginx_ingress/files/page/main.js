@@ -1,6 +1,8 @@
-// Begins: hands the room that reads (poll.js) the rooms that show (view.js, nodes.js, charts.js), and listens to the user.
+// Starts the page, and connects what reads (poll.js) with what shows (view.js, nodes.js, charts.js) and with the user.
 //
-// format, status, events, history: pure, tested with node. state: what the page knows. dom, marks: help to show.
+// The modules, lowest first; each imports only from those before it:
+//   format, status, events, history: pure        state: what the page knows        poll: asks nginx
+//   dom, marks, charts, nodes, view: the document
 
 import { plots, recolour } from "./charts.js";
 import { $, say } from "./dom.js";

@@ -1,5 +1,5 @@
 // Asks nginx for status.json at each tick, and for the history where ticks are missing. It knows nothing of the DOM:
-// what is to be done with news, and whether anybody looks, is handed to it.
+// main.js hands it the functions that show what was read, and one that tells whether the page is hidden.
 
 import { HOUR, seconds } from "./format.js";
 import { addStatus, historyOf, parseSegment, parsed, trim } from "./history.js";
@@ -9,7 +9,7 @@ import { isStatus } from "./status.js";
 const TIMEOUT = 10_000; // milliseconds
 const MOST_SEGMENTS = 20; // two as a rule; with many nodes a segment is full before its hour is over
 
-let room = null; // what start() was handed
+let view = null; // the functions that start() was handed
 let timer = null;
 let asking = false;
 let askedAt = 0; // seconds of this machine's clock
@@ -17,10 +17,10 @@ let gap = true; // ticks are missing in the history, so it has to be read
 
 /**
  * Begin to poll.
- * @param {{draw: function(), drawProblems: function(), isHidden: function(): boolean}} handed
+ * @param {{draw: function(), drawProblems: function(), isHidden: function(): boolean}} functions
  */
-export function start(handed) {
-  room = handed;
+export function start(functions) {
+  view = functions;
   return poll();
 }
 
@@ -40,12 +40,12 @@ async function poll() {
       addStatus(page.history, page.status, interval(), !gap);
     }
     // A hidden page reads no history: its timers come once a minute, and each would find ticks missing.
-    if (gap && !room.isHidden()) await readHistory();
+    if (gap && !view.isHidden()) await readHistory();
     trim(page.history, now() - HOUR);
-    room.draw();
+    view.draw();
   } catch (error) {
     page.trouble = { cause: "unexpected", text: `This page cannot show what it read (${error.message})` };
-    room.drawProblems();
+    view.drawProblems();
   }
   asking = false;
   timer = setTimeout(poll, 1000 * pause(isNew));

@@ -2,7 +2,7 @@
 
 import { seconds } from "./format.js";
 import { emptyHistory } from "./history.js";
-import * as reading from "./status.js";
+import { problems as problemsOf } from "./status.js";
 
 const FALLBACK_INTERVAL = 5; // seconds, until a status.json says how often a tick comes
 
@@ -35,4 +35,4 @@ export const age = () => now() - seconds(page.status.decided_at);
 export const isOld = () => page.status !== null && age() > 3 * interval();
 
 /** Return what is wrong now. */
-export const problems = () => reading.problems(page.status, page.trouble, isOld(), interval());
+export const problems = () => problemsOf(page.status, page.trouble, isOld(), interval());

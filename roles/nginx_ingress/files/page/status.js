@@ -1,5 +1,5 @@
-// Reads status.json: is it valid, what do its codes mean, what is wrong. Codes (`cause`, `error_cause`, …) and outcomes
-// decide; the sentences beside them are only handed on. Pure: it knows neither the DOM nor the network.
+// Reads status.json: is it valid, what do its codes mean, what is wrong. Codes (`cause`, `error_cause`, …) and
+// outcomes decide; the sentences beside them are only handed on. Pure: it knows neither the DOM nor the network.
 
 import { clock, seconds, whenever, worded } from "./format.js";
 
@@ -53,7 +53,8 @@ export const load = (nodes, separator) =>
  */
 export function problems(status, trouble, old, interval) {
   if (trouble?.cause === "missing" && !status) {
-    return [["No data.", "No tick has ended yet: status.json is not there. If that lasts: journalctl -u vllm-nginx-lb"]];
+    const sentence = "No tick has ended yet: status.json is not there. If that lasts: journalctl -u vllm-nginx-lb";
+    return [["No data.", sentence]];
   }
   const found = [];
   if (trouble) {
