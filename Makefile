@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-unit test-integration \
-	test-fast test-python test-soak test-molecule test demo demo-down dist bench clean
+.PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-page test-unit \
+	test-integration test-fast test-python test-soak test-molecule test demo demo-down dist bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,18 +58,22 @@ test-lua: ## Run the unit tests of what runs in nginx
 	tools/system-packages lua
 	busted
 
-test-unit: venv test-lua ## Run the unit tests
+test-page: ## Run the unit tests of the status page
+	tools/system-packages page
+	node --test tests/page/*.test.js
+
+test-unit: venv test-lua test-page ## Run the unit tests
 	pytest --numprocesses=auto tests/unit
 
 test-integration: venv ## Run the integration tests, with the real nginx on loopback
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint test-lua ## All but faults, long runs, the soak and the containers, within two minutes
+test-fast: lint test-lua test-page ## All but faults, long runs, the soak and the containers, within two minutes
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=worksteal -m "not fault and not slow" tests/unit tests/integration
 
-test-python: venv test-lua ## All unit and integration tests, faults too, and how much of the script they reach
+test-python: venv test-lua test-page ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
 	pytest $(IN_ORDER) -m "not unmeasured" --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
