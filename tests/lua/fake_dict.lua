@@ -1,5 +1,5 @@
---- A shared dictionary of nginx in a table, with a clock that the test moves. A test sets `lacks_memory` to say what a new
--- key does: it "drops" others, or "fails".
+--- A shared dictionary of nginx in a table, with a clock that the test moves. A test sets `lacks_memory` to say what a
+-- new key does: it "drops" others, or "fails".
 
 local Dict = {}
 Dict.__index = Dict
