@@ -1,4 +1,4 @@
-local membership = require "vllm_nginx_lb.membership"
+local weights_format = require "vllm_nginx_lb.weights_format"
 
 local function node(changes)
     local found = { name = "node-a", address = "127.0.0.2", port = 8000, weight = 100 }
@@ -16,26 +16,26 @@ local function file(nodes, changes)
     return found
 end
 
-describe("membership", function()
+describe("weights_format", function()
     it("reads pools and their nodes", function()
-        local found = membership.read(file { node(), node { name = "node-b", address = "::1", weight = 0 } })
+        local found = weights_format.read(file { node(), node { name = "node-b", address = "::1", weight = 0 } })
         assert.equal("0a1b", found.generation)
         assert.same({ "127.0.0.2:8000", "[::1]:8000" }, found.peers)
         local nodes = found.pools.llm_cluster.nodes
         assert.equal(0, nodes[1].max_conns)
-        assert.equal(8, membership.read(file { node { max_conns = 8 } }).pools.llm_cluster.nodes[1].max_conns)
+        assert.equal(8, weights_format.read(file { node { max_conns = 8 } }).pools.llm_cluster.nodes[1].max_conns)
         assert.same({ "127.0.0.2", 8000, 100, 0 }, { nodes[1].host, nodes[1].port, nodes[1].weight, nodes[1].slot })
         assert.same({ "[::1]", 8000, 0, 1 }, { nodes[2].host, nodes[2].port, nodes[2].weight, nodes[2].slot })
     end)
 
     it("tells the pool of each model", function()
         local pools = { { name = "a", models = { "m", "n/o-7b" }, nodes = {} }, { name = "b", nodes = {} } }
-        assert.same({ m = "a", ["n/o-7b"] = "a" }, membership.read(file({}, { pools = pools })).models)
+        assert.same({ m = "a", ["n/o-7b"] = "a" }, weights_format.read(file({}, { pools = pools })).models)
     end)
 
     it("gives one server one slot, whatever it is called", function()
         local twin = node { name = "twin", weight = 0 }
-        local found = membership.read(file { node(), twin, node { name = "c", port = 1 } })
+        local found = weights_format.read(file { node(), twin, node { name = "c", port = 1 } })
         local slots = {}
         for i, each in ipairs(found.pools.llm_cluster.nodes) do
             slots[i] = each.slot
@@ -75,28 +75,9 @@ describe("membership", function()
     }
     for _, case in ipairs(refused) do
         it("refuses as a whole: " .. case[1], function()
-            local found, problem = membership.read(case[2])
+            local found, problem = weights_format.read(case[2])
             assert.is_nil(found)
             assert.equal(1, problem:find(case[1], 1, true), problem)
         end)
     end
-
-    it("reads the upstream file of nginx's own balancer, until there is another one", function()
-        local found = membership.read(membership.of_upstream_file [[
-# Written by vllm-nginx-lb; changes made here are lost. sha256 of the rest: 0
-map "" $vllm_nginx_lb_generation { default "c0ffee"; }
-
-upstream llm_cluster {
-    zone llm_cluster 1m;
-    least_conn;
-    server 10.0.0.1:18090 weight=60 max_fails=10 fail_timeout=60s; # node-a
-    server [2001:db8::1]:8000 down max_fails=10 fail_timeout=60s; # node-b
-    keepalive 64;
-}
-]])
-        assert.equal("c0ffee", found.generation)
-        local nodes = found.pools.llm_cluster.nodes
-        assert.same({ "node-a", "10.0.0.1:18090", 60 }, { nodes[1].name, nodes[1].peer, nodes[1].weight })
-        assert.same({ "node-b", "[2001:db8::1]:8000", 0 }, { nodes[2].name, nodes[2].peer, nodes[2].weight })
-    end)
 end)

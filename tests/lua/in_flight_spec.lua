@@ -1,5 +1,6 @@
+local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
-local ledger = require "vllm_nginx_lb.ledger"
+local shared_dict = require "vllm_nginx_lb.shared_dict"
 
 local A, B, C = "127.0.0.2:8000", "127.0.0.3:8000", "[::1]:8000"
 
@@ -12,28 +13,28 @@ local function name(text)
     return ("%016d"):format(sum)
 end
 
-describe("ledger", function()
+describe("in_flight", function()
     local dict, dead
 
     local function open(pid, addresses)
-        local books = ledger.open(dict, pid, function(other)
+        local work = in_flight.open(dict, pid, function(other)
             return not dead[other]
         end, name)
-        books:use(addresses)
-        return books
+        work:use_nodes(addresses)
+        return work
     end
 
     --- Pending bytes and streams of each address, as a worker sees them.
-    local function seen(books)
-        local found, totals = {}, books:totals()
-        for address, slot in pairs(books.slots) do
+    local function seen(work)
+        local found, totals = {}, work:totals()
+        for address, slot in pairs(work.slots) do
             found[address] = { totals[2 * slot], totals[2 * slot + 1] }
         end
         return found
     end
 
     before_each(function()
-        dict, dead = new_dict(), {}
+        dict, dead = shared_dict.open(new_dict(), { name = "test" }), {}
     end)
 
     it("sums what all workers have under way", function()
@@ -49,57 +50,57 @@ describe("ledger", function()
     end)
 
     it("is exactly zero when all has ended", function()
-        local books = { open(1, { A, B }), open(2, { A, B }) }
+        local workers = { open(1, { A, B }), open(2, { A, B }) }
         local under_way = {}
         math.randomseed(1)
         for _ = 1, 10000 do
             local worker, bytes = math.random(2), math.random(10 ^ 8)
             local address = math.random(2) == 1 and A or B
-            books[worker]:add(address, bytes, 1)
+            workers[worker]:add(address, bytes, 1)
             under_way[#under_way + 1] = { worker, address, bytes }
             if math.random(2) == 1 then
                 local ended = table.remove(under_way, math.random(#under_way))
-                books[ended[1]]:add(ended[2], -ended[3], -1)
+                workers[ended[1]]:add(ended[2], -ended[3], -1)
             end
         end
         for _, each in ipairs(under_way) do
-            books[each[1]]:add(each[2], -each[3], -1)
+            workers[each[1]]:add(each[2], -each[3], -1)
         end
-        assert.same({ [A] = { 0, 0 }, [B] = { 0, 0 } }, seen(books[1]))
+        assert.same({ [A] = { 0, 0 }, [B] = { 0, 0 } }, seen(workers[1]))
     end)
 
     it("keeps what is under way when nodes come and go", function()
-        local books = open(1, { A, B })
-        books:add(A, 10, 1)
-        books:add(B, 20, 1)
-        books:use { C, B }
-        assert.same({ [B] = { 20, 1 }, [C] = { 0, 0 } }, seen(books))
-        books:add(A, -10, -1) -- ends at a node that has left
-        books:add(B, -20, -1)
-        assert.same({ [B] = { 0, 0 }, [C] = { 0, 0 } }, seen(books))
+        local work = open(1, { A, B })
+        work:add(A, 10, 1)
+        work:add(B, 20, 1)
+        work:use_nodes { C, B }
+        assert.same({ [B] = { 20, 1 }, [C] = { 0, 0 } }, seen(work))
+        work:add(A, -10, -1) -- ends at a node that has left
+        work:add(B, -20, -1)
+        assert.same({ [B] = { 0, 0 }, [C] = { 0, 0 } }, seen(work))
     end)
 
     it("counts right when a node leaves and comes back while it works", function()
-        local books = open(1, { A, B })
-        books:add(A, 10, 1)
-        books:add(A, 20, 1)
-        books:use { B }
-        books:add(A, -10, -1)
-        books:use { A, B }
-        assert.same({ [A] = { 20, 1 }, [B] = { 0, 0 } }, seen(books))
-        books:use { B }
-        books:add(A, -20, -1)
-        books:use { A, B }
-        assert.same({ [A] = { 0, 0 }, [B] = { 0, 0 } }, seen(books))
+        local work = open(1, { A, B })
+        work:add(A, 10, 1)
+        work:add(A, 20, 1)
+        work:use_nodes { B }
+        work:add(A, -10, -1)
+        work:use_nodes { A, B }
+        assert.same({ [A] = { 20, 1 }, [B] = { 0, 0 } }, seen(work))
+        work:use_nodes { B }
+        work:add(A, -20, -1)
+        work:use_nodes { A, B }
+        assert.same({ [A] = { 0, 0 }, [B] = { 0, 0 } }, seen(work))
     end)
 
     it("adds up by address what a worker counts that knows an older list", function()
-        local draining, new = open(1, { A, B }), open(2, { C, B, A })
-        draining:add(A, 10, 1)
+        local old, new = open(1, { A, B }), open(2, { C, B, A })
+        old:add(A, 10, 1)
         new:add(C, 5, 1)
         assert.same({ [A] = { 10, 1 }, [B] = { 0, 0 }, [C] = { 5, 1 } }, seen(new))
-        assert.same({ [A] = { 10, 1 }, [B] = { 0, 0 } }, seen(draining))
-        draining:add(A, -10, -1)
+        assert.same({ [A] = { 10, 1 }, [B] = { 0, 0 } }, seen(old))
+        old:add(A, -10, -1)
         assert.same({ [A] = { 0, 0 }, [B] = { 0, 0 }, [C] = { 5, 1 } }, seen(new))
     end)
 
@@ -108,7 +109,7 @@ describe("ledger", function()
         crashed:add(A, 10, 1)
         assert.same({ [A] = { 10, 1 } }, seen(lives))
         dead[1] = true
-        lives:look()
+        lives:find_rows()
         assert.same({ [A] = { 0, 0 } }, seen(lives))
     end)
 
@@ -118,17 +119,17 @@ describe("ledger", function()
     end)
 
     it("leaves nothing behind of lists that nobody uses", function()
-        local books = open(1, { A })
+        local work = open(1, { A })
         for i = 1, 100 do
-            books:use { A, "127.0.1." .. i .. ":8000" }
-            books:look()
+            work:use_nodes { A, "127.0.1." .. i .. ":8000" }
+            work:find_rows()
         end
-        assert.equal(3, #dict:get_keys()) -- its row, its layout, the count of changes
+        assert.equal(4, #dict:get_keys()) -- its row, its layout, the count of changes, that of writes that did not fit
     end)
 
     it("knows no nodes at first", function()
-        local books = open(1, {})
-        books:add(A, 10, 1)
-        assert.same({}, seen(books))
+        local work = open(1, {})
+        work:add(A, 10, 1)
+        assert.same({}, seen(work))
     end)
 end)

@@ -1,4 +1,4 @@
-local choose = require "vllm_nginx_lb.choose"
+local least_work = require "vllm_nginx_lb.least_work"
 
 local SETTINGS = { stream_bytes = 100, ingresses = 1 }
 
@@ -10,24 +10,24 @@ local function first()
     return 1
 end
 
---- Nodes of these capacities, and totals of {pending bytes, streams} of each.
-local function pool(capacities, loads)
+--- Nodes of these weights, and totals of {pending bytes, streams} of each.
+local function pool(weights, loads)
     local nodes, totals = {}, {}
-    for i, capacity in ipairs(capacities) do
-        nodes[i] = { peer = "node-" .. i, capacity = capacity, slot = i - 1 }
+    for i, weight in ipairs(weights) do
+        nodes[i] = { peer = "node-" .. i, effective_weight = weight, slot = i - 1 }
         totals[2 * i - 2], totals[2 * i - 1] = loads[i][1], loads[i][2]
     end
     return nodes, totals
 end
 
-local function best(capacities, loads, bytes, usable, random, cached, settings)
-    local nodes, totals = pool(capacities, loads)
+local function best(weights, loads, bytes, usable, random, cached, settings)
+    local nodes, totals = pool(weights, loads)
     local request = { bytes = bytes or 0, cached = cached or {} }
-    local node, score = choose.best(nodes, totals, request, settings or SETTINGS, usable or always, random or first)
+    local node, score = least_work.best(nodes, totals, request, settings or SETTINGS, usable or always, random or first)
     return node and node.peer, score
 end
 
-describe("choose", function()
+describe("least_work", function()
     it("takes the node with the fewest bytes to begin", function()
         assert.equal("node-2", best({ 1, 1 }, { { 5000, 1 }, { 30, 1 } }))
     end)
@@ -36,7 +36,7 @@ describe("choose", function()
         assert.equal("node-1", best({ 1, 1 }, { { 150, 1 }, { 0, 3 } }))
     end)
 
-    it("counts per capacity", function()
+    it("counts per effective weight", function()
         assert.equal("node-1", best({ 100, 40 }, { { 1000, 0 }, { 500, 0 } }))
         assert.equal("node-2", best({ 100, 60 }, { { 1000, 0 }, { 500, 0 } }))
     end)
@@ -60,10 +60,10 @@ describe("choose", function()
 
     it("charges a node what it has not cached", function()
         local request = { bytes = 3000, cached = { ["node-2"] = 2048, ["node-3"] = 4096 } }
-        assert.equal(3000, choose.cost(request, { peer = "node-1" }))
-        assert.equal(952, choose.cost(request, { peer = "node-2" }))
-        assert.equal(0, choose.cost(request, { peer = "node-3" }))
-        assert.equal(3000, choose.cost(request, { peer = "node-2", since = 7 })) -- it has started anew
+        assert.equal(3000, least_work.cost(request, { peer = "node-1" }))
+        assert.equal(952, least_work.cost(request, { peer = "node-2" }))
+        assert.equal(0, least_work.cost(request, { peer = "node-3" }))
+        assert.equal(3000, least_work.cost(request, { peer = "node-2", slow_since = 7 })) -- it has started anew
     end)
 
     it("takes it that other ingresses do the same", function()
@@ -72,7 +72,7 @@ describe("choose", function()
         assert.equal("node-2", best({ 100, 40 }, loads, 1000, always, first, {}, { stream_bytes = 100, ingresses = 8 }))
     end)
 
-    it("leaves out nodes of no capacity, and those that may not be taken", function()
+    it("leaves out nodes of no weight, and those that may not be taken", function()
         assert.equal("node-2", best({ 0, 1 }, { { 0, 0 }, { 9000, 9 } }))
         local function not_the_first(node)
             return node.peer ~= "node-1"
