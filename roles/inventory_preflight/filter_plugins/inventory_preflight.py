@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import re
@@ -23,12 +22,6 @@ CAPACITY_RANGE = (0.01, 100.0)
 # Spellings that Ansible's bool filter reads, so that a quoted "yes" works and a typing slip does not.
 TRUE = {"true", "yes", "on", "1", "y", "t"}
 FALSE = {"false", "no", "off", "0", "n", "f"}
-
-# What a vLLM host may set in the inventory.
-SETTABLE = ("vllm_capacity", "vllm_drain", "vllm_max_conns", "vllm_pool", "vllm_port", "vllm_scheme")
-# Present on a vLLM host without being a setting of it: the dict built from the settings, and what is given
-# with -e on the command line, which every host has.
-TOLERATED = {"vllm_node", "vllm_node_name"}
 
 
 def as_integer(value: object) -> int | None:
@@ -241,24 +234,10 @@ def check_ingress_pools(nodes: Sequence[Node], ingress_pools: Mapping[str, str])
             )
 
 
-def check_host_variables(host_variables: Mapping[str, Sequence[str]], extra: Sequence[str]) -> Iterator[str]:
-    """A misspelt setting would be ignored without a word."""
-    allowed = {*SETTABLE, *TOLERATED, *extra}
-    for host, names in host_variables.items():
-        for name in sorted(names):
-            if not name.startswith("vllm_") or name.startswith("vllm_nginx_lb_") or name in allowed:
-                continue
-            guess = difflib.get_close_matches(name, SETTABLE, n=1)
-            remedy = f"did you mean {guess[0]}?" if guess else "remove or rename it"
-            yield f"{host}: {name} is not a setting of a vLLM node; allowed are {', '.join(SETTABLE)}; {remedy}"
-
-
 def preflight_problems(
     nodes: Sequence[Node],
     ingress_hosts: Sequence[str],
     ingress_pools: Mapping[str, str] | None = None,
-    host_variables: Mapping[str, Sequence[str]] | None = None,
-    extra_host_variables: Sequence[str] = (),
 ) -> list[str]:
     """Return one line per problem of an inventory; an empty list means that it is sound.
 
@@ -266,8 +245,6 @@ def preflight_problems(
         nodes: The vLLM nodes; each a dict with name, host, port, scheme, capacity, pool and drain.
         ingress_hosts: Names of the hosts that run nginx.
         ingress_pools: The pool each ingress host forwards to.
-        host_variables: The names of the variables each vLLM host has, to find misspelt ones.
-        extra_host_variables: Names beginning with ``vllm_`` that something else uses.
     """
     return [
         *check_ingresses(ingress_hosts),
@@ -278,7 +255,6 @@ def preflight_problems(
         *check_pool_schemes(nodes),
         *check_pool_drained(nodes),
         *check_ingress_pools(nodes, ingress_pools or {}),
-        *check_host_variables(host_variables or {}, extra_host_variables),
     ]
 
 
