@@ -57,23 +57,26 @@ def prefix_of(name: str) -> str:
     return max((prefix for prefix in known_names() if name.startswith(prefix)), key=len, default="")
 
 
+def closest(text: str, candidates: Mapping[str, str], similarity: float) -> str | None:
+    """Return the key of the value that is most similar to a text, if one is similar enough."""
+    found = difflib.get_close_matches(text, candidates.values(), n=1, cutoff=similarity)
+    return next((key for key, value in candidates.items() if found == [value]), None)
+
+
 def similar_name(name: str) -> str | None:
     """Return the known name that a misspelt one probably means, if there is one."""
+    known = known_names()
+    rest_of = {each: each.removeprefix(prefix) for prefix, names in known.items() for each in names}
+    whole = {each: each for each in rest_of}
     prefix = prefix_of(name)
-    rest_of = {
-        known: known.removeprefix(some_prefix) for some_prefix, names in known_names().items() for known in names
-    }
-
-    def closest(text: str, candidates: Mapping[str, str], cutoff: float) -> str | None:
-        found = difflib.get_close_matches(text, candidates.values(), n=1, cutoff=cutoff)
-        return next((known for known, candidate in candidates.items() if found == [candidate]), None)
-
+    if not prefix:
+        return closest(name, whole, ALMOST_EQUAL)
     rest = name.removeprefix(prefix)
-    same_prefix = {known: rest_of[known] for known in known_names().get(prefix, ())}
     return (
-        closest(rest, same_prefix, SIMILAR)
-        or (closest(rest, rest_of, ALMOST_EQUAL) if prefix else None)
-        or closest(name, {known: known for known in rest_of}, VERY_SIMILAR if prefix else ALMOST_EQUAL)
+        closest(rest, {each: rest_of[each] for each in known[prefix]}, SIMILAR)
+        or closest(rest, rest_of, ALMOST_EQUAL)
+        # The prefix of a node is that of a role, too: vllm_lb_policy.
+        or (closest(name, whole, VERY_SIMILAR) if prefix == NODE_PREFIX else None)
     )
 
 
