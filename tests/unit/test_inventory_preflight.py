@@ -14,6 +14,7 @@ from tests.playbook import ROOT, play
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.unmeasured
@@ -425,3 +426,19 @@ def test_playbook_names_the_successor_of_a_former_variable(tmp_path: Path) -> No
     assert (
         "ingress-1: vllm_nginx_lb_balancer is not a variable; in its place is nginx_ingress_balancer" in result.stdout
     )
+
+
+def names_in(data: object) -> Iterator[str]:
+    """Yield the keys of all mappings in what a YAML file holds."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield str(key)
+            yield from names_in(value)
+
+
+@pytest.mark.parametrize("folder", ["inventory", "demo/inventory", "molecule"])
+def test_no_inventory_of_the_project_has_a_misspelt_variable(folder: str) -> None:
+    files = [file for file in (ROOT / folder).rglob("*.yml") if "inventory" in file.parts]
+    names = {name for file in files for name in names_in(yaml.safe_load(file.read_text(encoding="utf-8")))}
+    assert any(name.startswith("nginx_ingress_") for name in names)
+    assert misspelt_variables({folder: sorted(names)}) == []
