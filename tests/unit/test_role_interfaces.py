@@ -154,6 +154,13 @@ def test_nodes_of_the_role_are_those_of_the_script() -> None:
         assert node[name].get("default", dataclasses.MISSING) == each.default
 
 
+def test_every_file_of_the_package_is_compared_before_an_installation() -> None:
+    patterns = load("vllm_nginx_lb", "vars/main.yml")["__vllm_nginx_lb_package_patterns"]
+    files = [file for file in (ROOT / "files" / "vllm_lb").rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert len(files) > 20
+    assert [file for file in files if not any(file.match(pattern) for pattern in patterns)] == []
+
+
 def test_reference_page_is_up_to_date() -> None:
     program = ROOT / "docs" / "generate_configuration.py"
     result = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True, check=False)
