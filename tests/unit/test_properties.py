@@ -76,7 +76,7 @@ def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
 
 # --- Any configuration: nginx's grammar reads back what was decided -----------------------------------------
 
-IPS = st.ip_addresses().map(str)
+IPS = st.ip_addresses().map(str).filter(is_host)
 LABELS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
 HOSTNAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join).filter(is_host)
 NAMES = st.from_regex(NAME, fullmatch=True)
