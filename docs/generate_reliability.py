@@ -27,7 +27,7 @@ class Collector:
         self.rows: dict[int, list[str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Make a row of each marked test; the parameter sets of a test share one if the marker is on the test itself."""
+        """Make a row of each marked test; its parameter sets share one if the marker is on the test itself."""
         for item in items:
             marker = item.get_closest_marker("fault")
             if marker is None:
