@@ -85,5 +85,12 @@ def test_every_script_of_the_status_page_has_a_row() -> None:
     assert {path for path in modules(page, ".js") if "/vendor/" not in path} - rows() == set()
 
 
+def test_every_part_of_the_nginx_configuration_has_a_row() -> None:
+    role = "roles/nginx_ingress"
+    parts = modules(f"{role}/files/nginx", ".conf") | modules(f"{role}/templates/etc/nginx/vllm-nginx-lb/parts", ".j2")
+    assert parts
+    assert parts - rows() == set()
+
+
 def test_every_role_has_a_row() -> None:
     assert {f"roles/{role.name}/" for role in (ROOT / "roles").iterdir() if role.is_dir()} - rows() == set()
