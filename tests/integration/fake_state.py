@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_nginx_lb import COLUMNS, OUTCOMES
+from vllm_lb.history import COLUMNS
+from vllm_lb.outcome import OUTCOMES
 
 if TYPE_CHECKING:
     from pathlib import Path

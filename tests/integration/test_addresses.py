@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.conftest import SEED, FakeNode, Stack, fetch, free_port
-from vllm_nginx_lb import shown
+from vllm_lb.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_syntax_in_a_node_is_refused(stack: Stack, key: str, values: list[str]) 
         node[key] = value
     allowed = {"name": "1 to 63 of A-Z a-z 0-9 . _ -", "host": "an IP address or a host name"}[key]
     assert refused(stack) == [
-        f"pools[0].nodes[{i}].{key}: {shown(value)}: expected {allowed}" for i, value in enumerate(values)
+        f"pools[0].nodes[{i}].{key}: {quoted(value)}: expected {allowed}" for i, value in enumerate(values)
     ]
 
 
@@ -104,7 +104,7 @@ def test_syntax_in_a_node_is_refused(stack: Stack, key: str, values: list[str]) 
 def test_syntax_in_a_pool_is_refused(stack: Stack) -> None:
     stack.config["pools"] = [{"name": name, "nodes": [{"name": "a", "host": "10.0.0.1"}]} for name in SYNTAX]
     assert refused(stack) == [
-        f"pools[{i}].name: {shown(name)}: expected a letter, then up to 62 of A-Z a-z 0-9 _"
+        f"pools[{i}].name: {quoted(name)}: expected a letter, then up to 62 of A-Z a-z 0-9 _"
         for i, name in enumerate(SYNTAX)
     ]
 

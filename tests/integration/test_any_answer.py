@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vllm_nginx_lb as lb
 from tests.integration.conftest import free_port
+from vllm_lb.scrape import scrape_all
+from vllm_lb.settings import Node, Scrape
+from vllm_lb.vllm_metrics import WANTED_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORDING = (Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0-busy.txt").read_bytes()
-GOOD = b"\n".join(lb.WANTED_LINE.findall(RECORDING)) + b"\n"
+GOOD = b"\n".join(WANTED_LINE.findall(RECORDING)) + b"\n"
 
 
 class Parrots:
@@ -30,7 +32,7 @@ class Parrots:
         """Say nothing yet."""
         self.says = [b"", b"", b""]
         self.port = free_port()
-        self.nodes = [lb.Node(name=f"node-{i}", host=f"127.0.0.{i + 2}", port=self.port) for i in range(3)]
+        self.nodes = [Node(name=f"node-{i}", host=f"127.0.0.{i + 2}", port=self.port) for i in range(3)]
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Parrots]:
@@ -100,7 +102,7 @@ ANSWERS = st.one_of(
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_make_one_sample_a_node(parrots: Parrots, says: tuple[bytes, bytes, bytes]) -> None:
     parrots.says = list(says)
-    samples = lb.scrape_all(parrots.nodes, lb.Scrape(timeout_seconds=1), None, {})
+    samples = scrape_all(parrots.nodes, Scrape(timeout_seconds=1), None, {})
     assert sorted(samples) == ["node-0", "node-1", "node-2"]
     for node in parrots.nodes:
         sample = samples[node.name]

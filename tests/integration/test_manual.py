@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vllm_nginx_lb as lb
+from vllm_lb import __version__
+from vllm_lb.cli import make_parser
+from vllm_lb.errors import EXIT_FAILED, EXIT_LOCKED, EXIT_USAGE
 
 if TYPE_CHECKING:
     import argparse
@@ -39,20 +41,20 @@ def test_mandoc_has_nothing_against_it() -> None:
 
 
 def test_every_command_stands_there_as_its_help_has_it() -> None:
-    usages = [" ".join(each.format_usage().split()) for each in commands(lb.make_parser()).values()]
+    usages = [" ".join(each.format_usage().split()) for each in commands(make_parser()).values()]
     expected = {usage.removeprefix("usage: vllm-nginx-lb ").replace("[-h]", "").replace("  ", " ") for usage in usages}
     assert {tag.replace(", ", ",") for tag in tags("COMMANDS")} == {usage.strip() for usage in expected}
 
 
 def test_every_option_before_the_command_stands_there() -> None:
-    options = [action for action in lb.make_parser()._actions if action.option_strings]  # noqa: SLF001
+    options = [action for action in make_parser()._actions if action.option_strings]  # noqa: SLF001
     expected = {f"{', '.join(each.option_strings)} {each.metavar or ''}".strip() for each in options}
     assert set(tags("OPTIONS")) == expected
 
 
 def test_its_version_is_that_of_the_script() -> None:
-    assert f".Os vllm-nginx-lb {lb.__version__}\n" in PAGE.read_text(encoding="utf-8")
+    assert f".Os vllm-nginx-lb {__version__}\n" in PAGE.read_text(encoding="utf-8")
 
 
 def test_every_exit_code_stands_there() -> None:
-    assert tags("EXIT STATUS") == [str(code) for code in (0, lb.EXIT_FAILED, lb.EXIT_USAGE, lb.EXIT_LOCKED)]
+    assert tags("EXIT STATUS") == [str(code) for code in (0, EXIT_FAILED, EXIT_USAGE, EXIT_LOCKED)]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import vllm_nginx_lb as lb
 from tests.integration.conftest import PYTHON, SCRIPT, Stack, respond, wait_for
+from vllm_lb.journal import NOTICE, SOCKET, is_stderr_the_journal, log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -257,9 +257,9 @@ def test_the_journal_gets_changes_with_fields(
     monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
     monkeypatch.setattr(lb, "JOURNAL", str(tmp_path / "socket"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        journal.bind(lb.JOURNAL)
+        journal.bind(SOCKET)
         journal.settimeout(10)
-        lb.log(lb.NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
+        log(NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
         fields = journal.recv(65536).decode().splitlines()
     assert fields == [
         "MESSAGE=p/a: weight 100 -> 60: kv?MESSAGE_ID=forged",
@@ -269,7 +269,7 @@ def test_the_journal_gets_changes_with_fields(
         "VLLM_NGINX_LB_WEIGHT=60",
     ]
     assert capsys.readouterr().err == ""
-    lb.log(lb.NOTICE, "nobody listens", node="a")
+    log(NOTICE, "nobody listens", node="a")
     assert capsys.readouterr().err == "<5>nobody listens\n"
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")  # of the service that started the shell, say
-    assert not lb.is_stderr_the_journal()
+    assert not is_stderr_the_journal()

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, good, refused, unreadable
+from vllm_lb.decide import decide
+from vllm_lb.memory import Means, NodeMemory
+from vllm_lb.observation import Sample
+from vllm_lb.plan import NodePlan
+from vllm_lb.policies.fair_share import corrections, credible_requests, fair_shares, room_for
+from vllm_lb.schema import build
+from vllm_lb.settings import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +37,7 @@ class Engine:
     frozen: bool = False  # its figures stand still
     counts: bool = True  # it has token counters
     awake: bool = True
-    fault: lb.Sample | None = None  # what a scrape brings instead
+    fault: Sample | None = None  # what a scrape brings instead
     tokens: float = 0.0
     finished: float = 0.0
     requests: float = 0.0
@@ -45,13 +51,13 @@ class Play:
         self.nodes, self.requests, self.noise = nodes, requests, noise
         self.random = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self.now = 1000.0
-        self.memory: dict[str, lb.NodeMemory] = {}
+        self.memory: dict[str, NodeMemory] = {}
         self.drained: set[str] = set()
         self.settled = True
         self.moves = 0
         self.capacities: dict[str, float] = {}
         self.rules: dict[str, float] = {}
-        self.plan: dict[str, lb.NodePlan] = {}
+        self.plan: dict[str, NodePlan] = {}
 
     @property
     def weights(self) -> dict[str, int]:
@@ -78,7 +84,7 @@ class Play:
             samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
             self.now += TICK_SECONDS
             settings = config(pool=pool, policies={"capacity": self.rules})
-            plans, self.memory = lb.decide(settings, samples, self.memory, self.drained, self.now, settled=self.settled)
+            plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, settled=self.settled)
             self.plan = {node.name: node for node in plans[0].nodes}
             self.moves += before != self.weights and bool(before)
         return self.weights
@@ -98,7 +104,7 @@ class Play:
         """Return a factor within the noise."""
         return 1 + self.random.uniform(-self.noise, self.noise)
 
-    def sample(self, node: Engine, host: str) -> lb.Sample:
+    def sample(self, node: Engine, host: str) -> Sample:
         """Return what a scrape of a node brings."""
         if node.fault:
             return dataclasses.replace(node.fault, address=host)
@@ -374,47 +380,47 @@ def test_one_node_alone_keeps_its_weight() -> None:
 
 def test_two_readings_in_one_moment_leave_a_memory_that_can_be_read() -> None:
     pool = config("a", pool={"policy": "capacity"})
-    memory: dict[str, lb.NodeMemory] = {}
+    memory: dict[str, NodeMemory] = {}
     for now, tokens in ((100.0, 0), (100.25, 2**53)):
-        _, memory = lb.decide(pool, {"a": good(generation_tokens=tokens)}, memory, set(), now)
+        _, memory = decide(pool, {"a": good(generation_tokens=tokens)}, memory, set(), now)
     problems: list[str] = []
-    assert lb.build(lb.NodeMemory, dataclasses.asdict(memory["a"]), "a", problems) == memory["a"]
+    assert build(NodeMemory, dataclasses.asdict(memory["a"]), "a", problems) == memory["a"]
     assert problems == []
 
 
-def means(**values: float) -> lb.Means:
-    return lb.Means(**({"speed": 10.0, "running": 20.0, "finished": 10.0, "kv_cache_usage": 0.35} | values))
+def means(**values: float) -> Means:
+    return Means(**({"speed": 10.0, "running": 20.0, "finished": 10.0, "kv_cache_usage": 0.35} | values))
 
 
 def test_requests_count_as_far_as_they_are_certain() -> None:
-    assert lb.credible_requests(means(running=20), 20, 100) == 20
-    assert lb.credible_requests(means(running=30, finished=0), 20, 100) == 20  # none has ended: nothing new is known
-    few, many = (lb.credible_requests(means(running=30), 20, readings) for readings in (1, 100))
+    assert credible_requests(means(running=20), 20, 100) == 20
+    assert credible_requests(means(running=30, finished=0), 20, 100) == 20  # none has ended: nothing new is known
+    few, many = (credible_requests(means(running=30), 20, readings) for readings in (1, 100))
     assert 20 < few < 23
     assert 29 < many < 30
-    assert lb.credible_requests(means(running=10), 20, 100) == pytest.approx(10, abs=1)
+    assert credible_requests(means(running=10), 20, 100) == pytest.approx(10, abs=1)
 
 
 def test_requests_are_shared_by_speed_up_to_the_room_of_each() -> None:
-    rules = lb.Capacity(speed_exponent=1, max_kv_cache_usage=0.7)
+    rules = Capacity(speed_exponent=1, max_kv_cache_usage=0.7)
     fast, slow = means(speed=30, running=10, kv_cache_usage=0.2), means(speed=10, running=30, kv_cache_usage=0.2)
-    assert lb.dues(rules, {"a": fast, "b": slow}) == pytest.approx({"a": 30, "b": 10})
+    assert fair_shares(rules, {"a": fast, "b": slow}) == pytest.approx({"a": 30, "b": 10})
     full = means(speed=30, running=10, kv_cache_usage=0.7)  # room for 10
-    assert lb.dues(rules, {"a": full, "b": slow}) == pytest.approx({"a": 10, "b": 30})
+    assert fair_shares(rules, {"a": full, "b": slow}) == pytest.approx({"a": 10, "b": 30})
     half = means(speed=10, running=30, kv_cache_usage=0.7)  # room for 30: all are full
-    assert lb.dues(rules, {"a": full, "b": half}) == pytest.approx({"a": 10, "b": 30})
+    assert fair_shares(rules, {"a": full, "b": half}) == pytest.approx({"a": 10, "b": 30})
     over = means(speed=10, running=60, kv_cache_usage=1)  # room for 42 of 70, with the other's 10
-    assert lb.dues(rules, {"a": full, "b": over}) == pytest.approx({"a": 70 * 10 / 52, "b": 70 * 42 / 52})
+    assert fair_shares(rules, {"a": full, "b": over}) == pytest.approx({"a": 70 * 10 / 52, "b": 70 * 42 / 52})
 
 
 def test_a_node_with_a_queue_has_room_for_what_it_runs() -> None:
-    assert lb.room_for(means(running=4, waiting=10, kv_cache_usage=0.1), 0.7) == 4
-    assert lb.room_for(means(running=4, waiting=1, kv_cache_usage=0.1), 0.7) == pytest.approx(28)
-    assert lb.room_for(means(running=40, waiting=10, kv_cache_usage=1), 0.7) == pytest.approx(28)
-    assert lb.room_for(means(running=4, kv_cache_usage=0), 0.7) == pytest.approx(280)
+    assert room_for(means(running=4, waiting=10, kv_cache_usage=0.1), 0.7) == 4
+    assert room_for(means(running=4, waiting=1, kv_cache_usage=0.1), 0.7) == pytest.approx(28)
+    assert room_for(means(running=40, waiting=10, kv_cache_usage=1), 0.7) == pytest.approx(28)
+    assert room_for(means(running=4, kv_cache_usage=0), 0.7) == pytest.approx(280)
 
 
 def test_nodes_that_generate_nothing_keep_their_weights() -> None:
     weights = {"a": 100.0, "b": 50.0}
     stuck = means(speed=0)
-    assert lb.corrections(lb.Capacity(), {"a": stuck, "b": stuck}, weights, 20) == {"a": 1.0, "b": 1.0}
+    assert corrections(Capacity(), {"a": stuck, "b": stuck}, weights, 20) == {"a": 1.0, "b": 1.0}

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-import vllm_nginx_lb as lb
+from vllm_lb.addresses import is_host
+from vllm_lb.config_file import load_config
+from vllm_lb.errors import EXIT_USAGE, FailureError
+from vllm_lb.settings import Config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +19,10 @@ if TYPE_CHECKING:
 MINIMAL: dict[str, Any] = {"pools": [{"name": "llm_cluster", "nodes": [{"name": "node-a", "host": "10.0.0.10"}]}]}
 
 
-def load(tmp_path: Path, content: str) -> lb.Config:
+def load(tmp_path: Path, content: str) -> Config:
     path = tmp_path / "config.yml"
     path.write_text(content)
-    return lb.load_config(path)
+    return load_config(path)
 
 
 def changed(path: str, value: object) -> str:
@@ -95,9 +98,9 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     ],
 )
 def test_each_problem_is_one_line(tmp_path: Path, key: str, value: object, line: str) -> None:
-    with pytest.raises(lb.FailureError) as failure:
+    with pytest.raises(FailureError) as failure:
         load(tmp_path, changed(key, value))
-    assert failure.value.code == lb.EXIT_USAGE
+    assert failure.value.code == EXIT_USAGE
     (message,) = str(failure.value).splitlines()
     assert message.startswith(f"{tmp_path}/config.yml: {line}")
 
@@ -105,12 +108,12 @@ def test_each_problem_is_one_line(tmp_path: Path, key: str, value: object, line:
 def test_one_address_in_two_spellings_is_one_address(tmp_path: Path) -> None:
     raw = copy.deepcopy(MINIMAL)
     raw["pools"][0]["nodes"] = [{"name": "a", "host": "2001:db8::1"}, {"name": "b", "host": "2001:DB8:0::1"}]
-    with pytest.raises(lb.FailureError, match="already used by"):
+    with pytest.raises(FailureError, match="already used by"):
         load(tmp_path, yaml.safe_dump(raw))
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(lb.FailureError) as failure:
+    with pytest.raises(FailureError) as failure:
         load(tmp_path, "scrape: {workers: 0}\nhealth: {rise: x}\npools: [{name: p, nodes: [{}]}]\n")
     lines = str(failure.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == [
@@ -134,7 +137,7 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
 def test_duplicates_are_refused(tmp_path: Path, second: dict[str, str], line: str) -> None:
     raw = copy.deepcopy(MINIMAL)
     raw["pools"][0]["nodes"].append(second)
-    with pytest.raises(lb.FailureError) as failure:
+    with pytest.raises(FailureError) as failure:
         load(tmp_path, yaml.safe_dump(raw))
     assert line in str(failure.value)
 
@@ -152,29 +155,29 @@ def test_duplicates_are_refused(tmp_path: Path, second: dict[str, str], line: st
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, words: str) -> None:
-    with pytest.raises(lb.FailureError, match=words) as failure:
+    with pytest.raises(FailureError, match=words) as failure:
         load(tmp_path, content)
-    assert failure.value.code == lb.EXIT_USAGE
+    assert failure.value.code == EXIT_USAGE
     assert len(str(failure.value).splitlines()) == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(lb.FailureError, match=r"none\.yml: No such file or directory") as failure:
-        lb.load_config(tmp_path / "none.yml")
-    assert failure.value.code == lb.EXIT_USAGE
+    with pytest.raises(FailureError, match=r"none\.yml: No such file or directory") as failure:
+        load_config(tmp_path / "none.yml")
+    assert failure.value.code == EXIT_USAGE
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "::1", "2001:db8::1", "gpu-1", "gpu_1.example.org", "a.b.c."])
 def test_hosts_that_are_accepted(host: str) -> None:
-    assert lb.is_host(host)
+    assert is_host(host)
 
 
 def test_a_deadband_that_would_hold_back_what_capacity_decides_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yml"
     pool = {"name": "p", "policy": "capacity", "nodes": [{"name": "a", "host": "127.0.0.1"}]}
     path.write_text(yaml.safe_dump({"pools": [pool], "nginx": {"min_weight_change_ratio": 0.2}}))
-    with pytest.raises(lb.FailureError) as caught:
-        lb.load_config(path)
+    with pytest.raises(FailureError) as caught:
+        load_config(path)
     assert str(caught.value) == (
         f"{path}: nginx.min_weight_change_ratio: 0.2: expected at most policies.capacity.min_change_ratio, 0.15: "
         "else what is decided would not be published"

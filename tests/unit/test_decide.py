@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, good, refused, unreadable
+from vllm_lb.decide import decide
+from vllm_lb.memory import NodeMemory
+from vllm_lb.observation import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,15 +21,15 @@ class Fleet:
     def __init__(self, *names: str, drained: frozenset[str] = frozenset(), **sections: Any) -> None:
         """Start with nothing remembered."""
         self.config = config(*names, **sections)
-        self.memory: Mapping[str, lb.NodeMemory] = {}
+        self.memory: Mapping[str, NodeMemory] = {}
         self.now = 1000.0
         self.drained = drained
 
-    def tick(self, **samples: lb.Sample) -> dict[str, tuple[str, int]]:
+    def tick(self, **samples: Sample) -> dict[str, tuple[str, int]]:
         """Decide once and return each node's state and weight; nodes not named are idle."""
         idle = {node.name: good(node.host) for node in self.config.pools[0].nodes}
         self.now += 10
-        plans, self.memory = lb.decide(self.config, idle | samples, self.memory, self.drained, self.now)
+        plans, self.memory = decide(self.config, idle | samples, self.memory, self.drained, self.now)
         self.pool = plans[0]
         return {node.name: (node.state, node.weight) for node in plans[0].nodes}
 
@@ -202,7 +204,7 @@ def test_a_reboot_does_not_make_readings_from_the_future() -> None:
 def test_a_sleeper_whose_name_does_not_resolve_is_not_woken_by_the_last_resort() -> None:
     settings = config("a", "b", health={"fall": 1})
     asleep = good("127.0.0.1", awake=False)
-    lost = lb.Sample("127.0.0.1", 0.1, asleep.reading, unresolved="name or service not known")
-    _, memory = lb.decide(settings, {"a": asleep, "b": good("127.0.0.2")}, {}, set(), 0.0)
-    pools, _ = lb.decide(settings, {"a": lost, "b": refused("127.0.0.2")}, memory, set(), 10.0)
+    lost = Sample("127.0.0.1", 0.1, asleep.reading, unresolved="name or service not known")
+    _, memory = decide(settings, {"a": asleep, "b": good("127.0.0.2")}, {}, set(), 0.0)
+    pools, _ = decide(settings, {"a": lost, "b": refused("127.0.0.2")}, memory, set(), 10.0)
     assert {node.name: node.weight for node in pools[0].nodes} == {"a": 0, "b": 100}

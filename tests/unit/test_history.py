@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import vllm_nginx_lb as lb
-import vllm_nginx_lb_view as view
 from tests.unit.samples import config, good, refused
+from vllm_lb.decide import decide
+from vllm_lb.errors import FailureError
+from vllm_lb.history import History, Tick
+from vllm_lb.memory import NodeMemory
+from vllm_lb.observation import Sample
+from vllm_lb.outcome import Outcome
+from vllm_lb.plan import Plan
+from vllm_lb.settings import Config
+from vllm_lb.view.history_reader import Past, read_history
+from vllm_lb.view.replay import sample_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,26 +31,26 @@ HOUR = 3600
 class Recorder:
     """Decides tick after tick on what a test gives it, as `collect` does, and writes that down."""
 
-    def __init__(self, directory: Path, settings: lb.Config, max_bytes: int = 20 * 10**6) -> None:
+    def __init__(self, directory: Path, settings: Config, max_bytes: int = 20 * 10**6) -> None:
         """Begin with nothing remembered."""
-        self.config, self.history = settings, lb.History(directory, max_bytes)
-        self.memory: dict[str, lb.NodeMemory] = {}
+        self.config, self.history = settings, History(directory, max_bytes)
+        self.memory: dict[str, NodeMemory] = {}
         self.number = 0
-        self.last: lb.Outcome | None = None
+        self.last: Outcome | None = None
         self.settled = True
 
-    def tick(self, **samples: lb.Sample) -> lb.Tick:
+    def tick(self, **samples: Sample) -> Tick:
         """Decide once; nodes not named are idle."""
         nodes = [node for pool in self.config.pools for node in pool.nodes]
         found = {node.name: good(node.host) for node in nodes} | samples
         now, self.number = 1000.0 + 10 * self.number, self.number + 1
         before = self.memory
-        pools, self.memory = lb.decide(self.config, found, before, set(), now, settled=self.settled)
+        pools, self.memory = decide(self.config, found, before, set(), now, settled=self.settled)
         at = f"2026-11-26T{self.number // 360:02d}:{self.number // 6 % 60:02d}:{self.number % 6}0.000+00:00"
-        plan = lb.Plan(version=1, decided_at=at, pools=pools)
-        tick = lb.Tick(now, found, before, set(), self.last, settled=self.settled, plan=plan, after=self.memory)
+        plan = Plan(version=1, decided_at=at, pools=pools)
+        tick = Tick(now, found, before, set(), self.last, settled=self.settled, plan=plan, after=self.memory)
         self.history.add(tick)
-        self.last = lb.Outcome(decided_at=at, generation="abc", applied=True, outcome="unchanged", error=None)
+        self.last = Outcome(decided_at=at, generation="abc", applied=True, outcome="unchanged", error=None)
         return tick
 
     def an_hour_passes(self) -> None:
@@ -50,19 +58,19 @@ class Recorder:
         found = self.history.current.stat()
         os.utime(self.history.current, (found.st_atime, found.st_mtime - HOUR))
 
-    def ticks(self) -> list[view.Past]:
+    def ticks(self) -> list[Past]:
         """Return all that can be read back."""
-        return list(view.read_history([*self.history.segments(), self.history.current]))
+        return list(read_history([*self.history.segments(), self.history.current]))
 
 
-def row_of(past: view.Past, name: str) -> dict[str, Any]:
+def row_of(past: Past, name: str) -> dict[str, Any]:
     """Return a node's values of a tick, which must be whole."""
     row = past.node(name)
     assert row is not None
     return row
 
 
-def busy(host: str, **changes: Any) -> lb.Sample:
+def busy(host: str, **changes: Any) -> Sample:
     """Return a scrape of a node that works, with counters as large as those of a real one."""
     counters = {"preemptions": 12, "prompt_tokens": 48_123_456, "generation_tokens": 9_876_543, "finished": 123_456}
     return good(host, **(counters | changes))
@@ -75,7 +83,7 @@ def test_a_tick_can_be_read_back(tmp_path: Path) -> None:
     assert (past.at, past.now) == (tick.plan.decided_at, 1000.0)
     assert row_of(past, "a")["reason"] == "kv 0.90 >= 0.85"
     assert row_of(past, "b")["state"] == "unknown"
-    assert {name: view.sample_of(row_of(past, name)) for name in past.rows} == dict(tick.samples)
+    assert {name: sample_of(row_of(past, name)) for name in past.rows} == dict(tick.samples)
 
 
 def test_a_reason_is_kept_when_a_weight_or_state_has_moved(tmp_path: Path) -> None:
@@ -182,7 +190,7 @@ def test_what_somebody_else_put_there_is_not_written_to(tmp_path: Path, kind: st
         case _:
             os.mkfifo(there)
     if kind == "directory":
-        with pytest.raises(lb.FailureError, match="cannot be written"):
+        with pytest.raises(FailureError, match="cannot be written"):
             recorder.tick()
     else:
         recorder.tick()
@@ -195,7 +203,7 @@ def test_the_hour_before_is_kept_when_it_cannot_be_compressed(tmp_path: Path) ->
     recorder.tick()
     recorder.an_hour_passes()
     (tmp_path / ".history-000001.jsonl.gz.new").mkdir()  # in the way of it, as a full disk would be
-    with pytest.raises(lb.FailureError, match=r"history-000001.jsonl.gz cannot be written"):
+    with pytest.raises(FailureError, match=r"history-000001.jsonl.gz cannot be written"):
         recorder.tick()
     assert [past.now for past in recorder.ticks()] == [1000.0]
     (tmp_path / ".history-000001.jsonl.gz.new").rmdir()

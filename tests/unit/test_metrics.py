@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import vllm_nginx_lb as lb
+from vllm_lb.observation import Reading
+from vllm_lb.vllm_metrics import UnreadableError, parse_metrics
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 GOOD = """\
@@ -20,14 +21,14 @@ vllm:num_preemptions_total{engine="0",model_name="m"} 4.0
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("idle", lb.Reading(0.0, 0, 0, 0, 1, awake=True, prompt_tokens=0, generation_tokens=0, finished=0)),
+        ("idle", Reading(0.0, 0, 0, 0, 1, awake=True, prompt_tokens=0, generation_tokens=0, finished=0)),
         ("busy", None),
         ("preempting", None),
-        ("dp2", lb.Reading(1.0, 26, 14, 0, 2, awake=True, prompt_tokens=96, generation_tokens=20555, finished=0)),
+        ("dp2", Reading(1.0, 26, 14, 0, 2, awake=True, prompt_tokens=96, generation_tokens=20555, finished=0)),
     ],
 )
-def test_recordings(name: str, expected: lb.Reading | None) -> None:
-    found = lb.parse_metrics((FIXTURES / f"vllm-0.32.0-{name}.txt").read_bytes())
+def test_recordings(name: str, expected: Reading | None) -> None:
+    found = parse_metrics((FIXTURES / f"vllm-0.32.0-{name}.txt").read_bytes())
     if expected:
         assert found == expected
     else:
@@ -38,7 +39,7 @@ def test_recordings(name: str, expected: lb.Reading | None) -> None:
 
 
 def test_plain() -> None:
-    assert lb.parse_metrics(GOOD.encode()) == lb.Reading(0.5, 2, 3, 4, 1, awake=True)
+    assert parse_metrics(GOOD.encode()) == Reading(0.5, 2, 3, 4, 1, awake=True)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_plain() -> None:
     [("vllm:kv_cache", "vllm:gpu_cache"), ("vllm:", "vllm_"), ('{engine="0",model_name="m"}', ""), ("\n", "\r\n")],
 )
 def test_other_spellings(old: str, new: str) -> None:
-    assert lb.parse_metrics(GOOD.replace(old, new).encode()) == lb.Reading(0.5, 2, 3, 4, 1, awake=True)
+    assert parse_metrics(GOOD.replace(old, new).encode()) == Reading(0.5, 2, 3, 4, 1, awake=True)
 
 
 def test_similar_names_are_not_taken_for_the_wanted_ones() -> None:
@@ -55,13 +56,13 @@ def test_similar_names_are_not_taken_for_the_wanted_ones() -> None:
         'vllm:num_preemptions_created{engine="0"} 1.7e9\n'
         'xvllm:num_requests_waiting{engine="0"} 99\n'
     )
-    assert lb.parse_metrics((traps + GOOD + traps).encode()).waiting == 2
+    assert parse_metrics((traps + GOOD + traps).encode()).waiting == 2
 
 
 def test_several_engines_and_models() -> None:
     second = GOOD.replace('engine="0"', 'engine="1"').replace("} 0.5", "} 0.75")
     other = GOOD.replace('"m"', '"n"')
-    assert lb.parse_metrics((GOOD + second + other).encode()) == lb.Reading(0.75, 6, 9, 12, 2, awake=True)
+    assert parse_metrics((GOOD + second + other).encode()) == Reading(0.75, 6, 9, 12, 2, awake=True)
 
 
 @pytest.mark.parametrize(("awake", "expected"), [("0", False), ("1", True)])
@@ -70,33 +71,33 @@ def test_sleep(awake: str, expected: bool) -> None:  # noqa: FBT001 - a table's 
         f'vllm:engine_sleep_state{{engine="0",sleep_state="{state}"}} {1 - int(awake)}\n'
         for state in ("weights_offloaded", "discard_all")
     )
-    assert lb.parse_metrics((GOOD + states).encode()).awake is expected
+    assert parse_metrics((GOOD + states).encode()).awake is expected
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-1", "1e400", "1.5", "1e300"])
 def test_a_count_that_cannot_be_one(value: str) -> None:
-    with pytest.raises(lb.UnreadableError, match="num_requests_waiting is"):
-        lb.parse_metrics(GOOD.replace("2.0", value).encode())
+    with pytest.raises(UnreadableError, match="num_requests_waiting is"):
+        parse_metrics(GOOD.replace("2.0", value).encode())
 
 
 def test_a_sum_that_cannot_be_a_count() -> None:
     many = "".join(f'vllm:num_requests_waiting{{engine="{i}"}} 9007199254740992\n' for i in range(1, 130))
-    with pytest.raises(lb.UnreadableError, match="the sum of waiting is"):
-        lb.parse_metrics((GOOD + many).encode())
+    with pytest.raises(UnreadableError, match="the sum of waiting is"):
+        parse_metrics((GOOD + many).encode())
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-0.1", "1.01", "85"])
 def test_a_ratio_that_cannot_be_one(value: str) -> None:
-    with pytest.raises(lb.UnreadableError, match="kv_cache_usage_perc is"):
-        lb.parse_metrics(GOOD.replace("0.5", value).encode())
+    with pytest.raises(UnreadableError, match="kv_cache_usage_perc is"):
+        parse_metrics(GOOD.replace("0.5", value).encode())
 
 
 @pytest.mark.parametrize("missing", range(4))
 def test_absent_is_not_zero(missing: int) -> None:
     lines = GOOD.splitlines()
     name = lines.pop(missing).partition("{")[0]
-    with pytest.raises(lb.UnreadableError, match=f"no {name}"):
-        lb.parse_metrics("\n".join(lines).encode())
+    with pytest.raises(UnreadableError, match=f"no {name}"):
+        parse_metrics("\n".join(lines).encode())
 
 
 @pytest.mark.parametrize(
@@ -113,5 +114,5 @@ def test_absent_is_not_zero(missing: int) -> None:
     ],
 )
 def test_garbage(body: bytes, words: str) -> None:
-    with pytest.raises(lb.UnreadableError, match=words):
-        lb.parse_metrics(body)
+    with pytest.raises(UnreadableError, match=words):
+        parse_metrics(body)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, good
+from vllm_lb.decide import decide
+from vllm_lb.errors import FailureError
+from vllm_lb.plan import Plan, check_plan
 
 CONFIG = config("a", "b")
 
@@ -18,13 +20,13 @@ CONFIG = config("a", "b")
 def honest() -> dict[str, Any]:
     """Return a plan as collect writes it."""
     samples = {"a": good("127.0.0.1"), "b": good("127.0.0.2")}
-    pools, _ = lb.decide(CONFIG, samples, {}, set(), 100.0)
-    plan = lb.Plan(version=1, decided_at="2026-01-01T00:00:00.000+00:00", pools=pools)
+    pools, _ = decide(CONFIG, samples, {}, set(), 100.0)
+    plan = Plan(version=1, decided_at="2026-01-01T00:00:00.000+00:00", pools=pools)
     return dict(json.loads(json.dumps(dataclasses.asdict(plan))))
 
 
 def test_an_honest_plan_passes() -> None:
-    assert [node.weight for node in lb.check_plan(honest(), CONFIG).pools[0].nodes] == [100, 100]
+    assert [node.weight for node in check_plan(honest(), CONFIG).pools[0].nodes] == [100, 100]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def test_a_dishonest_plan_is_refused(path: tuple[str | int, ...], value: object,
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = value
-    with pytest.raises(lb.FailureError) as failure:
-        lb.check_plan(raw, CONFIG)
+    with pytest.raises(FailureError) as failure:
+        check_plan(raw, CONFIG)
     assert str(failure.value).startswith("plan refused: ")
     assert problem in str(failure.value)
     assert len(str(failure.value).splitlines()) == 1
@@ -66,19 +68,19 @@ def test_a_plan_that_would_serve_nobody_is_refused() -> None:
     raw = honest()
     for node in raw["pools"][0]["nodes"]:
         node["weight"] = 0
-    with pytest.raises(lb.FailureError, match="no node would serve"):
-        lb.check_plan(raw, CONFIG)
+    with pytest.raises(FailureError, match="no node would serve"):
+        check_plan(raw, CONFIG)
 
 
 def test_one_server_under_two_names_is_refused() -> None:
     names = [{"name": "a", "host": "one.example"}, {"name": "b", "host": "two.example"}]
     raw = copy.deepcopy(honest())
     raw["pools"][0]["nodes"][1]["address"] = "127.0.0.1"
-    with pytest.raises(lb.FailureError, match=r"address 127\.0\.0\.1 twice"):
-        lb.check_plan(raw, config(pool={"nodes": names}))
+    with pytest.raises(FailureError, match=r"address 127\.0\.0\.1 twice"):
+        check_plan(raw, config(pool={"nodes": names}))
 
 
 @pytest.mark.parametrize("raw", [None, [], "x", 3, {"version": float("nan")}])
 def test_no_plan_at_all(raw: object) -> None:
-    with pytest.raises(lb.FailureError, match="plan refused"):
-        lb.check_plan(raw, CONFIG)
+    with pytest.raises(FailureError, match="plan refused"):
+        check_plan(raw, CONFIG)

@@ -11,8 +11,10 @@ import itertools
 
 import pytest
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, reading
+from vllm_lb.policies import Observation
+from vllm_lb.policies.capacity import verdict
+from vllm_lb.settings import Policies, Stepped
 
 KV = {0.0: 100, 0.5: 100, 0.7499: 100, 0.75: 60, 0.8499: 60, 0.85: 30, 0.9199: 30, 0.92: 10, 1.0: 10}
 WAITING = {0: False, 1: True, 40: True}
@@ -27,7 +29,7 @@ def test_the_ladder_on_every_combination(engines: int) -> None:
     for kv, waiting, running, preemptions in itertools.product(KV, WAITING, RUNNING_PER_ENGINE, PREEMPTIONS):
         signs = WAITING[waiting] + RUNNING_PER_ENGINE[running] + PREEMPTIONS[preemptions]
         load = reading(kv_cache_usage=kv, waiting=waiting, running=running * engines, engines=engines)
-        weight, reason = lb.stepped_weight(lb.Observation(load, preemptions), lb.Stepped())
+        weight, reason = verdict(Observation(load, preemptions), Stepped())
         assert weight == AFTER_DOWNGRADES[KV[kv]][signs], (kv, waiting, running, preemptions, reason)
         seen += 1
     assert seen == 9 * 3 * 5 * 3
@@ -35,7 +37,7 @@ def test_the_ladder_on_every_combination(engines: int) -> None:
 
 def test_the_reason_names_every_sign() -> None:
     load = reading(kv_cache_usage=0.41, waiting=3, running=20, engines=2)
-    assert lb.stepped_weight(lb.Observation(load, 2), lb.Stepped()) == (
+    assert verdict(Observation(load, 2), Stepped()) == (
         10,
         "kv 0.41 < 0.75, waiting 3 > 0, 2 new preemptions, running 10 > 8 per engine",
     )
@@ -43,23 +45,23 @@ def test_the_reason_names_every_sign() -> None:
 
 def test_one_engine_too_many_is_per_engine() -> None:
     load = reading(running=17, engines=2)
-    assert lb.stepped_weight(lb.Observation(load, 0), lb.Stepped())[0] == 60
+    assert verdict(Observation(load, 0), Stepped())[0] == 60
 
 
 def test_thresholds_come_from_the_configuration() -> None:
-    rules = lb.Stepped(levels=(90, 5), kv_cache=(), max_waiting=5, max_running=100, downgrade_on_preemption=False)
+    rules = Stepped(levels=(90, 5), kv_cache=(), max_waiting=5, max_running=100, downgrade_on_preemption=False)
     calm = reading(kv_cache_usage=1.0, waiting=5, running=100)
-    assert lb.stepped_weight(lb.Observation(calm, 7), rules) == (90, "kv 1.00")
-    assert lb.stepped_weight(lb.Observation(reading(waiting=6), 0), rules)[0] == 5
+    assert verdict(Observation(calm, 7), rules) == (90, "kv 1.00")
+    assert verdict(Observation(reading(waiting=6), 0), rules)[0] == 5
 
 
 def test_static_weights_follow_capacity() -> None:
     nodes = [{"name": f"n{c}", "host": f"127.0.0.{i}", "capacity": c} for i, c in enumerate([0.01, 1, 2, 4], 1)]
     pool = config(pool={"policy": "static", "nodes": nodes}).pools[0]
-    seen = {node.name: lb.Observation(reading(kv_cache_usage=1.0), 5) for node in pool.nodes}
-    weights = {name: verdict.weight for name, verdict in lb.weigh_static(pool, lb.Policies(), seen, 0.0).items()}
+    seen = {node.name: Observation(reading(kv_cache_usage=1.0), 5) for node in pool.nodes}
+    weights = {name: verdict.weight for name, verdict in lb.weigh_static(pool, Policies(), seen, 0.0).items()}
     assert weights == {"n0.01": 1, "n1": 25, "n2": 50, "n4": 100}
 
 
 def test_a_reason_is_not_rounded_up_to_the_limit() -> None:
-    assert lb.stepped_weight(lb.Observation(reading(kv_cache_usage=0.7499), 0), lb.Stepped()) == (100, "kv 0.74 < 0.75")
+    assert verdict(Observation(reading(kv_cache_usage=0.7499), 0), Stepped()) == (100, "kv 0.74 < 0.75")

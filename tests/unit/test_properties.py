@@ -14,8 +14,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, good, refused, unreadable
+from vllm_lb.addresses import bracketed, canonical, is_host, is_ip
+from vllm_lb.config_file import problems_across_fields
+from vllm_lb.decide import POLICIES, decide
+from vllm_lb.errors import FailureError
+from vllm_lb.memory import NodeMemory
+from vllm_lb.observation import Reading, Sample
+from vllm_lb.plan import Plan, PoolPlan, check_plan
+from vllm_lb.reload_limit import sort_workers
+from vllm_lb.schema import build
+from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME, Config, Node
+from vllm_lb.state import State
+from vllm_lb.view.table import table_of_nodes
+from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("vllm-*.txt"))
 NOW = "2026-01-01T00:00:00.000+00:00"
@@ -30,7 +42,7 @@ def json_of(record: Any) -> Any:
 
 # --- Any text as /metrics ---------------------------------------------------------------------------------
 
-REAL_LINES = sorted({line for path in FIXTURES for line in lb.WANTED_LINE.findall(path.read_bytes())})
+REAL_LINES = sorted({line for path in FIXTURES for line in WANTED_LINE.findall(path.read_bytes())})
 PIECES = [b"NaN", b"+Inf", b"-1", b"1e400", b"1e-400", b"0x1", b"{", b"}", b'"', b"\\", b",", b"=", b" ", b"\r", b"#"]
 
 
@@ -49,8 +61,8 @@ def metric_lines(draw: st.DrawFn) -> bytes:
 @settings(max_examples=500)
 def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
     try:
-        found = lb.parse_metrics(b"\n".join(lines))
-    except lb.UnreadableError:
+        found = parse_metrics(b"\n".join(lines))
+    except UnreadableError:
         return
     assert 0 <= found.kv_cache_usage <= 1
     counted = (found.prompt_tokens or 0, found.generation_tokens or 0)
@@ -62,8 +74,8 @@ def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
 
 IPS = st.ip_addresses().map(str)
 LABELS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
-HOSTNAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join).filter(lb.is_host)
-NAMES = st.from_regex(lb.NAME, fullmatch=True)
+HOSTNAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join).filter(is_host)
+NAMES = st.from_regex(NAME, fullmatch=True)
 PORTS = st.integers(1, 65535)
 
 
@@ -83,14 +95,14 @@ def nodes() -> st.SearchStrategy[dict[str, Any]]:
 def pools() -> st.SearchStrategy[dict[str, Any]]:
     """Draw a pool as config.yml has it."""
     return st.fixed_dictionaries(
-        {"name": st.from_regex(lb.POOL_NAME, fullmatch=True), "nodes": st.lists(nodes(), min_size=1, max_size=6)},
+        {"name": st.from_regex(POOL_NAME, fullmatch=True), "nodes": st.lists(nodes(), min_size=1, max_size=6)},
         optional={
             "method": st.sampled_from(["least_conn", "round_robin", "random_two_least_conn"]),
             "keepalive": st.integers(0, 65535),
             "keepalive_timeout_seconds": st.integers(1, 3600),
             "max_fails": st.integers(0, 10**6),
             "fail_timeout_seconds": st.integers(1, 86400),
-            "policy": st.sampled_from(sorted(lb.POLICIES)),
+            "policy": st.sampled_from(sorted(POLICIES)),
         },
     )
 
@@ -98,7 +110,7 @@ def pools() -> st.SearchStrategy[dict[str, Any]]:
 CAPACITY_RULES = st.fixed_dictionaries(
     {},
     optional={
-        "lowest_weight": st.integers(1, lb.MAX_WEIGHT),
+        "lowest_weight": st.integers(1, MAX_WEIGHT),
         "speed_exponent": st.floats(0, 4),
         "max_kv_cache_usage": st.floats(0.01, 1),
         "sudden_change_ratio": st.floats(0.01, 10),
@@ -108,7 +120,7 @@ CAPACITY_RULES = st.fixed_dictionaries(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> lb.Config:
+def configs(draw: st.DrawFn) -> Config:
     """Draw a configuration that the script accepts."""
     levels = sorted(draw(st.sets(st.integers(1, 100), min_size=1, max_size=6)), reverse=True)
     steps = st.fixed_dictionaries({"at_least": st.floats(0, 1), "weight": st.sampled_from(levels)})
@@ -116,15 +128,15 @@ def configs(draw: st.DrawFn) -> lb.Config:
     policies = {"stepped": stepped, "capacity": draw(CAPACITY_RULES)}
     raw = {"pools": draw(st.lists(pools(), min_size=1, max_size=3)), "policies": policies}
     problems: list[str] = []
-    built = lb.build(lb.Config, raw, "", problems)
+    built = build(Config, raw, "", problems)
     assert not problems
-    assert isinstance(built, lb.Config)
-    assume(not list(lb.cross_check(built)))
+    assert isinstance(built, Config)
+    assume(not list(problems_across_fields(built)))
     return built
 
 
 READINGS = st.builds(
-    lb.Reading,
+    Reading,
     kv_cache_usage=st.floats(0, 1),
     waiting=st.integers(0, 2**53),
     running=st.integers(0, 2**53),
@@ -137,12 +149,12 @@ READINGS = st.builds(
 
 
 @st.composite
-def samples(draw: st.DrawFn, node: lb.Node) -> lb.Sample:
+def samples(draw: st.DrawFn, node: Node) -> Sample:
     """Draw what a scrape of a node may bring."""
-    address = lb.canonical(node.host) if lb.is_ip(node.host) else draw(st.none() | IPS.map(lb.canonical))
+    address = canonical(node.host) if is_ip(node.host) else draw(st.none() | IPS.map(canonical))
     found = draw(st.none() | READINGS) if address else None
     error = None if found else draw(st.from_regex(r"[ -~]{1,120}", fullmatch=True))
-    return lb.Sample(address, draw(st.floats(0, 60)), found, error, found is not None or draw(st.booleans()))
+    return Sample(address, draw(st.floats(0, 60)), found, error, found is not None or draw(st.booleans()))
 
 
 def parsed(upstream: str) -> list[dict[str, Any]]:
@@ -165,7 +177,7 @@ def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
     configuration = data.draw(configs())
     seen = {node.name: data.draw(samples(node)) for pool in configuration.pools for node in pool.nodes}
     drained = data.draw(st.sets(st.sampled_from(sorted(seen))))
-    decided, _ = lb.decide(configuration, seen, {}, drained, 100.0)
+    decided, _ = decide(configuration, seen, {}, drained, 100.0)
     upstream = lb.render(lb.template_context(configuration, decided), lb.UPSTREAM_TEMPLATE)
     assert lb.is_intact(upstream)
     generation, *blocks = parsed(upstream)
@@ -177,7 +189,7 @@ def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
     for pool, plan, block in zip(configuration.pools, decided, blocks, strict=True):
         suffix = [f"max_fails={pool.max_fails}", f"fail_timeout={pool.fail_timeout_seconds}s"]
         expected = [
-            [f"{lb.bracketed(at.address)}:{node.port}", f"weight={at.weight}" if at.weight else "down", *suffix]
+            [f"{bracketed(at.address)}:{node.port}", f"weight={at.weight}" if at.weight else "down", *suffix]
             for node, at in zip(pool.nodes, plan.nodes, strict=True)
             if at.address
         ]
@@ -245,7 +257,7 @@ def test_no_sequence_of_states_empties_a_pool(
 ) -> None:
     policies = {"capacity": rules | {"lowest_weight": LOWEST["three"]}}
     configuration = config(pools=THREE_POOLS, policies=policies)
-    memory: dict[str, lb.NodeMemory] = {}
+    memory: dict[str, NodeMemory] = {}
     now = 2e6
     for makers, drained, seconds, settled in steps:
         now += seconds
@@ -255,20 +267,20 @@ def test_no_sequence_of_states_empties_a_pool(
         if twins and seen["b"].address:
             seen["b"] = dataclasses.replace(seen["b"], address="127.0.0.1")
         before = {name: each.weight for name, each in memory.items()}
-        decided, after = lb.decide(configuration, seen, memory, drained, now, settled=settled)
+        decided, after = decide(configuration, seen, memory, drained, now, settled=settled)
         for pool in decided:
             check_pool(pool, seen, before)
-        plan = lb.Plan(version=1, decided_at=NOW, pools=decided)
-        assert lb.check_plan(json_of(plan), configuration) == plan
+        plan = Plan(version=1, decided_at=NOW, pools=decided)
+        assert check_plan(json_of(plan), configuration) == plan
         problems: list[str] = []
-        memory = {name: lb.build(lb.NodeMemory, json_of(each), name, problems) for name, each in after.items()}
+        memory = {name: build(NodeMemory, json_of(each), name, problems) for name, each in after.items()}
         assert (memory, problems) == (after, [])
 
 
-def check_pool(pool: lb.PoolPlan, seen: dict[str, lb.Sample], before: dict[str, int | None]) -> None:
+def check_pool(pool: PoolPlan, seen: dict[str, Sample], before: dict[str, int | None]) -> None:
     """Fail when a pool is empty, or all down, while one of its nodes could serve."""
     weights = {node.name: node.weight for node in pool.nodes}
-    assert all(weight == 0 or LOWEST[pool.name] <= weight <= lb.MAX_WEIGHT for weight in weights.values())
+    assert all(weight == 0 or LOWEST[pool.name] <= weight <= MAX_WEIGHT for weight in weights.values())
     assert all(node.weight for node in pool.nodes if node.state == "up")
     if any(node.address for node in pool.nodes):
         assert any(weights.values())
@@ -291,10 +303,10 @@ JSON = st.recursive(
 )
 CONFIG = config("a", "b", pool={"policy": "capacity"})
 SEEN = {"a": good("127.0.0.1", generation_tokens=900, running=9), "b": good("127.0.0.2", generation_tokens=7)}
-HONEST, MEMORY = lb.decide(CONFIG, SEEN, {}, set(), 90.0)
+HONEST, MEMORY = decide(CONFIG, SEEN, {}, set(), 90.0)
 SEEN = {"a": good("127.0.0.1", generation_tokens=5000, running=8), "b": unreadable("127.0.0.2")}
-HONEST, MEMORY = lb.decide(CONFIG, SEEN, MEMORY, set(), 100.0)
-PLAN = lb.Plan(version=1, decided_at=NOW, pools=HONEST)
+HONEST, MEMORY = decide(CONFIG, SEEN, MEMORY, set(), 100.0)
+PLAN = Plan(version=1, decided_at=NOW, pools=HONEST)
 
 
 @st.composite
@@ -324,8 +336,8 @@ def changed(draw: st.DrawFn, original: Any) -> Any:
 @settings(max_examples=300)
 def test_any_plan_is_refused_or_harmless(raw: Any) -> None:
     try:
-        plan = lb.check_plan(raw, CONFIG)
-    except lb.FailureError:
+        plan = check_plan(raw, CONFIG)
+    except FailureError:
         return
     upstream = lb.render(lb.template_context(CONFIG, plan.pools), lb.UPSTREAM_TEMPLATE)
     servers = directives(parsed(upstream)[1]["block"], "server")
@@ -338,7 +350,7 @@ def state_with(name: str, content: bytes) -> Any:
     """Make a state directory with this file in it."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / name).write_bytes(content)
-        yield lb.State(Path(directory))
+        yield State(Path(directory))
 
 
 def files(honest: Any) -> st.SearchStrategy[bytes]:
@@ -356,9 +368,9 @@ def files(honest: Any) -> st.SearchStrategy[bytes]:
 def test_any_memory_is_dropped_or_used(content: bytes) -> None:
     with state_with("memory.json", content) as state:
         memory = state.memory()
-    decided, _ = lb.decide(CONFIG, SEEN, memory, set(), 110.0)
-    plan = lb.Plan(version=1, decided_at=NOW, pools=decided)
-    assert lb.check_plan(json_of(plan), CONFIG) == plan
+    decided, _ = decide(CONFIG, SEEN, memory, set(), 110.0)
+    plan = Plan(version=1, decided_at=NOW, pools=decided)
+    assert check_plan(json_of(plan), CONFIG) == plan
 
 
 STATUS = json_of(PLAN) | {"generation": "0", "applied": True, "outcome": "unchanged", "error": None}
@@ -366,14 +378,14 @@ STATUS = json_of(PLAN) | {"generation": "0", "applied": True, "outcome": "unchan
 
 @given(files(STATUS))
 def test_any_status_is_shown_or_refused(content: bytes) -> None:
-    with state_with("status.json", content) as state, contextlib.suppress(lb.FailureError):
+    with state_with("status.json", content) as state, contextlib.suppress(FailureError):
         found = state.status()
-        assert f"{lb.table(found.pools)} {found.error} {found.deferred}".replace("\n", "").isprintable()
+        assert f"{table_of_nodes(found.pools)} {found.error} {found.deferred}".replace("\n", "").isprintable()
 
 
 @given(files(["a", "b"]))
 def test_any_list_of_drained_nodes_is_used_or_refused(content: bytes) -> None:
-    with state_with("drained.json", content) as state, contextlib.suppress(lb.FailureError):
+    with state_with("drained.json", content) as state, contextlib.suppress(FailureError):
         assert all(isinstance(name, str) for name in state.drained())
 
 
@@ -381,5 +393,5 @@ def test_any_list_of_drained_nodes_is_used_or_refused(content: bytes) -> None:
 def test_any_workers_are_used_or_forgotten(content: bytes) -> None:
     with state_with("workers.json", content) as state:
         known = state.workers()
-    found = lb.sort_workers(known, 1, {3, 4}, 4)
+    found = sort_workers(known, 1, {3, 4}, 4)
     assert {pid for generation in found.generations for pid in generation} == {3, 4}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import vllm_nginx_lb as lb
+from vllm_lb.reload_limit import Workers, reason_to_wait, sort_workers
+from vllm_lb.settings import NginxSettings
 
-SETTINGS = lb.NginxSettings()  # 30 s, 10 %, 5 generations
+SETTINGS = NginxSettings()  # 30 s, 10 %, 5 generations
 
 
 def upstream(*weights: int) -> str:
@@ -27,27 +28,27 @@ def upstream(*weights: int) -> str:
     ],
 )
 def test_a_change_of_weights_waits(weights: tuple[int, int], age: float, draining: int, reason: str | None) -> None:
-    assert lb.reason_to_wait(SETTINGS, upstream(100, 100), upstream(*weights), age, draining) == reason
+    assert reason_to_wait(SETTINGS, upstream(100, 100), upstream(*weights), age, draining) == reason
 
 
 def test_without_a_deadband_every_change_counts() -> None:
-    settings = lb.NginxSettings(min_weight_change_ratio=0, min_reload_interval_seconds=0)
-    assert lb.reason_to_wait(settings, upstream(100, 100), upstream(100, 99), 0, 0) is None
+    settings = NginxSettings(min_weight_change_ratio=0, min_reload_interval_seconds=0)
+    assert reason_to_wait(settings, upstream(100, 100), upstream(100, 99), 0, 0) is None
 
 
 def test_workers_are_sorted_by_the_reload_that_made_them() -> None:
-    first = lb.sort_workers(lb.Workers(), 1, {2, 3}, 2)
+    first = sort_workers(Workers(), 1, {2, 3}, 2)
     assert (first.generations, first.draining) == (((2, 3),), 0)
-    second = lb.sort_workers(first, 1, {2, 3, 12, 13}, 13)
+    second = sort_workers(first, 1, {2, 3, 12, 13}, 13)
     assert (second.generations, second.draining) == (((2, 3), (12, 13)), 1)
-    replaced = lb.sort_workers(second, 1, {3, 12, 14}, 12)  # 13 died, nginx made 14
+    replaced = sort_workers(second, 1, {3, 12, 14}, 12)  # 13 died, nginx made 14
     assert (replaced.generations, replaced.draining) == (((3,), (12, 14)), 1)
-    third = lb.sort_workers(replaced, 1, {3, 14, 22, 23}, 22)
+    third = sort_workers(replaced, 1, {3, 14, 22, 23}, 22)
     assert (third.generations, third.draining) == (((3,), (14,), (22, 23)), 2)
-    done = lb.sort_workers(third, 1, {22, 23}, 22)
+    done = sort_workers(third, 1, {22, 23}, 22)
     assert (done.generations, done.draining) == (((22, 23),), 0)
 
 
 def test_another_nginx_has_no_former_workers() -> None:
-    known = lb.Workers(group=1, generations=((2,), (3,)))
-    assert lb.sort_workers(known, 9, {10}, 10) == lb.Workers(group=9, generations=((10,),))
+    known = Workers(group=1, generations=((2,), (3,)))
+    assert sort_workers(known, 9, {10}, 10) == Workers(group=9, generations=((10,),))

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 
-import vllm_nginx_lb as lb
 from tests.unit.samples import config, good, refused
+from vllm_lb.decide import decide
+from vllm_lb.errors import EXIT_USAGE, FailureError
+from vllm_lb.observation import Sample
+from vllm_lb.schema import build
+from vllm_lb.settings import Config
 
 
-def rendered(configuration: lb.Config, template: str = lb.UPSTREAM_TEMPLATE, **samples: lb.Sample) -> str:
+def rendered(configuration: Config, template: str = lb.UPSTREAM_TEMPLATE, **samples: Sample) -> str:
     """Return the file for a first tick."""
     nodes = [node for pool in configuration.pools for node in pool.nodes]
     seen = {node.name: samples.get(node.name, good(node.host)) for node in nodes}
-    pools, _ = lb.decide(configuration, seen, {}, set(), 100.0)
+    pools, _ = decide(configuration, seen, {}, set(), 100.0)
     return lb.render(lb.template_context(configuration, pools), template)
 
 
@@ -101,10 +105,10 @@ def test_a_node_without_an_address_is_left_out() -> None:
     ],
 )
 def test_a_faulty_template(template: str, words: str) -> None:
-    with pytest.raises(lb.FailureError) as failure:
+    with pytest.raises(FailureError) as failure:
         rendered(config("a"), template)
     assert str(failure.value).startswith(words)
-    assert failure.value.code == lb.EXIT_USAGE
+    assert failure.value.code == EXIT_USAGE
 
 
 def test_a_custom_template_sees_every_pool() -> None:
@@ -113,7 +117,7 @@ def test_a_custom_template_sees_every_pool() -> None:
         {"name": "embed", "nodes": [{"name": "b", "host": "10.0.0.2"}]},
     ]
     problems: list[str] = []
-    configuration = lb.build(lb.Config, {"pools": pools}, "", problems)
+    configuration = build(Config, {"pools": pools}, "", problems)
     text = rendered(configuration, "{% for p in pools %}{{ p.name }}:{{ p.servers[0].address }} {% endfor %}")
     assert text.endswith("chat:10.0.0.1 embed:10.0.0.2 ")
 
@@ -121,7 +125,7 @@ def test_a_custom_template_sees_every_pool() -> None:
 WORK = {"balancer": "work", "confirm_url": "http://127.0.0.1:18091/generation"}
 
 
-def weights_json(*names: str, **samples: lb.Sample) -> str:
+def weights_json(*names: str, **samples: Sample) -> str:
     """Return what Lua would read."""
     return rendered(config(*names, nginx=WORK), lb.WEIGHTS_TEMPLATE, **samples)
 
@@ -133,7 +137,7 @@ def test_the_file_that_lua_reads() -> None:
         for name, models in (("one", ["m", "a/b-7b <&'>"]), ("two", []))
     ]
     problems: list[str] = []
-    configuration = lb.build(lb.Config, {"pools": pools, "nginx": WORK}, "", problems)
+    configuration = build(Config, {"pools": pools, "nginx": WORK}, "", problems)
     assert not problems
     text = rendered(configuration, lb.WEIGHTS_TEMPLATE)
     assert lb.is_intact(text)

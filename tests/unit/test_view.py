@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import vllm_nginx_lb as lb
-import vllm_nginx_lb_view as view
 from tests.unit.samples import config, good, refused, unreadable
 from tests.unit.test_history import Recorder, busy, row_of
+from vllm_lb.decide import POLICIES
+from vllm_lb.errors import FailureError
+from vllm_lb.history import COLUMNS, MAX_SEGMENT_BYTES
+from vllm_lb.settings import Config
+from vllm_lb.state import State
+from vllm_lb.view.explain import explain_command, start_of
+from vllm_lb.view.history_reader import outcome_before
+from vllm_lb.view.replay import replay_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,16 +28,16 @@ if TYPE_CHECKING:
 NAMES = ("a", "b", "c")
 
 
-def written(directory: Path, settings: lb.Config) -> Path:
+def written(directory: Path, settings: Config) -> Path:
     """Write a configuration into a file; JSON is YAML."""
     path = directory / "config.yml"
     path.write_text(json.dumps(dataclasses.asdict(settings)))
     return path
 
 
-def replayed(capsys: pytest.CaptureFixture[str], file: Path, state: lb.State, **options: Any) -> str:
+def replayed(capsys: pytest.CaptureFixture[str], file: Path, state: State, **options: Any) -> str:
     """Run a replay and return what it prints."""
-    view.replay(file, state, options.pop("files", []), **({"policy": None, "changes": []} | options))
+    replay_command(file, state, options.pop("files", []), **({"policy": None, "changes": []} | options))
     return capsys.readouterr().out
 
 
@@ -41,7 +47,7 @@ def differing(said: str) -> dict[str, int]:
     return {row.split()[0]: int(row.split()[-1]) for row in rows}
 
 
-@pytest.mark.parametrize("policy", sorted(lb.POLICIES))
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_replay_with_the_same_settings_decides_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str
 ) -> None:
@@ -65,13 +71,13 @@ def test_a_replay_with_the_same_settings_decides_the_same(
         if drawn.random() < 0.1:
             samples["b"] = drawn.choice([refused, unreadable])("127.0.0.2")
         recorder.tick(**samples)
-    said = replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))
+    said = replayed(capsys, written(tmp_path, settings), State(tmp_path))
     assert differing(said) == {"a": 0, "b": 0, "c": 0}
     assert len({row_of(past, "a")["weight"] for past in recorder.ticks()}) > (policy != "static")
 
     # A later segment alone does, too: its head says what it began with.
     (last,) = recorder.history.segments()[-1:]
-    said = replayed(capsys, tmp_path / "config.yml", lb.State(tmp_path), files=[last, recorder.history.current])
+    said = replayed(capsys, tmp_path / "config.yml", State(tmp_path), files=[last, recorder.history.current])
     assert differing(said) == {"a": 0, "b": 0, "c": 0}
 
 
@@ -82,7 +88,7 @@ def test_a_replay_shows_what_other_thresholds_and_policies_would_have_done(
     recorder = Recorder(tmp_path, settings)
     for kv in (0.1, 0.8, 0.8, 0.95, 0.1):
         recorder.tick(a=good("127.0.0.1", kv_cache_usage=kv))
-    file, state = written(tmp_path, settings), lb.State(tmp_path)
+    file, state = written(tmp_path, settings), State(tmp_path)
     said = replayed(capsys, file, state, changes=["policies.stepped.kv_cache=[{at_least: 0.9, weight: 30}]"])
     assert "a: weight 100 -> 30: kv 0.95 >= 0.9" in said
     assert differing(said) == {"a": 3, "b": 0, "c": 0}
@@ -97,7 +103,7 @@ def test_a_replay_rations_reloads_as_a_tick_does(tmp_path: Path, capsys: pytest.
     recorder = Recorder(tmp_path, settings)
     for number in range(12):
         recorder.tick(a=good("127.0.0.1", kv_cache_usage=0.1 if number % 2 else 0.95))
-    file, state = written(tmp_path, settings), lb.State(tmp_path)
+    file, state = written(tmp_path, settings), State(tmp_path)
     at_once = replayed(capsys, file, state, changes=["nginx.min_reload_interval_seconds=0"])
     assert "11 times as replayed; a change waited in 0 ticks as recorded, in 0 as replayed" in at_once
     rationed = replayed(capsys, file, state, changes=["nginx.min_reload_interval_seconds=60"])
@@ -119,8 +125,8 @@ def test_a_replay_rations_reloads_as_a_tick_does(tmp_path: Path, capsys: pytest.
 def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, change: str, line: str) -> None:
     settings = config(*NAMES, state_directory=str(tmp_path), health={"fall": 3})
     Recorder(tmp_path, settings).tick()
-    with pytest.raises(lb.FailureError, match=re.escape(line)) as refusal:
-        view.replay(written(tmp_path, settings), lb.State(tmp_path), [], policy=None, changes=[change])
+    with pytest.raises(FailureError, match=re.escape(line)) as refusal:
+        replay_command(written(tmp_path, settings), State(tmp_path), [], policy=None, changes=[change])
     assert refusal.value.code == 2
 
 
@@ -135,8 +141,8 @@ def test_a_damaged_history_is_left_out_with_a_warning(tmp_path: Path, capsys: py
         assert [past.now for past in recorder.ticks()] == [1010.0]
         assert str(segment) in capsys.readouterr().err
     file = written(tmp_path, config(*NAMES))
-    with pytest.raises(lb.FailureError, match="nothing to replay"):
-        view.replay(file, lb.State(tmp_path), [tmp_path / "none.jsonl"], policy=None, changes=[])
+    with pytest.raises(FailureError, match="nothing to replay"):
+        replay_command(file, State(tmp_path), [tmp_path / "none.jsonl"], policy=None, changes=[])
     assert "none.jsonl: there is no such file" in capsys.readouterr().err
 
 
@@ -170,17 +176,17 @@ def test_nothing_is_believed_of_a_row_that_no_tick_could_have_written(
     head, first, second, third = recorder.history.current.read_text().splitlines()
     line = json.loads(second)
     row = line["pools"]["llm_cluster"]["a"]
-    row += [None] * (len(lb.COLUMNS) - len(row))
+    row += [None] * (len(COLUMNS) - len(row))
     for name, value in change.items():
-        row[lb.COLUMNS.index(name)] = value
+        row[COLUMNS.index(name)] = value
     recorder.history.current.write_text("\n".join([head, first, json.dumps(line), third, ""]))
 
-    view.explain(settings, lb.State(tmp_path), "a", "2020-01-01")
+    explain_command(settings, State(tmp_path), "a", "2020-01-01")
     said = capsys.readouterr().out
     assert "a: 2 ticks" in said
     assert said.isascii()
     assert said.replace("\n", "").isprintable()
-    said = replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))
+    said = replayed(capsys, written(tmp_path, settings), State(tmp_path))
     assert differing(said) == {"a": 0, "b": 0, "c": 0}
 
 
@@ -214,15 +220,15 @@ def test_what_became_of_a_tick_is_believed_only_as_far_as_it_can_be(tmp_path: Pa
     recorder.tick()
     at = "2026-11-26T00:00:00.000+00:00"
     for before in ({"at": at, "outcome": "\x1b[2J"}, {"at": 7, "outcome": "failed"}, {"at": at}, 7, "x"):
-        assert view.outcome_before(before) == {}
-    found = view.outcome_before({"at": at, "outcome": "failed", "error": "a\x1bb"})
+        assert outcome_before(before) == {}
+    found = outcome_before({"at": at, "outcome": "failed", "error": "a\x1bb"})
     assert found == {"at": at, "outcome": "failed", "error": "a?b", "deferred": None}
 
 
 def test_a_segment_that_unpacks_to_too_much_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = Recorder(tmp_path, config(*NAMES))
     recorder.tick()
-    (tmp_path / "history-000001.jsonl.gz").write_bytes(gzip.compress(b"0" * (2 * lb.MAX_SEGMENT_BYTES + 1)))
+    (tmp_path / "history-000001.jsonl.gz").write_bytes(gzip.compress(b"0" * (2 * MAX_SEGMENT_BYTES + 1)))
     assert [past.now for past in recorder.ticks()] == [1000.0]
     assert "history-000001.jsonl.gz: left out: larger than" in capsys.readouterr().err
 
@@ -238,12 +244,12 @@ def test_a_replay_follows_ticks_that_did_not_go_live(tmp_path: Path, capsys: pyt
             b=busy("127.0.0.2", running=12, generation_tokens=1000 + number * 4000, finished=number * 40),
             c=busy("127.0.0.3", running=12, generation_tokens=1000 + number * 2000, finished=number * 20),
         )
-    assert differing(replayed(capsys, written(tmp_path, settings), lb.State(tmp_path))) == {"a": 0, "b": 0, "c": 0}
+    assert differing(replayed(capsys, written(tmp_path, settings), State(tmp_path))) == {"a": 0, "b": 0, "c": 0}
     assert len({row_of(past, "a")["weight"] for past in recorder.ticks()}) > 1
 
 
 @pytest.mark.parametrize("since", ["", "1", "h", "1w", "-1h", "yesterday", "2026-13-01"])
 def test_a_time_that_cannot_be_is_refused(since: str) -> None:
-    with pytest.raises(lb.FailureError, match=r"--since: .*: expected a number with s, m, h or d") as refusal:
-        view.start_of(since)
+    with pytest.raises(FailureError, match=r"--since: .*: expected a number with s, m, h or d") as refusal:
+        start_of(since)
     assert refusal.value.code == 2

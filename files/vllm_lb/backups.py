@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies beside the published file: records, backups of what was live, and copies of edits by hand.
+
+    .upstream.conf.000012.4f0c….json    the record of a file that we wrote
+    .upstream.conf.000012.4f0c….bak     its content, once it was live
+    .upstream.conf.000013.edited        what somebody else wrote into the file
+
+They lie beside the file and not in the state directory: what goes live must come from where only root can write. Their
+names begin with a dot, so that no `include *` of nginx takes them in. They are numbered, because a clock may jump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_lb.causes import FailureCause
+from vllm_lb.errors import FailureError
+from vllm_lb.files import decoded, put_in_place, read_file, read_json, stage, write_atomically
+from vllm_lb.published import record_of_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vllm_lb.published import Record
+    from vllm_lb.render import Rendered
+
+MAX_COPIES = 10  # of each kind
+KINDS = ("json", "bak", "edited")
+LEFTOVERS = ("new", "copy.new", "back.new", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A file that was live: its content and its record."""
+
+    content: str
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Backups:
+    """The files beside one published file."""
+
+    file: Path
+
+    def beside(self, name: str) -> Path:
+        """Return the path of a hidden file beside the published one."""
+        return self.file.with_name(f".{self.file.name}.{name}")
+
+    def stage(self, name: str, content: str) -> Path:
+        """Write a content beside the published file, from where it can be put in place."""
+        return stage(self.file, content, 0o644, self.beside(f"{name}.new"))
+
+    def copies(self, kind: str) -> list[Path]:
+        """Return the copies of one of KINDS, newest first."""
+        return [path for _, path in sorted(self.numbered(kind), reverse=True)]
+
+    def numbered(self, *kinds: str) -> list[tuple[int, Path]]:
+        """Return the copies of some kinds with their numbers."""
+        pattern = rf"\.{re.escape(self.file.name)}\.(\d{{6,}})\.(?:[0-9a-z]{{1,64}}\.)?(?:{'|'.join(kinds)})"
+        name = re.compile(pattern)
+        try:
+            there = list(self.file.parent.iterdir())
+        except OSError as error:
+            problem = f"{self.file.parent} cannot be read: {error.strerror}"
+            raise FailureError(FailureCause.FILE_UNREADABLE, problem) from error
+        return [(int(match[1]), path) for path in there if (match := name.fullmatch(path.name))]
+
+    def next_copy(self, name: str) -> Path:
+        """Return the path of a copy that becomes the newest of all."""
+        newest = max((number for number, _ in self.numbered(*KINDS)), default=0)
+        return self.beside(f"{newest + 1:06d}.{name}")
+
+    def are_of_former_release(self) -> bool:
+        """Tell whether only 0.1.0 has published this file, which kept no records."""
+        return bool(self.copies("bak")) and not self.copies("json")
+
+    def record_path(self, content: str) -> Path | None:
+        """Return where the record of a content lies, or None if we did not write it."""
+        for path in self.copies("json"):
+            record = read_record(path)
+            if record and record.is_of(content):
+                return path
+        return None
+
+    def record_of(self, content: str) -> Record | None:
+        """Return the record of a content, or None if we did not write it."""
+        path = self.record_path(content)
+        return read_record(path) if path else None
+
+    def add_record(self, wanted: Rendered | Backup) -> Path:
+        """Write down the record of a file that is about to be put in place, as the newest one; return where."""
+        newest = next(iter(self.copies("json")), None)
+        record = read_record(newest) if newest else None
+        if newest is None or record is None or not record.is_of(wanted.content):
+            newest = self.next_copy(f"{wanted.record.generation}.json")
+            write_atomically(newest, wanted.record.to_json(), 0o644)
+        return newest
+
+    def add_backup(self, staged: Path, content: str) -> None:
+        """Keep a staged copy of what went live, beside its record."""
+        record = self.record_path(content)
+        if record:
+            put_in_place(staged, record.with_suffix(".bak"))
+        self.drop_old_copies()
+
+    def add_edit(self, content: str) -> Path:
+        """Keep what somebody else wrote into the file; return where."""
+        newest = next(iter(self.copies("edited")), None)
+        if newest is None or newest.is_symlink() or not newest.is_file() or decoded(newest.read_bytes()) != content:
+            newest = self.next_copy("edited")
+            write_atomically(newest, content, 0o644)
+            self.drop_old_copies()
+        return newest
+
+    def drop_old_copies(self) -> None:
+        """Keep MAX_COPIES backups with their records, and MAX_COPIES edits."""
+        backups = self.copies("bak")
+        kept = {path.stem for path in backups[:MAX_COPIES]}
+        newest = max(kept, default="")
+        records = [path for path in self.copies("json") if path.stem not in kept and path.stem < newest]
+        for old in [*backups[MAX_COPIES:], *records, *self.copies("edited")[MAX_COPIES:]]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+    def all(self) -> Iterator[Backup]:
+        """Yield what was live, newest first; a damaged backup is left out."""
+        for path in self.copies("bak"):
+            record = read_record(path.with_suffix(".json"))
+            with contextlib.suppress(OSError, FailureError):
+                content = decoded(read_file(path))
+                if record and record.is_of(content):
+                    yield Backup(content, record)
+
+    def newest(self) -> Backup | None:
+        """Return what was live last."""
+        return next(self.all(), None)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a run that was killed, and the note of an earlier failure."""
+        for left in LEFTOVERS:
+            with contextlib.suppress(OSError):
+                self.beside(left).unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> Record | None:
+    """Return a stored record, or None if it is missing or damaged."""
+    with contextlib.suppress(OSError, FailureError):
+        return record_of_json(read_json(path))
+    return None

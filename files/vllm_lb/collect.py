@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The half of a tick without privileges: it scrapes, decides, and leaves a plan for `apply`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_lb.causes import FailureCause
+from vllm_lb.decide import decide
+from vllm_lb.errors import EXIT_USAGE, FailureError
+from vllm_lb.files import write_atomically
+from vllm_lb.history import History, Tick
+from vllm_lb.journal import NOTICE, WARNING, log
+from vllm_lb.memory import NodeMemory
+from vllm_lb.plan import Plan
+from vllm_lb.prometheus import metrics
+from vllm_lb.scrape import scrape_all
+from vllm_lb.text import timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vllm_lb.plan import NodePlan
+    from vllm_lb.settings import Config, Scrape
+    from vllm_lb.state import State
+
+KEY = re.compile(r"[!-~]+")
+
+
+def collect_command(config: Config, state: State, config_file: Path) -> None:
+    """Scrape, decide, leave the plan for `apply`, and write down what was seen."""
+    raise_open_file_limit()
+    tick = scrape_and_decide(config, state)
+    log_changes(tick)
+    state.write("plan.json", dataclasses.asdict(tick.plan))
+    state.write("memory.json", {name: dataclasses.asdict(each) for name, each in tick.after.items()})
+    text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick)
+    writers: list[Callable[[], None]] = [
+        lambda: write_atomically(state.directory / "metrics.prom", text, 0o644, sync=False),
+        lambda: History(state.directory, config.history_max_bytes).add(tick),
+    ]
+    for write in writers:
+        try:
+            write()
+        except FailureError as failure:  # weights go out although metrics or history cannot be written
+            log(WARNING, str(failure), cause=failure.cause)
+
+
+def scrape_and_decide(config: Config, state: State) -> Tick:
+    """Do what a tick does without writing anything."""
+    check_ca_file(config.scrape)
+    memory, last, drained = state.memory(), state.last(), state.drained()
+    nodes = [node for pool in config.pools for node in pool.nodes]
+    known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
+    addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
+    samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
+    now, applied = time.monotonic(), last is None or last.applied
+    pools, after = decide(config, samples, memory, drained, now, applied=applied)
+    plan = Plan(version=1, decided_at=timestamp(), pools=pools)
+    return Tick(now, samples, memory, drained, last, applied, plan, after)
+
+
+def raise_open_file_limit() -> None:
+    """Let the process open as many files as it may: systemd's soft limit of 1,024 is for programs that use select()."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may have been lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def read_api_key(settings: Scrape) -> str | None:
+    """Return the bearer token for /metrics. No message ever shows it."""
+    if not settings.api_key_file:
+        return None
+    where = f"scrape.api_key_file: {settings.api_key_file}"
+    try:
+        key = Path(settings.api_key_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not ASCII"
+        raise FailureError(FailureCause.SECRET_UNREADABLE, f"{where}: {why}", EXIT_USAGE) from error
+    if not KEY.fullmatch(key):
+        problem = f"{where}: expected one line with the key"
+        raise FailureError(FailureCause.SECRET_UNREADABLE, problem, EXIT_USAGE)
+    return key
+
+
+def check_ca_file(settings: Scrape) -> None:
+    """Refuse a CA file that cannot be used: else every node with TLS would seem to be down."""
+    if not settings.ca_file:
+        return
+    import ssl
+
+    try:
+        ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        problem = f"scrape.ca_file: {settings.ca_file}: {error.strerror}: expected certificates in PEM"
+        raise FailureError(FailureCause.SECRET_UNREADABLE, problem, EXIT_USAGE) from error
+
+
+def log_changes(tick: Tick) -> None:
+    """Log what this tick changed: a node's health as a warning, a weight as a notice."""
+    for pool in tick.plan.pools:
+        for node in pool.nodes:
+            fields = {"pool": pool.name, "node": node.name, "state": node.state, "weight": node.weight}
+            fields["cause"] = node.cause
+            if has_new_trouble(node, tick.memory, tick.after[node.name]):
+                line = f"{pool.name}/{node.name}: {node.state}: {node.reason}"
+                log(WARNING, line, error_cause=node.error_cause, **fields)
+            if node.weight != node.previous_weight:
+                before = "new" if node.previous_weight is None else node.previous_weight
+                line = f"{pool.name}/{node.name}: weight {before} -> {node.weight}: {node.reason}"
+                log(NOTICE, line, previous_weight=node.previous_weight, **fields)
+
+
+def has_new_trouble(node: NodePlan, memory: Mapping[str, NodeMemory], after: NodeMemory) -> bool:
+    """Tell whether a node has trouble that the tick before did not have."""
+    was = memory.get(node.name, NodeMemory())
+    if was.resolves and not after.resolves:
+        return True
+    return bool(node.error) and (was.successes > 0 or was == NodeMemory() or was.up != after.up)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision of a tick: samples, memory and configuration in, a plan out. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from vllm_lb.causes import HeldCause, NodeCause
+from vllm_lb.health import preemptions_delta, remembered
+from vllm_lb.judge import Judgement, Levels, judge
+from vllm_lb.memory import NodeMemory
+from vllm_lb.plan import NodePlan, PoolPlan
+from vllm_lb.policies import Moment, Observation, Policy, capacity, static, stepped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from vllm_lb.observation import Sample
+    from vllm_lb.settings import Config, Node, Policies, Pool
+
+POLICIES: dict[str, Policy] = {"stepped": stepped, "capacity": capacity, "static": static}
+
+
+def decide(
+    config: Config,
+    samples: Mapping[str, Sample],
+    memory: Mapping[str, NodeMemory],
+    drained: AbstractSet[str],
+    now: float,
+    *,
+    applied: bool = True,
+) -> tuple[tuple[PoolPlan, ...], dict[str, NodeMemory]]:
+    """Decide every node's state and weight; return the plan of each pool, and what the next tick remembers.
+
+    `now` is in seconds of the monotonic clock. `applied` says whether what was decided last is live, so that what the
+    nodes show can be its effect.
+    """
+    moment = Moment(now, applied, slow_start=config.nginx.balancer == "upstream")
+    plans: list[PoolPlan] = []
+    after: dict[str, NodeMemory] = {}
+    for pool in config.pools:
+        plan, memory_of_pool = decide_pool(config, pool, samples, memory, drained, moment)
+        plans.append(plan)
+        after |= memory_of_pool
+    return tuple(plans), after
+
+
+def decide_pool(
+    config: Config,
+    pool: Pool,
+    samples: Mapping[str, Sample],
+    memory: Mapping[str, NodeMemory],
+    drained: AbstractSet[str],
+    moment: Moment,
+) -> tuple[PoolPlan, dict[str, NodeMemory]]:
+    """Decide the nodes of one pool; see `decide`."""
+    before = {node.name: memory.get(node.name, NodeMemory()) for node in pool.nodes}
+    after = {
+        node.name: remembered(before[node.name], samples[node.name], config.health, moment.now) for node in pool.nodes
+    }
+    seen = {
+        name: Observation(reading, preemptions_delta(before[name], reading), before[name])
+        for name in before
+        if (reading := samples[name].reading)
+    }
+    verdicts = POLICIES[pool.policy].weigh(pool, config.policies, seen, moment)
+    nodes: list[NodePlan] = []
+    serving: dict[tuple[str | None, int], str] = {}
+    for node in pool.nodes:
+        was, sample = before[node.name], samples[node.name]
+        levels = levels_of(pool, node, config.policies, was)
+        judgement = judge(was, after[node.name], sample, verdicts.get(node.name), levels, config.health, moment)
+        if node.drain:
+            judgement = Judgement("drained", 0, NodeCause.DRAINED_IN_INVENTORY, "drained in the inventory")
+        elif node.name in drained:
+            judgement = Judgement("drained", 0, NodeCause.DRAINED_BY_OPERATOR, "drained by the operator")
+        elif not sample.address:
+            judgement = dataclasses.replace(judgement, weight=0)
+        elif twin := serving.get((sample.address, node.port)):
+            judgement = Judgement("down", 0, NodeCause.SAME_ADDRESS, f"same address as {twin}")
+            sample = dataclasses.replace(sample, address=None)
+        else:
+            serving[sample.address, node.port] = node.name
+        nodes.append(plan_node(node, was, sample, seen.get(node.name), judgement))
+    plan = keep_serving(pool, config.policies, nodes, any_read=bool(seen))
+    remembered_nodes = {
+        each.name: dataclasses.replace(
+            after[each.name],
+            weight=each.weight,
+            learned=verdicts[each.name].learned if each.state == "up" else before[each.name].learned,
+            host=node.host,
+            resolves=samples[each.name].unresolved is None,
+        )
+        for each, node in zip(plan.nodes, pool.nodes, strict=True)
+    }
+    return plan, remembered_nodes
+
+
+def levels_of(pool: Pool, node: Node, policies: Policies, was: NodeMemory) -> Levels:
+    """Return the weights of a node that has not earned one.
+
+    What `capacity` has learned of a node stays half true after a long time. With the lowest weight the other nodes
+    would have to do all its work.
+    """
+    lowest = lowest_weight(pool, node, policies)
+    if pool.policy == "capacity" and was.learned and was.weight:
+        return Levels(lowest, stale=max(lowest, min(was.weight, was.learned.earned_weight // 2)))
+    return Levels(lowest, stale=lowest)
+
+
+def lowest_weight(pool: Pool, node: Node, policies: Policies) -> int:
+    """Return the least weight of a node in rotation: enough requests to show that it is well again."""
+    return POLICIES[pool.policy].lowest_weight(pool, node, policies)
+
+
+def plan_node(node: Node, was: NodeMemory, sample: Sample, seen: Observation | None, judgement: Judgement) -> NodePlan:
+    """Put together what the plan and the status say of a node."""
+    reading = seen.reading if seen else None
+    return NodePlan(
+        name=node.name,
+        address=sample.address,
+        state=judgement.state,
+        kv_cache_usage=reading.kv_cache_usage if reading else None,
+        waiting=reading.waiting if reading else None,
+        running=reading.running if reading else None,
+        preemptions_delta=seen.preemptions_delta if seen else None,
+        engines=reading.engines if reading else None,
+        weight=judgement.weight,
+        previous_weight=was.weight,
+        cause=judgement.cause,
+        reason=judgement.reason,
+        scrape_seconds=round(sample.seconds, 4),
+        error_cause=sample.cause,
+        error=sample.error,
+    )
+
+
+def keep_serving(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *, any_read: bool) -> PoolPlan:
+    """Never let a pool go empty: hold its last weights when no node can be read, or none would serve."""
+    if any_read and any(node.weight for node in nodes):
+        return PoolPlan(name=pool.name, held_cause=None, held=None, nodes=tuple(nodes))
+    lowest = {node.name: lowest_weight(pool, node, policies) for node in pool.nodes}
+    usable = [node for node in nodes if node.address]
+    undrained = [node for node in usable if node.state != "drained"]
+    # In this order: nodes that recover, the weights of before, every node that has an address.
+    returning = {node.name: lowest[node.name] for node in undrained if node.cause == NodeCause.RECOVERING}
+    last = {
+        node.name: lowest[node.name] if node.previous_weight is None else node.previous_weight for node in undrained
+    }
+    weights = next((each for each in (returning, last) if any(each.values())), None)
+    if weights is None:
+        weights = {node.name: lowest[node.name] for node in undrained or usable}
+    if not weights:
+        why = "no address is known for any node"
+        return PoolPlan(name=pool.name, held_cause=HeldCause.NO_ADDRESS, held=why, nodes=tuple(nodes))
+    cause = HeldCause.NO_NODE_LEFT if any_read else HeldCause.NO_NODE_READABLE
+    why = "no node would be left to serve" if any_read else "no node can be read"
+    are_last = weights is last and any(node.previous_weight for node in nodes)
+    how = "last weights kept" if are_last else "lowest weights set"
+    kept = with_weights(pool, nodes, weights)
+    return PoolPlan(name=pool.name, held_cause=cause, held=f"{why}, {how}", nodes=kept)
+
+
+def with_weights(pool: Pool, nodes: Sequence[NodePlan], weights: Mapping[str, int]) -> tuple[NodePlan, ...]:
+    """Return the nodes with other weights; of two names of one server the first one serves."""
+    kept, serving = [], set[tuple[str | None, int]]()
+    for at, node in zip(nodes, pool.nodes, strict=True):
+        weight = 0 if (at.address, node.port) in serving else weights.get(at.name, 0)
+        kept.append(dataclasses.replace(at, weight=weight))
+        if weight:
+            serving.add((at.address, node.port))
+    return tuple(kept)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a node is up: good and failed scrapes, flapping, frozen nodes. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_lb.memory import MOST_FLAPS, NodeMemory
+
+if TYPE_CHECKING:
+    from vllm_lb.observation import Reading, Sample
+    from vllm_lb.settings import Health
+
+SCRAPES_TO_FORGET_A_FLAP = 30
+
+
+def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> NodeMemory:
+    """Return a node's memory after one more scrape: it counts good and failed ones, and moves between up and down.
+
+    `now` is in seconds of the monotonic clock.
+    """
+    # The monotonic clock starts again at boot: a time in the future is from before it.
+    read_at, changed_at = (None if at is None else min(at, now) for at in (was.read_at, was.changed_at))
+    reading = sample.reading
+    if reading and reading.awake:
+        successes = was.successes + 1
+        is_working = reading.requests > 0 and reading.generation_tokens is not None
+        return NodeMemory(
+            up=was.up is not False or successes >= good_scrapes_needed(was, health),
+            successes=successes,
+            read_at=now,
+            preemptions=reading.preemptions,
+            flap_count=max(0, was.flap_count - (successes % SCRAPES_TO_FORGET_A_FLAP == 0)),
+            fingerprint=reading.fingerprint,
+            changed_at=changed_at if is_working and reading.fingerprint == was.fingerprint else now,
+            address=sample.address,
+        )
+    failures = 0 if sample.answered else was.failures + 1
+    up = False if reading or failures >= health.fall else was.up
+    return NodeMemory(
+        up=up,
+        failures=failures,
+        read_at=read_at,
+        preemptions=reading.preemptions if reading else was.preemptions,
+        flap_count=min(MOST_FLAPS, was.flap_count + (was.up is True and up is False)),
+        fingerprint=was.fingerprint,
+        changed_at=changed_at,
+        address=sample.address,
+    )
+
+
+def good_scrapes_needed(was: NodeMemory, health: Health) -> int:
+    """Return how many good scrapes in a row bring a node back: each flap beyond the first doubles them.
+
+    Envoy's outlier detection lengthens each ejection in the same way. Each flap would cost two reloads.
+    """
+    return int(health.rise * 2 ** max(0, was.flap_count - 1))
+
+
+def frozen_for_seconds(memory: NodeMemory, health: Health) -> float | None:
+    """Return for how long nothing has changed that a node with requests reports; None if that is not yet suspicious."""
+    still = (memory.read_at or 0) - (memory.changed_at or 0)
+    return still if still > health.stale_after_seconds else None
+
+
+def preemptions_delta(was: NodeMemory, reading: Reading) -> int:
+    """Return new preemptions; none on first sight, nor when the counter started again."""
+    return 0 if was.preemptions is None else max(0, reading.preemptions - was.preemptions)

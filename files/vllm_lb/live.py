@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking nginx what it serves, and which of its processes are workers.
+
+This runs as root. So it is one small GET on a socket: an HTTP client would bring thousands of lines, TLS among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vllm_lb.causes import FailureCause
+from vllm_lb.errors import FailureError
+from vllm_lb.text import printable
+
+MAX_ANSWER_BYTES = 4096
+OK = re.compile(rb"HTTP/1\.[01] 200[ \r]")
+ANSWER = re.compile(r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What nginx answers: the generation that its workers serve, and which worker answered."""
+
+    generation: str | None  # None: a configuration that is not ours
+    worker: int | None = None  # its process id, where confirm_url says it
+
+
+def ask(url: str, timeout_seconds: float) -> Live:
+    """Ask nginx at confirm_url.
+
+    Raises:
+        FailureError: it does not answer.
+    """
+    try:
+        body = get(url, timeout_seconds)
+    except (OSError, ValueError) as error:
+        why = printable(str(getattr(error, "strerror", None) or error or type(error).__name__)).lower()
+        problem = f"nginx does not answer at {url} ({why}): is it running?"
+        raise FailureError(FailureCause.NGINX_SILENT, problem) from error
+    match = ANSWER.fullmatch(body or "")
+    return Live(match[1], int(match[2]) if match[2] else None) if match else Live(None)
+
+
+def get(url: str, timeout_seconds: float) -> str | None:
+    """GET a short text; return None for any status but 200.
+
+    Raises:
+        OSError: no answer within the time.
+        ValueError: the URL has no valid port.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        return get_by_tls(url, timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+    answer = b""
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout_seconds) as connection:
+        connection.sendall(request.encode())
+        while len(answer) < MAX_ANSWER_BYTES:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            piece = connection.recv(MAX_ANSWER_BYTES)
+            if not piece:
+                break
+            answer += piece
+    if not answer:
+        raise OSError(0, "closed without an answer")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return body.decode("ascii", errors="replace") if OK.match(head) else None
+
+
+def get_by_tls(url: str, timeout_seconds: float) -> str | None:
+    """GET a short text over TLS, which is rare here, and loads an HTTP client."""
+    import urllib.error
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout_seconds) as answer:
+            return str(answer.read(100).decode("ascii", errors="replace"))
+    except urllib.error.HTTPError:
+        return None
+
+
+def processes_of_group(member: int | None) -> tuple[int, set[int]]:
+    """Return the process group of a process, and the other processes in it without its leader.
+
+    All of nginx's workers are in its master's group. Their names would say which of them drain, but the service runs
+    with ProtectProc=noaccess: it sees that processes exist, and no more.
+    """
+    try:
+        group = os.getpgid(member or 0) if member else 0
+    except ProcessLookupError:  # it has ended, or is of another process namespace
+        group = 0
+    found = set()
+    for pid in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()] if group else ():
+        with contextlib.suppress(ProcessLookupError):
+            if pid != group and os.getpgid(pid) == group:
+                found.add(pid)
+    return group, found

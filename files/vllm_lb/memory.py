@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one tick remembers of each node for the next one. Times are seconds of the monotonic clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from vllm_lb.addresses import is_host, is_ip
+from vllm_lb.schema import build, number, setting
+from vllm_lb.settings import MAX_WEIGHT
+
+MOST_FLAPS = 5
+# Names that 0.1.0 wrote, so that an upgrade keeps what was learned.
+FORMER_NAMES = {"setbacks": "flap_count", "figures": "fingerprint", "moved_at": "changed_at"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """Moving averages (EWMA) of what a node did; numbers of requests are per engine."""
+
+    speed: float = number(0, 2**53, 0.0)  # generated tokens per second and running request
+    running: float = number(0, 2**53, 0.0)
+    waiting: float = number(0, 2**53, 0.0)
+    finished: float = number(0, 2**53, 0.0)  # from one reading to the next
+    kv_cache_usage: float = number(0, 1, 0.0)  # ratio
+    engines: float = number(1, 2**53, 1.0)
+
+    @property
+    def requests(self) -> float:
+        """All requests: in a batch or queued."""
+        return self.running + self.waiting
+
+    def updated(self, new: Means, share: float) -> Means:
+        """Return the averages after one more value, which counts `share` (0 to 1) of the result."""
+        names = [each.name for each in dataclasses.fields(self)]
+        return Means(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What the policy `capacity` remembers of a node."""
+
+    at: float = number(0, 2**53)  # when it was read last
+    generation_tokens: int | None = number(0, 2**60, None)
+    finished: int | None = number(0, 2**60, None)
+    running: int = number(0, 2**60)
+    readings: int = number(0, 2**53, 0)  # that the averages hold, since a weight changed last
+    recent: Means = Means()
+    longer: Means = Means()
+    earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # its weight, or the one before it left the rotation
+    steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeMemory:
+    """What is remembered of one node."""
+
+    up: bool | None = None  # None: neither read nor given up so far
+    weight: int | None = number(0, MAX_WEIGHT, None)
+    failures: int = number(0, 2**53, 0)  # scrapes without an answer, in a row
+    successes: int = number(0, 2**53, 0)  # good scrapes, in a row
+    read_at: float | None = number(0, 2**53, None)
+    preemptions: int | None = number(0, 2**60, None)
+    flap_count: int = number(0, MOST_FLAPS, 0)  # how often it went down lately
+    fingerprint: str | None = None  # of its last reading
+    changed_at: float | None = number(0, 2**53, None)  # when the fingerprint changed last
+    address: str | None = setting("an IP address", is_ip, None)
+    host: str | None = setting("a host", is_host, None)  # to which that address belongs
+    resolves: bool = True
+    learned: Learned | None = None
+
+
+def memory_of(raw: Any, where: str, problems: list[str]) -> NodeMemory | None:
+    """Return a node's memory from JSON; None, and a line in `problems`, if it is damaged."""
+    if isinstance(raw, dict):
+        raw = {FORMER_NAMES.get(name, name): value for name, value in raw.items()}
+    built = build(NodeMemory, raw, where, problems)
+    return None if built is MISSING else built

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one scrape of one node brought: a reading, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm_lb.causes import ScrapeCause
+
+MAX_ENGINES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a node reports of itself, over all its engines."""
+
+    kv_cache_usage: float  # ratio 0..1, of the fullest engine
+    waiting: int  # requests queued, summed
+    running: int  # requests in a batch, summed
+    preemptions: int  # since the node started, summed
+    engines: int  # 1 to MAX_ENGINES
+    awake: bool
+    prompt_tokens: int | None = None  # computed since the node started, summed; old versions of vLLM do not say
+    generation_tokens: int | None = None  # generated since then, summed
+    finished: int | None = None  # requests that have ended since then, summed
+
+    @property
+    def requests(self) -> int:
+        """All requests of the node: in a batch or queued."""
+        return self.running + self.waiting
+
+    @property
+    def fingerprint(self) -> str:
+        """All that changes while an engine works, in one line."""
+        counters = f"{self.preemptions} {self.prompt_tokens} {self.generation_tokens}"
+        return f"{self.kv_cache_usage} {self.waiting} {self.running} {counters}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The result of one scrape."""
+
+    address: str | None  # the IP address to publish; None if the node's name never resolved
+    seconds: float  # how long the scrape took
+    reading: Reading | None = None
+    error: str | None = None  # why there is no reading, for people
+    cause: ScrapeCause | None = None  # the same, for programs
+    answered: bool = True  # False: no HTTP answer at all, which counts towards health.fall
+    unresolved: str | None = None  # why the node's name did not resolve, where its last address was used instead

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a plan, and status.json, which says it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vllm_lb.causes import DeferredCause, FailureCause
+from vllm_lb.plan import TIME, Plan
+from vllm_lb.schema import choice, number, text
+from vllm_lb.text import PRINTABLE, seconds_of
+
+OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
+LIVE = ("reloaded", "published")  # what was decided went live
+CHANGES = (*LIVE, "rolled_back", "failed")  # something was to go live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How many ticks ended in which way."""
+
+    reloaded: int = number(0, 2**53, 0)
+    published: int = number(0, 2**53, 0)
+    unchanged: int = number(0, 2**53, 0)
+    deferred: int = number(0, 2**53, 0)
+    rolled_back: int = number(0, 2**53, 0)
+    failed: int = number(0, 2**53, 0)
+
+
+@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Plan
+class Outcome:
+    """What became of a tick, and how the ticks before it went."""
+
+    decided_at: str = text(TIME, "an RFC 3339 time")
+    generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    applied: bool
+    outcome: str = choice(*OUTCOMES)
+    deferred_cause: str | None = choice(*DeferredCause, default=None)
+    deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
+    draining_generations: int = number(0, 2**22, 0)
+    error_cause: str | None = choice(*FailureCause, default=None)
+    error: str | None = text(re.compile(r"[ -~]*"), "printable text")
+    interval_seconds: float = number(1, 86400, 10.0)
+    succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
+    changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # when something was last to go live
+    changed_outcome: str | None = choice(*CHANGES, default=None)  # what became of that
+    totals: Totals = Totals()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Plan, Outcome):
+    """status.json: a plan, and what became of it."""
+
+
+def overdue(last: Outcome, now: float) -> str | None:
+    """Return a complaint if the last tick without a fault is older than three intervals or in the future, else None.
+
+    `now` is in seconds since 1970.
+    """
+    age = now - seconds_of(last.succeeded_at or "")
+    if -last.interval_seconds <= age <= 3 * last.interval_seconds:
+        return None
+    if age < 0:
+        return f"the last tick without a fault was at {last.succeeded_at}, in the future: was the clock set back?"
+    when = f"the last tick without a fault was {age:.0f} s ago" if last.succeeded_at else "every tick had a fault"
+    due = f"one is due every {last.interval_seconds:g} s"
+    return f"{when}; {due}: see journalctl -u vllm-nginx-lb, and whether vllm-nginx-lb.timer is active"

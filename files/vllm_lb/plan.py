@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `collect` decides and hands to `apply`, and what `apply` believes of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_lb.addresses import canonical, is_ip
+from vllm_lb.causes import FailureCause, HeldCause, NodeCause, ScrapeCause
+from vllm_lb.errors import FailureError
+from vllm_lb.observation import MAX_ENGINES
+from vllm_lb.schema import build, choice, number, setting, text
+from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME
+from vllm_lb.text import PRINTABLE, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_lb.settings import Config, Pool
+
+STATES = ("up", "down", "unknown", "drained")
+TIME = re.compile(r"[0-9T:.Z+-]{20,40}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """What is decided for one node, and why. Weight 0 is written as nginx's `down`."""
+
+    name: str = text(NAME, "a node's name")
+    address: str | None = setting("an IP address", is_ip)
+    state: str = choice(*STATES)
+    kv_cache_usage: float | None = number(0, 1)
+    waiting: int | None = number(0, 2**60)
+    running: int | None = number(0, 2**60)
+    preemptions_delta: int | None = number(0, 2**60)
+    engines: int | None = number(1, MAX_ENGINES)
+    weight: int = number(0, MAX_WEIGHT)
+    previous_weight: int | None = number(0, MAX_WEIGHT)
+    cause: str = choice(*NodeCause)
+    reason: str = text(PRINTABLE, "printable text")
+    scrape_seconds: float = number(0, 86400)
+    error_cause: str | None = choice(*ScrapeCause)
+    error: str | None = text(PRINTABLE, "printable text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """One pool's nodes, and why its weights are held although its readings ask for others."""
+
+    name: str = text(POOL_NAME, "a pool's name")
+    held_cause: str | None = choice(*HeldCause)
+    held: str | None = text(PRINTABLE, "printable text")
+    nodes: tuple[NodePlan, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Outcome
+class Plan:
+    """The decision of one tick."""
+
+    version: int = number(1, 1)
+    decided_at: str = text(TIME, "an RFC 3339 time")
+    pools: tuple[PoolPlan, ...] = ()
+
+
+def check_plan(raw: Any, config: Config) -> Plan:
+    """Validate a plan as if an attacker had written it: it may change weights, and say where a name leads.
+
+    Raises:
+        FailureError: it names the first problem.
+    """
+    problems: list[str] = []
+    plan = build(Plan, raw, "plan", problems)
+    if plan is not MISSING and not problems:
+        problems = list(disagreements(plan, config))
+    if problems:
+        problem = f"plan refused: {printable(problems[0])}: the next collect writes a new one"
+        raise FailureError(FailureCause.PLAN_REFUSED, problem)
+    assert isinstance(plan, Plan)  # tells the type checker what build() returned
+    return plan
+
+
+def disagreements(plan: Plan, config: Config) -> Iterator[str]:
+    """Yield what in a well-formed plan does not agree with the configuration."""
+    if [pool.name for pool in plan.pools] != [pool.name for pool in config.pools]:
+        yield "its pools are not the configured ones"
+        return
+    for planned, pool in zip(plan.pools, config.pools, strict=True):
+        if [node.name for node in planned.nodes] != [node.name for node in pool.nodes]:
+            yield f"pool {pool.name}: its nodes are not the configured ones"
+            return
+        yield from disagreements_of_pool(planned, pool)
+
+
+def disagreements_of_pool(planned: PoolPlan, pool: Pool) -> Iterator[str]:
+    """Yield what in a pool with the right nodes does not agree with the configuration."""
+    pairs = list(zip(planned.nodes, pool.nodes, strict=True))
+    if any(at.address or is_ip(node.host) for at, node in pairs) and not any(at.weight for at, _ in pairs):
+        yield f"pool {pool.name}: no node would serve"
+    serving: set[tuple[str | None, int]] = set()
+    for at, node in pairs:
+        if at.weight and (at.address, node.port) in serving:
+            yield f"node {node.name}: address {at.address} twice in the pool"
+        if at.weight:
+            serving.add((at.address, node.port))
+        if at.address is None and at.weight:
+            yield f"node {node.name}: a weight without an address"
+        if at.address and is_ip(node.host) and at.address != canonical(node.host):
+            yield f"node {node.name}: address {at.address} instead of {node.host}"

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policies that weigh the nodes of a pool.
+
+A policy is a module with two functions:
+
+    weigh(pool, policies, seen, moment) -> {name: Verdict}     the weights, 1 to 100, of the nodes that could be read
+    lowest_weight(pool, node, policies) -> int                 what a node gets of which nothing good is known
+
+`seen` has an Observation of each node that could be read, by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_lb.causes import NodeCause
+    from vllm_lb.memory import Learned, NodeMemory
+    from vllm_lb.observation import Reading
+    from vllm_lb.settings import Node, Policies, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is true of a tick as a whole."""
+
+    now: float  # seconds of the monotonic clock
+    applied: bool = True  # what was decided last is live, so what the nodes show can be its effect
+    slow_start: bool = True  # the weights have to do it; False: nginx's Lua does
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a policy sees of a node that could be read."""
+
+    reading: Reading
+    preemptions_delta: int  # since the reading before
+    was: NodeMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a policy says of a node, and what it wants to remember of it."""
+
+    weight: int
+    cause: NodeCause
+    reason: str
+    learned: Learned | None = None
+
+
+class Policy(Protocol):
+    """What each module of this package offers."""
+
+    def weigh(
+        self, pool: Pool, policies: Policies, seen: Mapping[str, Observation], moment: Moment
+    ) -> dict[str, Verdict]:
+        """Weigh the nodes of a pool."""
+
+    def lowest_weight(self, pool: Pool, node: Node, policies: Policies) -> int:
+        """Return the least weight of a node in rotation: enough requests to show that it is well again."""

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many requests each node should have, and by how much that corrects its weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_lb.memory import Means
+    from vllm_lb.settings import Capacity
+
+FEW_REQUESTS = 2.0  # per engine; with fewer, their number is mostly chance
+CORRECTION, MOST_GROWTH = 0.7, 1.5  # most of a deviation is corrected at once; upwards in limited steps
+SURE_AT = 2.0  # standard deviations by which requests must deviate for half of that to count
+
+
+def corrections(
+    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: int
+) -> dict[str, float]:
+    """Return for each node by what its weight is multiplied, so that its requests become its fair share.
+
+    `readings` is how many readings the means hold.
+    """
+    if not any(each.speed for each in means.values()):
+        return dict.fromkeys(means, 1.0)
+    fair = fair_shares(rules, means)
+    per_weight = sum(each.requests * each.engines for each in means.values()) / sum(weights.values())
+    factors = {}
+    for name, each in means.items():
+        has = credible_requests(each, per_weight * weights[name] / each.engines, readings)
+        # FEW_REQUESTS on both sides: between 0 and 1 request there is no infinite difference.
+        factors[name] = min(MOST_GROWTH, ((fair[name] + FEW_REQUESTS) / (has + FEW_REQUESTS)) ** CORRECTION)
+    return factors
+
+
+def credible_requests(means: Means, by_weight: float, readings: int) -> float:
+    """Return the requests per engine, as far as they are certain, else `by_weight`: what the node's weight gives it.
+
+    A number of requests deviates by chance, by about its square root. It says something new only when other requests
+    have taken the place of those: long streams make few independent readings. A Wiener filter keeps the part of the
+    deviation that is signal: off ** 2 of off ** 2 + noise ** 2.
+    """
+    off = means.requests - by_weight
+    turnovers = means.finished * readings / max(1.0, means.requests)
+    if not off or not turnovers:
+        return by_weight
+    noise = SURE_AT**2 * max(1.0, by_weight) / turnovers
+    return by_weight + off * off**2 / (off**2 + noise)
+
+
+def fair_shares(rules: Capacity, means: Mapping[str, Means]) -> dict[str, float]:
+    """Share all requests out by speed, to no node more than it has room for; if all are full, by room."""
+    room = {name: room_for(each, rules.max_kv_cache_usage) for name, each in means.items()}
+    total = left = sum(each.requests for each in means.values())
+    if sum(room.values()) <= total:
+        return {name: total * each / sum(room.values()) for name, each in room.items()}
+    speeds = {name: each.speed**rules.speed_exponent for name, each in means.items()}
+    fair: dict[str, float] = {}
+    while len(fair) < len(means):
+        whole = sum(speed for name, speed in speeds.items() if name not in fair)
+        share = {name: left * speed / whole if whole else 0.0 for name, speed in speeds.items() if name not in fair}
+        full = {name: room[name] for name, each in share.items() if each > room[name]}
+        fair |= full or share
+        left = total - sum(fair.values())
+    return fair
+
+
+def room_for(means: Means, max_kv_cache_usage: float) -> float:
+    """Return how many requests an engine can run at once: up to a KV usage, or those it runs while others wait."""
+    by_memory = max_kv_cache_usage * means.running / max(means.kv_cache_usage, 0.01)
+    return min(by_memory, means.running) if means.waiting >= FEW_REQUESTS else by_memory

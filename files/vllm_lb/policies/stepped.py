@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy `stepped`: a published ladder of weights.
+
+The usage of a node's KV cache picks a level. Each further sign of load moves it one level down, at most to the last:
+requests that wait, new preemptions, too many running. Every node is weighed alone. It reacts to load that its own
+weights caused, and near saturation it swings: docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_lb.causes import NodeCause
+from vllm_lb.policies import Verdict
+from vllm_lb.text import two_digits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_lb.policies import Moment, Observation
+    from vllm_lb.settings import Node, Policies, Pool, Stepped
+
+
+def weigh(pool: Pool, policies: Policies, seen: Mapping[str, Observation], _moment: Moment) -> dict[str, Verdict]:
+    """Weigh each node by the ladder."""
+    return {node.name: verdict(seen[node.name], policies.stepped) for node in pool.nodes if node.name in seen}
+
+
+def lowest_weight(_pool: Pool, _node: Node, policies: Policies) -> int:
+    """Return the last level."""
+    return policies.stepped.levels[-1]
+
+
+def verdict(seen: Observation, rules: Stepped) -> Verdict:
+    """Return the ladder's weight for one node."""
+    reading = seen.reading
+    steps = sorted(rules.kv_cache, key=lambda step: step.at_least, reverse=True)
+    reached = next((step for step in steps if reading.kv_cache_usage >= step.at_least), None)
+    limit = f" >= {reached.at_least:g}" if reached else f" < {steps[-1].at_least:g}" if steps else ""
+    downgrades = []
+    if reading.waiting > rules.max_waiting:
+        downgrades.append(f"waiting {reading.waiting} > {rules.max_waiting}")
+    if rules.downgrade_on_preemption and seen.preemptions_delta > 0:
+        downgrades.append(f"{seen.preemptions_delta} new preemptions")
+    if reading.running > rules.max_running * reading.engines:
+        downgrades.append(f"running {reading.running / reading.engines:g} > {rules.max_running} per engine")
+    level = rules.levels.index(reached.weight if reached else rules.levels[0]) + len(downgrades)
+    return Verdict(
+        rules.levels[min(level, len(rules.levels) - 1)],
+        NodeCause.DOWNGRADED if downgrades else NodeCause.KV_LEVEL,
+        ", ".join([f"kv {two_digits(reading.kv_cache_usage)}{limit}", *downgrades]),
+    )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tick as Prometheus metrics, for node_exporter's textfile collector.
+
+What became of a tick is known when the next one is read, so outcomes are those up to the tick before. Names as in
+https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_lb import __version__
+from vllm_lb.decide import lowest_weight
+from vllm_lb.outcome import CHANGES, LIVE, OUTCOMES
+from vllm_lb.plan import STATES
+from vllm_lb.text import seconds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from prometheus_client.core import Metric
+
+    from vllm_lb.history import Tick
+    from vllm_lb.outcome import Outcome
+    from vllm_lb.plan import Plan
+    from vllm_lb.settings import Config
+
+
+def metrics(config: Config, config_sha256: str, tick: Tick) -> str:
+    """Return a tick in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Collected:
+        def collect(self) -> Iterator[Metric]:
+            yield family("build_info", "Version of vllm-nginx-lb.", {(__version__,): 1}, ["version"])
+            yield family("config_info", "What config.yml has.", {(config_sha256,): 1}, ["sha256"])
+            yield family("interval_seconds", "How often a tick shall come.", {(): config.interval_seconds})
+            decided = {(): seconds_of(tick.plan.decided_at)}
+            yield family("last_tick_timestamp_seconds", "When the nodes were read.", decided)
+            yield from outcome_metrics(tick.last) if tick.last else ()
+            yield from pool_metrics(config, tick.plan)
+            yield from node_metrics(tick)
+
+    registry = CollectorRegistry()
+    registry.register(Collected())
+    return generate_latest(registry).decode()
+
+
+def family(
+    name: str, about: str, values: Mapping[Any, float], labels: Sequence[str] = (), *, counter: bool = False
+) -> Metric:
+    """Return a metric with its values by their labels."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    found = (CounterMetricFamily if counter else GaugeMetricFamily)(f"vllm_nginx_lb_{name}", about, labels=labels)
+    for each, value in values.items():
+        found.add_metric(each, value)
+    return found
+
+
+def outcome_metrics(last: Outcome) -> Iterator[Metric]:
+    """Yield what became of the last tick, and how the ticks before it went. A time that is not known is left out."""
+    succeeded = {(): seconds_of(last.succeeded_at)} if last.succeeded_at else {}
+    changed = {(): seconds_of(last.changed_at)} if last.changed_at else {}
+    live = dict.fromkeys(changed, last.changed_outcome in LIVE)
+    totals = {(outcome,): getattr(last.totals, outcome) for outcome in OUTCOMES}
+    changes = {(outcome,): getattr(last.totals, outcome) for outcome in CHANGES}
+    yield family("last_tick_success", "Whether the last tick ended without a fault.", {(): last.error is None})
+    yield family("last_success_timestamp_seconds", "When nodes were read for the last tick without a fault.", succeeded)
+    yield family("last_reload_timestamp_seconds", "When what nginx serves changed, or a tick failed.", changed)
+    yield family("last_reload_success", "Whether it changed.", live)
+    yield family("ticks", "Ticks, by how they ended.", totals, ["outcome"], counter=True)
+    yield family("reloads", "Ticks that changed what nginx serves, or failed.", changes, ["outcome"], counter=True)
+    yield family("change_deferred", "Whether a change of weights waits.", {(): last.outcome == "deferred"})
+    draining = {(): last.draining_generations}
+    yield family("draining_generations", "Reloads whose old workers still drain.", draining)
+
+
+def pool_metrics(config: Config, plan: Plan) -> Iterator[Metric]:
+    """Yield the metrics of whole pools."""
+    held = {(pool.name,): pool.held is not None for pool in plan.pools}
+    lowest = {
+        (pool.name, pool.policy): lowest_weight(pool, pool.nodes[0], config.policies)
+        for pool in config.pools
+        if pool.policy != "static"
+    }
+    yield family("pool_held", "Whether weights are held because no node would serve.", held, ["pool"])
+    yield family("pool_lowest_weight", "The least weight of a node that serves.", lowest, ["pool", "policy"])
+
+
+def node_metrics(tick: Tick) -> Iterator[Metric]:
+    """Yield the metrics of single nodes; what could not be read is left out."""
+    labels = ["pool", "node"]
+    nodes = {(pool.name, node.name): node for pool in tick.plan.pools for node in pool.nodes}
+    readings = {key: reading for key in nodes if (reading := tick.samples[key[1]].reading)}
+
+    def of_nodes(name: str, about: str, key: str) -> Metric:
+        return family(f"node_{name}", about, {each: getattr(node, key) for each, node in nodes.items()}, labels)
+
+    def of_readings(name: str, about: str, key: str, *, counter: bool = False) -> Metric:
+        values = {each: getattr(reading, key) for each, reading in readings.items()}
+        return family(f"node_{name}", about, values, labels, counter=counter)
+
+    up = {each: node.state == "up" for each, node in nodes.items()}
+    states = {(*each, state): node.state == state for each, node in nodes.items() for state in STATES}
+    yield family("node_up", "Whether the node is up.", up, labels)
+    yield family("node_state", "The node's state: one of them is 1.", states, [*labels, "state"])
+    yield of_nodes("weight", "Decided weight; 0 is out of rotation.", "weight")
+    yield of_nodes("scrape_duration_seconds", "How long it took to read the node.", "scrape_seconds")
+    yield of_readings("kv_cache_usage_ratio", "Usage of the fullest engine's KV cache.", "kv_cache_usage")
+    yield of_readings("requests_waiting", "Requests queued.", "waiting")
+    yield of_readings("requests_running", "Requests in a batch.", "running")
+    yield of_readings("preemptions", "Preemptions since the node started.", "preemptions", counter=True)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a file live, or putting the last good one back: the only place that writes what nginx reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_lb.backups import Backup
+from vllm_lb.causes import FailureCause
+from vllm_lb.errors import FailureError, PublishError, RolledBackError
+from vllm_lb.files import age_seconds, put_in_place, read_json, write_atomically
+from vllm_lb.journal import WARNING, log
+from vllm_lb.published import SEED
+from vllm_lb.render import difference
+from vllm_lb.text import printable
+
+if TYPE_CHECKING:
+    from vllm_lb.live import Live
+    from vllm_lb.nginx import Nginx
+    from vllm_lb.published import Record
+    from vllm_lb.render import Rendered
+
+MAX_DIFF_LINES = 40
+LONGEST_RETRY_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What lies in the published file now."""
+
+    content: str  # empty if there is no file
+    record: Record | None  # None: we did not write it
+    is_edited: bool = False  # it is worth a copy: somebody wrote it, or changed or removed what we wrote
+
+    def is_live(self, live: Live) -> bool:
+        """Tell whether it is ours, and what nginx serves."""
+        return self.record is not None and self.record.generation == live.generation
+
+
+def present_of(nginx: Nginx, live: Live | None) -> Present:
+    """Return what lies in the published file; `live` is None while nginx is down."""
+    content, backups = nginx.read(), nginx.backups
+    record = backups.record_of(content)
+    if record or (live and live.generation == SEED) or backups.are_of_former_release():
+        return Present(content, record)
+    return Present(content, record, is_edited=bool(content) or backups.newest() is not None)
+
+
+def live_or_restored(nginx: Nginx) -> Live:
+    """Ask nginx what it serves; if it is down, see to it that its file lets it start. Starting it is not our task.
+
+    Raises:
+        FailureError: nginx does not answer.
+    """
+    try:
+        return nginx.live()
+    except FailureError as failure:
+        present, last_good = present_of(nginx, None), nginx.backups.newest()
+        if not last_good or present.content == last_good.content:
+            raise
+        # A file of ours that nginx refuses: a run wrote it and was killed before its test.
+        if present.record and str(nginx.file) not in (nginx.test() or ""):
+            raise
+        if not present.record:
+            keep_edit(nginx, present.content, last_good.content)
+        write_atomically(nginx.file, last_good.content, 0o644)
+        restored = f"{nginx.file} could not start it and is generation {last_good.record.generation} again"
+        raise FailureError(FailureCause.NGINX_SILENT, f"{failure}; {restored}") from failure
+
+
+def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Live) -> None:
+    """Make a file live in place of the present one, or put the last good one back.
+
+    Raises:
+        RolledBackError: it could not be published; the last good file is back and live.
+        PublishError: it could not be published, and going back failed too.
+    """
+    backups, known = nginx.backups, last_good(nginx, present, live)
+    if present.is_edited:
+        keep_edit(nginx, present.content, known.content if known else "")
+    way_back = known.content if known else present.content  # before our first file, somebody else's
+    way_back_generation = known.record.generation if known else live.generation
+    # What it takes to go back is on the disk before anything changes: later the disk may be full.
+    record = backups.add_record(wanted)
+    copy, back = backups.stage("copy", wanted.content), backups.stage("back", way_back)
+    write_atomically(nginx.file, wanted.content, 0o644)
+    refused = nginx.test()
+    fault = refused or nginx.reload(wanted.record.generation, anew=True)
+    if fault is None:
+        backups.add_backup(copy, wanted.content)
+        finish(nginx, wanted.content)
+        return
+    cause = FailureCause.TEST_FAILED if refused else FailureCause.RELOAD_NOT_TAKEN
+    if not way_back:
+        nginx.file.unlink(missing_ok=True)
+        raise PublishError(cause, f"{fault}; there was no earlier file to go back to", fault)
+    if not refused:
+        remember_failure(nginx, wanted.record, fault)
+    put_in_place(back, nginx.file)
+    with contextlib.suppress(OSError):
+        record.unlink()
+    if not refused or live.generation != way_back_generation:  # else nginx never read another file
+        again = nginx.test() or nginx.reload(way_back_generation, anew=False)
+        if again:
+            problem = f"{fault}; going back failed too: {again}"
+            raise PublishError(FailureCause.GOING_BACK_FAILED, problem, fault)
+    raise RolledBackError(cause, f"{fault}; rolled back to generation {way_back_generation}", fault)
+
+
+def last_good(nginx: Nginx, present: Present, live: Live) -> Backup | None:
+    """Return the file to go back to: what nginx runs, as far as that is known, else what was live last."""
+    if present.record and present.is_live(live):
+        return Backup(present.content, present.record)
+    backups = nginx.backups
+    return next((each for each in backups.all() if each.record.generation == live.generation), backups.newest())
+
+
+def finish(nginx: Nginx, content: str) -> None:
+    """Do what a killed run has left undone although its file is live: keep the backup, remove temporary files."""
+    backups = nginx.backups
+    newest = backups.newest()
+    if newest is None or newest.content != content:
+        backups.add_backup(backups.stage("copy", content), content)
+    backups.remove_leftovers()
+
+
+def remember_failure(nginx: Nginx, record: Record, error: str) -> None:
+    """Note that nginx did not take a reload, and why: each try may leave old workers behind."""
+    with contextlib.suppress(FailureError):  # with a full disk it is tried again at once
+        note = json.dumps({"membership": record.membership, "error": error})
+        write_atomically(nginx.backups.beside("failed"), note, 0o644)
+
+
+def failed_lately(nginx: Nginx, record: Record) -> str | None:
+    """Return why nginx did not take this file, or one with other weights, if that was a moment ago."""
+    path = nginx.backups.beside("failed")
+    with contextlib.suppress(OSError, FailureError, KeyError, TypeError):
+        wait = min(nginx.settings.min_reload_interval_seconds, LONGEST_RETRY_SECONDS) - age_seconds(path)
+        note = read_json(path)
+        if note["membership"] == record.membership and wait > 0:
+            return f"{printable(str(note['error']), 2000)}; tried again in {wait:.0f} s"
+    return None
+
+
+def keep_edit(nginx: Nginx, edited: str, pristine: str) -> None:
+    """Keep what somebody wrote into the published file, and log what they changed."""
+    if not edited:
+        log(WARNING, f"{nginx.file} was empty or missing: written again")
+        return
+    kept = nginx.backups.add_edit(edited)
+    log(WARNING, f"{nginx.file} was changed by hand: kept as {kept}, to be replaced")
+    changes = [line for line in difference(pristine, edited)[2:] if line.startswith(("+", "-"))]
+    for line in changes[:MAX_DIFF_LINES]:
+        log(WARNING, f"changed by hand: {printable(line.rstrip())}")
+    if len(changes) > MAX_DIFF_LINES:
+        log(WARNING, f"changed by hand: ... and {len(changes) - MAX_DIFF_LINES} lines more")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `explain`: each change of a node's weight, and which inputs had changed then."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vllm_lb.causes import FailureCause
+from vllm_lb.errors import EXIT_USAGE, FailureError
+from vllm_lb.text import two_digits
+from vllm_lb.view.history_reader import local_time, outcomes, ticks_since
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vllm_lb.outcome import Status
+    from vllm_lb.settings import Config
+    from vllm_lb.state import State
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
+# What may change a weight, and how it is named in a line.
+INPUTS = {
+    "kv_cache_usage": "kv",
+    "waiting": "waiting",
+    "running": "running",
+    "preemptions": "preemptions",
+    "engines": "engines",
+    "error": "error",
+}
+
+
+def explain_command(config: Config, state: State, name: str, since: str) -> None:
+    """Print each change of a node's weight or state since a time, and which inputs had changed then.
+
+    Raises:
+        FailureError: the node or the time is not known (exit code 2).
+    """
+    seen, before = list[tuple[str, dict[str, Any]]](), list[dict[str, Any]]()
+    for past in ticks_since(state, start_of(since)):  # not kept as a whole: a day of many nodes is large
+        before.append(past.before)
+        if row := past.node(name):
+            seen.append((past.at, row))
+    nodes = [node.name for pool in config.pools for node in pool.nodes]
+    if name not in nodes and not seen:
+        problem = f"no node {name!r}: expected one of {', '.join(nodes)}"
+        raise FailureError(FailureCause.NODE_UNKNOWN, problem, EXIT_USAGE)
+    if not seen:
+        print(f"{name}: no tick since {since} is in the history")
+        return
+    became, changes = outcomes(before, last_status(state)), 0
+    for (_, was), (at, row) in itertools.pairwise([seen[0], *seen]):
+        if (was["weight"], was["state"]) != (row["weight"], row["state"]):
+            changes += 1
+            print("\n".join(lines_of_change(at, was, row, became.get(at))))
+    rows = [row for _, row in seen]
+    spans = [span(rows, key, words) for key, words in {"weight": "weight", **INPUTS}.items() if key != "error"]
+    period = f"from {local_time(seen[0][0])} to {local_time(seen[-1][0])}"
+    print(f"\n{name}: {len(seen)} ticks {period}, {changes} changes")
+    print(f"  {', '.join(spans)}")
+
+
+def last_status(state: State) -> Status | None:
+    """Return the status, or None where there is none, or a damaged one."""
+    with contextlib.suppress(FileNotFoundError, FailureError):
+        return state.status()
+    return None
+
+
+def start_of(since: str) -> float:
+    """Return the time that `since` means, in seconds since 1970."""
+    if match := re.fullmatch(r"(\d{1,6})([smhd])", since):
+        return time.time() - int(match[1]) * UNITS[match[2]]
+    try:
+        return datetime.fromisoformat(since).timestamp()
+    except (ValueError, OverflowError) as error:
+        problem = f"--since: {since!r}: expected a number with s, m, h or d, or a time such as 2026-11-26T10:00"
+        raise FailureError(FailureCause.USAGE, problem, EXIT_USAGE) from error
+
+
+def lines_of_change(
+    at: str, was: Mapping[str, Any], row: Mapping[str, Any], outcome: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Yield the lines about one change of a node's weight or state."""
+    state = f" ({was['state']} -> {row['state']})" if was["state"] != row["state"] else ""
+    reason = row["reason"] or "the reason was not kept"
+    yield f"{local_time(at)}  weight {was['weight']:>3} -> {row['weight']:>3}{state}: {reason}"
+    changed = [
+        f"{words} {shown(was[key])} -> {shown(row[key])}" for key, words in INPUTS.items() if was[key] != row[key]
+    ]
+    if changed:
+        yield f"                since the tick before: {', '.join(changed)}"
+    if outcome:
+        why = outcome["error"] or outcome["deferred"]
+        yield f"                {outcome['outcome']}" + (f": {why}" if why else "")
+
+
+def shown(value: Any) -> str:
+    """Return one input as it stands in a line."""
+    return "-" if value is None else two_digits(value) if isinstance(value, float) else str(value)
+
+
+def span(rows: Sequence[Mapping[str, Any]], key: str, words: str) -> str:
+    """Return the least and the most of a column."""
+    values = [row[key] for row in rows if row[key] is not None]
+    if not values:
+        return f"{words} -"
+    least, most = min(values), max(values)
+    return f"{words} {shown(least)}" + (f" to {shown(most)}" if least != most else "")
