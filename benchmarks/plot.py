@@ -39,9 +39,9 @@ def plot(results: Results, path: Path) -> None:
         above = [(each.high - each.mean) / 1000 for each in p99]
         axis.barh(names, means, xerr=[below, above], color=[colour_of(name) for name in names], ecolor="#444")
         axis.set_xlim(0, CUT_AT * min(means))
-        for line, mean in enumerate(means):
-            at = min(mean, (CUT_AT - 0.5) * min(means))
-            axis.annotate(f" {mean:.2f}", (at, line), va="center", fontsize=7)
+        for line, each in enumerate(p99):
+            at = min(each.high / 1000, (CUT_AT - 0.5) * min(means))
+            axis.annotate(f" {each.mean / 1000:.2f}", (at, line), va="center", fontsize=7)
         axis.set_title(scenario, fontsize=10)
         axis.set_xlabel("p99 time to first token, s", fontsize=8)
         axis.tick_params(labelsize=7)

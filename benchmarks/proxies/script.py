@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestant import ContestantError, Running, Site
+from benchmarks.installed import install
 from benchmarks.processes import LOW_PRIORITY
 from benchmarks.scenario import INTERVAL_SECONDS
 
-SCRIPT = Path(__file__).resolve().parents[2] / "files" / "vllm_nginx_lb.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def script_config(site: Site, policy: str, *, known: bool = False) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Ticker:
     def __init__(self, config: Path, site: Site, running: Running) -> None:
         """Prepare; `running` is where the counts go."""
         self.config, self.site, self.running = config, site, running
+        self.script = install(ROOT, site.directory / "script", sys.executable)
         self.over = threading.Event()
         self.faults: list[str] = []
 
@@ -79,7 +81,7 @@ class Ticker:
         with (self.site.directory / "ticks.log").open("ab+") as log:
             before = log.tell()
             process = subprocess.Popen(
-                [*LOW_PRIORITY, sys.executable, str(SCRIPT), "--config", str(self.config), "run"],
+                [*LOW_PRIORITY, sys.executable, str(self.script), "--config", str(self.config), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vllm_nginx_lb as lb
 from benchmarks.virtual.contestant import Contestant
 from benchmarks.virtual.nginx_model import Nginx, Ticket
+from vllm_lb.config_file import check_config
+from vllm_lb.decide import decide
+from vllm_lb.published import pools_to_publish, record_for
+from vllm_lb.reload_limit import reason_to_wait
 
 if TYPE_CHECKING:
     import random
@@ -16,10 +20,12 @@ if TYPE_CHECKING:
     from benchmarks.summary import Summary
     from benchmarks.virtual.node import VirtualNode
     from benchmarks.workload import Call
+    from vllm_lb.memory import NodeMemory
+    from vllm_lb.published import Record
 
 
 class StaticNginx(Contestant):
-    """Nginx with the same weight for every node, never reloaded."""
+    """Nginx with the same weight for every node; it is never reloaded."""
 
     def __init__(self, name: str, method: str, *, zone: bool = True) -> None:
         """Balance by this method."""
@@ -42,7 +48,13 @@ class StaticNginx(Contestant):
 
 
 class ScriptWeights(StaticNginx):
-    """Nginx with weights by the script: its decide and its reload_limits, called as a tick calls them."""
+    """Nginx with the weights of the script: its decide() and its limits of reloads, called as a tick calls them.
+
+    Attributes:
+        balancer: as the script's setting has it; it decides who does the slow start.
+    """
+
+    balancer = "upstream"
 
     def __init__(
         self,
@@ -64,52 +76,46 @@ class ScriptWeights(StaticNginx):
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start nginx with equal weights; the first tick follows at once."""
         super().begin(nodes, scenario, chance)
+        capacities = scenario.speeds if self.known else [1.0] * len(nodes)
         settings = {
-            "nginx": self.reload_limits,
+            "nginx": {"balancer": self.balancer, "confirm_url": "http://127.0.0.1/", **self.reload_limits},
             "policies": self.policies,
             "pools": [
                 {
                     "name": "llm_cluster",
                     "policy": self.policy,
                     "nodes": [
-                        {"name": f"node-{node.index}", "host": node.address, "capacity": speed if self.known else 1.0}
-                        for node, speed in zip(nodes, scenario.speeds, strict=True)
+                        {"name": node.name, "host": node.address, "capacity": capacity}
+                        for node, capacity in zip(nodes, capacities, strict=True)
                     ],
                 }
             ],
         }
-        problems: list[str] = []
-        self.config = lb.build(lb.Config, settings, "", problems)
-        if problems:
-            raise ValueError("; ".join(problems))
+        self.config = check_config(settings, Path(self.name))
         self.nodes = nodes
-        self.memory: dict[str, lb.NodeMemory] = {}
-        self.reloaded_at, self.peak_draining, self.settled = -1e9, 0, True
+        self.memory: dict[str, NodeMemory] = {}
+        self.published: Record | None = None  # None: the seed, which has equal weights
+        self.published_at, self.peak_draining, self.applied = 0.0, 0, True
 
     def tick(self, now: float) -> None:
         """Scrape, decide, and reload if that is due."""
-        samples = {f"node-{node.index}": node.sample() for node in self.nodes}
-        plans, self.memory = lb.decide(self.config, samples, self.memory, set(), now, settled=self.settled)
-        wanted = [node.weight for node in plans[0].nodes]
-        self.settled = False
+        samples = {node.name: node.sample() for node in self.nodes}
+        plans, self.memory = decide(self.config, samples, self.memory, set(), now, applied=self.applied)
+        wanted = record_for(pools_to_publish(self.config, plans), template="", content="")
         self.peak_draining = max(self.peak_draining, self.nginx.draining)
-        if wanted == self.nginx.weights:
-            self.settled = True
-            return
-        before, after = as_upstream(self.nginx.weights), as_upstream(wanted)
-        if lb.membership(before) == lb.membership(after):
-            age = now - self.reloaded_at
-            if lb.reason_to_wait(self.config.nginx, before, after, age, self.nginx.draining):
-                return
-        self.nginx.reload(wanted)
-        self.settled, self.reloaded_at = True, now
+        self.applied = wanted == self.published or not self.waits(wanted, now)
+        if self.applied and wanted != self.published:
+            self.nginx.reload([node.weight for node in plans[0].nodes])
+            self.published, self.published_at = wanted, now
+
+    def waits(self, wanted: Record, now: float) -> bool:
+        """Tell whether a change must wait, as vllm_lb.apply decides it."""
+        if self.published is None or self.published.membership != wanted.membership:
+            return False
+        age = now - self.published_at
+        return reason_to_wait(self.config.nginx, self.published, wanted, age, self.nginx.draining) is not None
 
     def report(self, summary: Summary) -> None:
-        """Add reloads and draining genereload_limitss. The first reload only replaces the seed."""
+        """Set reloads and draining. The first reload does not count: it replaces the seed."""
         summary.peak_draining = self.peak_draining
         summary.reloads_per_hour = float(max(0, self.nginx.reloads - 1))
-
-
-def as_upstream(weights: Sequence[int]) -> str:
-    """Return weights as the upstream file has them."""
-    return "\n".join(f"server {i} {f'weight={weight}' if weight else 'down'};" for i, weight in enumerate(weights))

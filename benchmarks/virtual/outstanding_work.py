@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class OutstandingWork(ScriptWeights):
-    """The balancer `work`: its own Lua chooses, with the weights of the script, which it has at once."""
+    """The balancer `work`: Lua chooses, with the weights of the script, which it has as soon as they are decided."""
+
+    balancer = "work"
 
     def __init__(self, name: str, policy: str, *, stream_bytes: float = STREAM_BYTES, **settings: Any) -> None:
         """Weigh by a policy; an open stream counts as so many bytes of prompt."""
