@@ -26,9 +26,8 @@ ENGINE = EngineConfig(
 KNEE = 1.83
 NODES = 4
 INTERVAL_SECONDS = 10.0
-# The Lua of the balancer `work`, and the role's defaults for what a stream counts and a request at most, in bytes.
+# The Lua of the balancer `work`.
 LUA = Path(__file__).resolve().parents[1] / "roles" / "nginx_ingress" / "files" / "lua"
-STREAM_BYTES, MAX_REQUEST_BYTES = 1000, 65536
 # Settings of the script with which it publishes every change at once, as the article's script does.
 NO_RELOAD_LIMITS = {
     "min_reload_interval_seconds": 0.0,

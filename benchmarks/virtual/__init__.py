@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.scenario import NO_RELOAD_LIMITS
 from benchmarks.virtual.limits import Limit, queue_length, time_to_first_token
-from benchmarks.virtual.nginx import ScriptWeights, StaticNginx
+from benchmarks.virtual.nginx import StaticNginx
 from benchmarks.virtual.outstanding_work import OutstandingWork
+from benchmarks.virtual.script_weights import ScriptWeights
 
 if TYPE_CHECKING:
     from benchmarks.virtual.contestant import Contestant

@@ -5,6 +5,7 @@ Everything is drawn from the seed: a run repeats exactly, and every contestant m
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import random
@@ -174,4 +175,4 @@ class Run:
 
 def play(contestant: Contestant, scenario: Scenario, seed: int, trace: Path | None = None) -> Summary:
     """Run one contestant through a scenario, with the requests of a trace if one is given."""
-    return Run(contestant, scenario, seed, scenario.calls(seed, trace)).play()
+    return Run(copy.copy(contestant), scenario, seed, scenario.calls(seed, trace)).play()
