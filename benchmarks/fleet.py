@@ -89,8 +89,10 @@ class SimulatedNode:
     @property
     def preemptions(self) -> int:
         """Preemptions so far, those before a restart too."""
-        now = sum(engine["preemptions"] for engine in self.control("GET")["engines"]) if self.process else 0
-        return self.lost_preemptions + int(now)
+        if self.process is None:
+            return self.lost_preemptions
+        self.await_start()  # it may have been restarted a moment ago
+        return self.lost_preemptions + sum(int(engine["preemptions"]) for engine in self.control("GET")["engines"])
 
     def apply(self, event: Event) -> None:
         """Apply an event of a scenario."""

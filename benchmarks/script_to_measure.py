@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORDING = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "vllm-0.32.0-busy.txt"
-# A tick that neither writes its history and metrics nor carries totals in its status. Both run from a module, so that
-# they differ in nothing else.
+# Half a tick, run from a module. A bare one neither writes history and metrics nor carries totals in its status: by
+# half, the lines that change that.
 TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); {}from vllm_lb.cli import main; sys.exit(main())"
-BARE = (
-    "import vllm_lb.collect as c, vllm_lb.state as s; "
-    "c.History.add = lambda *_: None; c.metrics = lambda *_: ''; s.State.last = lambda _: None; "
-)
+NO_TOTALS = "import vllm_lb.state as s; s.State.last = lambda _: None; "
+BARE = {
+    "collect": NO_TOTALS + "import vllm_lb.collect as c; c.History.add = lambda *_: None; c.metrics = lambda *_: ''; ",
+    "apply": NO_TOTALS,
+}
 # The same of the script of one file, which a checkout of version 0.1.0 has.
 FORMER_TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); import vllm_nginx_lb as lb; {}sys.exit(lb.main())"
-FORMER_BARE = "lb.History.add = lambda *_: None; lb.metrics = lambda *_: ''; lb.State.last = lambda _: None; "
+FORMER_BARE = dict.fromkeys(
+    BARE, "lb.History.add = lambda *_: None; lb.metrics = lambda *_: ''; lb.State.last = lambda _: None; "
+)
 
 NGINX_CONF = """\
 daemon off;
@@ -103,9 +106,14 @@ class Script:
     def halves(self, *, bare: bool) -> list[list[str]]:
         """Return the command lines of both halves of a tick over 4 nodes; `bare`: one that records nothing."""
         is_package = (self.entry.parent / "vllm_lb").is_dir()
-        program, change = (TICK, BARE) if is_package else (FORMER_TICK, FORMER_BARE)
-        start = [self.python, "-B", "-c", program.format(change if bare else ""), str(self.entry.parent)]
-        return [[*start, *self.command(4, half)[2:]] for half in ("collect", "apply")]
+        program, changes = (TICK, BARE) if is_package else (FORMER_TICK, FORMER_BARE)
+        return [
+            [
+                *(self.python, "-B", "-c", program.format(change if bare else ""), str(self.entry.parent)),
+                *self.command(4, half)[2:],
+            ]
+            for half, change in changes.items()
+        ]
 
     @contextlib.contextmanager
     def nginx(self) -> Iterator[None]:
