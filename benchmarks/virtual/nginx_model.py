@@ -1,7 +1,7 @@
-"""nginx's balancing, as its source has it: smooth weighted round robin, least_conn, random two least_conn.
+"""A model of nginx's balancing: smooth weighted round robin, least_conn, and random two least_conn.
 
-Source: src/http/ngx_http_upstream_round_robin.c and src/http/modules/ngx_http_upstream_{least_conn,random}_module.c of
-nginx 1.22 to 1.30. A reload starts with fresh counters in new workers; requests under way end in the old ones. Without
+Follows src/http/ngx_http_upstream_round_robin.c and src/http/modules/ngx_http_upstream_{least_conn,random}_module.c of
+nginx 1.22 to 1.30. A reload starts new workers with counts of zero; requests under way end in the old workers. Without
 `zone` each worker counts alone.
 """
 
@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-RANDOM_TRIES = 20
+RANDOM_TRIES = 20  # as in ngx_http_upstream_random_module.c
 
 
 @dataclass(slots=True)
 class Peer:
-    """One server of an upstream, and what nginx remembers of it. Weight 0 stands for `down`. Times in seconds."""
+    """One server of an upstream, with the fields of ngx_http_upstream_rr_peer_t.
+
+    Attributes:
+        weight: as configured; 0 stands for `down`.
+        max_fails, fail_timeout: as configured, the second in seconds.
+        conns: requests under way.
+        current_weight, effective_weight: state of the smooth round robin; failures lower the second one for a while.
+        fails: failures within fail_timeout.
+        accessed, checked: when it failed last, and when the count of failures began or a request tested it; seconds.
+    """
 
     weight: int
     max_fails: int
@@ -36,12 +45,12 @@ class Peers:
     """The servers of an upstream as one set of counters knows them: all workers' with `zone`, else one worker's."""
 
     def __init__(self, weights: Sequence[int], max_fails: int, fail_timeout: float) -> None:
-        """Start with no connections; weight 0 is a server that is down."""
+        """Start with no requests; weight 0 is a server that is down."""
         self.all = [Peer(weight, max_fails, fail_timeout, effective_weight=weight or 1) for weight in weights]
         self.total_weight = sum(weight or 1 for weight in weights)
 
     def usable(self, tried: set[int], now: float) -> list[int]:
-        """Return the servers that may be asked: not tried yet, not down, not out for their failures."""
+        """Return the servers that may be chosen: not tried yet, not down, not left out for their failures."""
         return [
             i
             for i, peer in enumerate(self.all)
@@ -50,8 +59,8 @@ class Peers:
             and not (peer.max_fails and peer.fails >= peer.max_fails and now - peer.checked <= peer.fail_timeout)
         ]
 
-    def take(self, i: int, now: float) -> int:
-        """Count a connection to the chosen server, and return it."""
+    def connect(self, i: int, now: float) -> int:
+        """Count a request to a server, and return the server."""
         peer = self.all[i]
         if now - peer.checked > peer.fail_timeout:
             peer.checked = now
@@ -59,7 +68,7 @@ class Peers:
         return i
 
     def free(self, i: int, now: float, *, failed: bool) -> None:
-        """Count the end of a connection."""
+        """Count the end of a request."""
         peer = self.all[i]
         peer.conns -= 1
         if failed:
@@ -89,10 +98,10 @@ class Peers:
     def round_robin(self, tried: set[int], now: float) -> int | None:
         """Choose as nginx does without a method."""
         usable = self.usable(tried, now)
-        return self.take(self.smooth(usable, None), now) if usable else None
+        return self.connect(self.smooth(usable, None), now) if usable else None
 
     def least_conn(self, tried: set[int], now: float) -> int | None:
-        """Choose the server with the fewest connections per weight; among several, by smooth round robin."""
+        """Choose the server with the fewest requests per weight; among several, by smooth round robin."""
         usable = self.usable(tried, now)
         if not usable:
             return None
@@ -105,13 +114,13 @@ class Peers:
             elif ours == theirs:
                 many = True
         if not many:
-            return self.take(best, now)
+            return self.connect(best, now)
         peer = self.all[best]
         equal = [i for i in usable if i >= best and self.all[i].conns * peer.weight == peer.conns * self.all[i].weight]
-        return self.take(self.smooth(equal, best), now)
+        return self.connect(self.smooth(equal, best), now)
 
     def random_two_least_conn(self, tried: set[int], now: float, chance: random.Random) -> int | None:
-        """Draw two servers by weight, and choose the one with fewer connections per weight."""
+        """Draw two servers by weight, and choose the one with fewer requests per weight."""
         usable, first = set(self.usable(tried, now)), None
         for _ in range(RANDOM_TRIES):
             i = self.draw(chance)
@@ -121,11 +130,11 @@ class Peers:
                 first = i
                 continue
             peer, than = self.all[i], self.all[first]
-            return self.take(first if peer.conns * than.weight > than.conns * peer.weight else i, now)
+            return self.connect(first if peer.conns * than.weight > than.conns * peer.weight else i, now)
         return self.round_robin(tried, now)
 
     def draw(self, chance: random.Random) -> int:
-        """Draw a server by weight; a server that is down has the weight 1, and is drawn in vain."""
+        """Draw a server by weight. One that is down has the weight 1; the caller draws again."""
         x = chance.randrange(self.total_weight)
         for i, peer in enumerate(self.all):
             x -= peer.weight or 1
@@ -135,8 +144,8 @@ class Peers:
 
 
 @dataclass(slots=True, eq=False)
-class Generation:
-    """The workers that one reload made: their counters, and how many requests they have under way."""
+class Workers:
+    """The workers that one start or reload made: their counts, one set for all or one each, and requests under way."""
 
     counters: list[Peers]
     under_way: int = 0
@@ -146,7 +155,7 @@ class Generation:
 class Ticket:
     """Where a request is counted."""
 
-    generation: Generation
+    workers: Workers
     peers: Peers
     server: int
 
@@ -175,30 +184,30 @@ class Nginx:
         self.max_fails, self.fail_timeout = max_fails, fail_timeout
         self.chance = chance
         self.reloads = 0
-        self.former: list[Generation] = []
+        self.old_workers: list[Workers] = []
         self.weights = list(weights)
-        self.serving = self._generation()
+        self.serving = self._new_workers()
 
-    def _generation(self) -> Generation:
+    def _new_workers(self) -> Workers:
         count = 1 if self.zone else self.worker_count
-        return Generation([Peers(self.weights, self.max_fails, self.fail_timeout) for _ in range(count)])
+        return Workers([Peers(self.weights, self.max_fails, self.fail_timeout) for _ in range(count)])
 
     def reload(self, weights: Sequence[int]) -> None:
         """Make new workers with new weights and no counts; the old ones finish what they have begun."""
-        self.former = [each for each in (*self.former, self.serving) if each.under_way]
+        self.old_workers = [each for each in (*self.old_workers, self.serving) if each.under_way]
         self.weights = list(weights)
-        self.serving = self._generation()
+        self.serving = self._new_workers()
         self.reloads += 1
 
     @property
     def draining(self) -> int:
-        """How many former generations still have requests."""
-        self.former = [each for each in self.former if each.under_way]
-        return len(self.former)
+        """How many sets of old workers still have requests."""
+        self.old_workers = [each for each in self.old_workers if each.under_way]
+        return len(self.old_workers)
 
     def choose(self, tried: set[int], now: float) -> Ticket | None:
-        """Choose a server for a request that was tried on some already; None if none may be asked (502)."""
-        # The kernel hands a connection to any worker that waits for one.
+        """Choose a server that is not among those tried; None if there is none, which nginx answers with 502."""
+        # The kernel gives a connection to any of the workers that wait for one.
         peers = self.chance.choice(self.serving.counters)
         if self.method == "least_conn":
             server = peers.least_conn(tried, now)
@@ -213,5 +222,5 @@ class Nginx:
 
     def free(self, ticket: Ticket, now: float, *, failed: bool) -> None:
         """Count the end of a request, in the workers that began it."""
-        ticket.generation.under_way -= 1
+        ticket.workers.under_way -= 1
         ticket.peers.free(ticket.server, now, failed=failed)
