@@ -420,7 +420,7 @@ def test_a_node_that_keeps_falling_asleep_stays_away_longer(stack: Stack) -> Non
 
 @fault(
     "has requests, and its figures have frozen",
-    "node-b: weight 60 -> 10: has requests, and no figure of it has moved for … s",
+    "node-b: weight 60 -> 10: has requests, and reports nothing new for … s",
     "the others are weighed, it gets the least",
 )
 def test_a_frozen_node_gets_the_least(stack: Stack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_lb.causes import ScrapeCause
 from vllm_lb.observation import Reading, Sample
 from vllm_lb.schema import build
 from vllm_lb.settings import Config
@@ -22,12 +23,12 @@ def good(address: str = "127.0.0.1", **changes: Any) -> Sample:
 
 def refused(address: str | None = "127.0.0.1") -> Sample:
     """Return a scrape without any answer."""
-    return Sample(address, 0.01, error="connection refused", answered=False)
+    return Sample(address, 0.01, error="connection refused", cause=ScrapeCause.CONNECTION_REFUSED, answered=False)
 
 
 def unreadable(address: str = "127.0.0.1") -> Sample:
     """Return a scrape whose answer was no use."""
-    return Sample(address, 0.01, error="HTTP 500", answered=True)
+    return Sample(address, 0.01, error="HTTP 500", cause=ScrapeCause.HTTP_STATUS)
 
 
 def config(*names: str, pool: dict[str, Any] | None = None, **sections: Any) -> Config:

@@ -12,14 +12,15 @@ import pytest
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.decide import decide
 from vllm_lb.memory import Means, NodeMemory
-from vllm_lb.observation import Sample
-from vllm_lb.plan import NodePlan
 from vllm_lb.policies.fair_share import corrections, credible_requests, fair_shares, room_for
 from vllm_lb.schema import build
 from vllm_lb.settings import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vllm_lb.observation import Sample
+    from vllm_lb.plan import NodePlan
 
 TICK_SECONDS = 10
 TOKENS = 200  # of an answer
@@ -53,7 +54,7 @@ class Play:
         self.now = 1000.0
         self.memory: dict[str, NodeMemory] = {}
         self.drained: set[str] = set()
-        self.settled = True
+        self.applied = True
         self.moves = 0
         self.capacities: dict[str, float] = {}
         self.rules: dict[str, float] = {}
@@ -84,7 +85,7 @@ class Play:
             samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
             self.now += TICK_SECONDS
             settings = config(pool=pool, policies={"capacity": self.rules})
-            plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, settled=self.settled)
+            plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, applied=self.applied)
             self.plan = {node.name: node for node in plans[0].nodes}
             self.moves += before != self.weights and bool(before)
         return self.weights
@@ -214,9 +215,9 @@ def test_a_step_waits_until_the_one_before_is_live() -> None:
     play.tick()
     play.drained = set()
     play.tick()
-    play.settled = False
+    play.applied = False
     assert play.tick(5)["b"] == 10
-    play.settled = True
+    play.applied = True
     assert [play.tick()["b"] for _ in range(2)] == [50, 100]
 
 
@@ -244,9 +245,9 @@ def test_weights_start_from_the_configured_capacity() -> None:
 
 def test_nothing_moves_while_what_was_decided_is_not_live() -> None:
     play = Play(a=Engine(), b=Engine(fast=10))
-    play.settled = False
+    play.applied = False
     assert play.tick(30) == {"a": 100, "b": 100}
-    play.settled = True
+    play.applied = True
     assert play.tick(3)["b"] < 100
 
 
@@ -296,7 +297,7 @@ def test_frozen_figures_leave_half_of_a_weight_and_not_less() -> None:
     assert play.tick()["c"] == 50
     assert (play.plan["c"].state, play.reason("c")) == (
         "unknown",
-        "has requests, and no figure of it has moved for 190 s",
+        "has requests, and reports nothing new for 190 s",
     )
     assert play.tick(60)["c"] == 50
     play.nodes["c"].frozen = False

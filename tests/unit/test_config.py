@@ -11,10 +11,11 @@ import yaml
 from vllm_lb.addresses import is_host
 from vllm_lb.config_file import load_config
 from vllm_lb.errors import EXIT_USAGE, FailureError
-from vllm_lb.settings import Config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vllm_lb.settings import Config
 
 MINIMAL: dict[str, Any] = {"pools": [{"name": "llm_cluster", "nodes": [{"name": "node-a", "host": "10.0.0.10"}]}]}
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.decide import decide
-from vllm_lb.memory import NodeMemory
 from vllm_lb.observation import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vllm_lb.memory import NodeMemory
 
 ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2", "c": "127.0.0.3"}
 

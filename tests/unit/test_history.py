@@ -14,16 +14,17 @@ from tests.unit.samples import config, good, refused
 from vllm_lb.decide import decide
 from vllm_lb.errors import FailureError
 from vllm_lb.history import History, Tick
-from vllm_lb.memory import NodeMemory
-from vllm_lb.observation import Sample
 from vllm_lb.outcome import Outcome
 from vllm_lb.plan import Plan
-from vllm_lb.settings import Config
 from vllm_lb.view.history_reader import Past, read_history
 from vllm_lb.view.replay import sample_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vllm_lb.memory import NodeMemory
+    from vllm_lb.observation import Sample
+    from vllm_lb.settings import Config
 
 HOUR = 3600
 
@@ -37,7 +38,7 @@ class Recorder:
         self.memory: dict[str, NodeMemory] = {}
         self.number = 0
         self.last: Outcome | None = None
-        self.settled = True
+        self.applied = True
 
     def tick(self, **samples: Sample) -> Tick:
         """Decide once; nodes not named are idle."""
@@ -45,10 +46,10 @@ class Recorder:
         found = {node.name: good(node.host) for node in nodes} | samples
         now, self.number = 1000.0 + 10 * self.number, self.number + 1
         before = self.memory
-        pools, self.memory = decide(self.config, found, before, set(), now, settled=self.settled)
+        pools, self.memory = decide(self.config, found, before, set(), now, applied=self.applied)
         at = f"2026-11-26T{self.number // 360:02d}:{self.number // 6 % 60:02d}:{self.number % 6}0.000+00:00"
         plan = Plan(version=1, decided_at=at, pools=pools)
-        tick = Tick(now, found, before, set(), self.last, settled=self.settled, plan=plan, after=self.memory)
+        tick = Tick(now, found, before, set(), self.last, applied=self.applied, plan=plan, after=self.memory)
         self.history.add(tick)
         self.last = Outcome(decided_at=at, generation="abc", applied=True, outcome="unchanged", error=None)
         return tick

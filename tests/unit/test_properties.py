@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.addresses import bracketed, canonical, is_host, is_ip
+from vllm_lb.causes import ScrapeCause
 from vllm_lb.config_file import problems_across_fields
 from vllm_lb.decide import POLICIES, decide
 from vllm_lb.errors import FailureError
 from vllm_lb.memory import NodeMemory
-from vllm_lb.observation import Reading, Sample
+from vllm_lb.observation import MAX_ENGINES, Reading, Sample
 from vllm_lb.plan import Plan, PoolPlan, check_plan
 from vllm_lb.reload_limit import sort_workers
+from vllm_lb.render import source_of
 from vllm_lb.schema import build
 from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME, Config, Node
 from vllm_lb.state import State
@@ -141,7 +143,7 @@ READINGS = st.builds(
     waiting=st.integers(0, 2**53),
     running=st.integers(0, 2**53),
     preemptions=st.integers(0, 2**53),
-    engines=st.integers(1, lb.MAX_LINES),
+    engines=st.integers(1, MAX_ENGINES),
     awake=st.booleans(),
     prompt_tokens=st.none() | st.integers(0, 2**53),
     generation_tokens=st.none() | st.integers(0, 2**53),
@@ -154,7 +156,8 @@ def samples(draw: st.DrawFn, node: Node) -> Sample:
     address = canonical(node.host) if is_ip(node.host) else draw(st.none() | IPS.map(canonical))
     found = draw(st.none() | READINGS) if address else None
     error = None if found else draw(st.from_regex(r"[ -~]{1,120}", fullmatch=True))
-    return Sample(address, draw(st.floats(0, 60)), found, error, found is not None or draw(st.booleans()))
+    cause = None if found else draw(st.sampled_from(ScrapeCause))
+    return Sample(address, draw(st.floats(0, 60)), found, error, cause, found is not None or draw(st.booleans()))
 
 
 def parsed(upstream: str) -> list[dict[str, Any]]:
@@ -178,11 +181,11 @@ def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
     seen = {node.name: data.draw(samples(node)) for pool in configuration.pools for node in pool.nodes}
     drained = data.draw(st.sets(st.sampled_from(sorted(seen))))
     decided, _ = decide(configuration, seen, {}, drained, 100.0)
-    upstream = lb.render(lb.template_context(configuration, decided), lb.UPSTREAM_TEMPLATE)
-    assert lb.is_intact(upstream)
-    generation, *blocks = parsed(upstream)
+    published = source_of(configuration, decided).render()
+    assert published.record.is_of(published.content)
+    generation, *blocks = parsed(published.content)
     assert (generation["directive"], generation["args"]) == ("map", ["", "$vllm_nginx_lb_generation"])
-    assert directives(generation["block"], "default") == [[lb.generation_of(upstream)]]
+    assert directives(generation["block"], "default") == [[published.record.generation]]
     assert [(block["directive"], block["args"]) for block in blocks] == [
         ("upstream", [pool.name]) for pool in configuration.pools
     ]
@@ -220,7 +223,7 @@ MAKERS = st.sampled_from(
     ),
     COUNTS,
     COUNTS,
-    st.integers(1, lb.MAX_LINES),
+    st.integers(1, MAX_ENGINES),
     st.floats(0, 1),
 )
 NAMED = "abcdef"
@@ -259,7 +262,7 @@ def test_no_sequence_of_states_empties_a_pool(
     configuration = config(pools=THREE_POOLS, policies=policies)
     memory: dict[str, NodeMemory] = {}
     now = 2e6
-    for makers, drained, seconds, settled in steps:
+    for makers, drained, seconds, applied in steps:
         now += seconds
         seen = {name: make(ADDRESSES[name]) for name, make in zip(NAMED, makers, strict=True)}
         for name in "def":  # addresses, which need not resolve
@@ -267,7 +270,7 @@ def test_no_sequence_of_states_empties_a_pool(
         if twins and seen["b"].address:
             seen["b"] = dataclasses.replace(seen["b"], address="127.0.0.1")
         before = {name: each.weight for name, each in memory.items()}
-        decided, after = decide(configuration, seen, memory, drained, now, settled=settled)
+        decided, after = decide(configuration, seen, memory, drained, now, applied=applied)
         for pool in decided:
             check_pool(pool, seen, before)
         plan = Plan(version=1, decided_at=NOW, pools=decided)
@@ -339,8 +342,7 @@ def test_any_plan_is_refused_or_harmless(raw: Any) -> None:
         plan = check_plan(raw, CONFIG)
     except FailureError:
         return
-    upstream = lb.render(lb.template_context(CONFIG, plan.pools), lb.UPSTREAM_TEMPLATE)
-    servers = directives(parsed(upstream)[1]["block"], "server")
+    servers = directives(parsed(source_of(CONFIG, plan.pools).render().content)[1]["block"], "server")
     assert {server[0] for server in servers} <= {"127.0.0.1:18090", "127.0.0.2:18090"}
     assert any(server[1].startswith("weight=") for server in servers)
 

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.samples import config, good, refused
 from vllm_lb.decide import decide
 from vllm_lb.errors import EXIT_USAGE, FailureError
-from vllm_lb.observation import Sample
+from vllm_lb.published import largest_change, record_of_json
+from vllm_lb.render import Rendered, Source, source_of
 from vllm_lb.schema import build
 from vllm_lb.settings import Config
+from vllm_lb.text import sha256
+
+if TYPE_CHECKING:
+    from vllm_lb.observation import Sample
+
+WORK = {"balancer": "work", "confirm_url": "http://127.0.0.1:18091/generation"}
 
 
-def rendered(configuration: Config, template: str = lb.UPSTREAM_TEMPLATE, **samples: Sample) -> str:
-    """Return the file for a first tick."""
+def published(configuration: Config, template: str | None = None, **samples: Sample) -> Rendered:
+    """Return the file for a first tick, and its record."""
     nodes = [node for pool in configuration.pools for node in pool.nodes]
     seen = {node.name: samples.get(node.name, good(node.host)) for node in nodes}
     pools, _ = decide(configuration, seen, {}, set(), 100.0)
-    return lb.render(lb.template_context(configuration, pools), template)
+    source = source_of(configuration, pools)
+    return (Source(source.pools, template) if template else source).render()
+
+
+def rendered(configuration: Config, template: str | None = None, **samples: Sample) -> str:
+    """Return the file for a first tick."""
+    return published(configuration, template, **samples).content
 
 
 def test_the_whole_file() -> None:
@@ -76,19 +89,44 @@ def test_without_keepalive() -> None:
 
 
 def test_the_generation_names_the_content() -> None:
-    first, again = rendered(config("a", "b")), rendered(config("a", "b"))
-    other = rendered(config("a", "b"), b=good("127.0.0.2", kv_cache_usage=0.9))
+    first, again = published(config("a", "b")), published(config("a", "b"))
+    other = published(config("a", "b"), b=good("127.0.0.2", kv_cache_usage=0.9))
     assert first == again
-    assert lb.generation_of(first) != lb.generation_of(other)
-    assert lb.membership(first) == lb.membership(other)
-    assert lb.membership(first) != lb.membership(rendered(config("a", "c")))
+    assert first.record.generation != other.record.generation
+    assert f'default "{first.record.generation}"' in first.content
 
 
-def test_a_change_by_hand_shows() -> None:
-    text = rendered(config("a"))
-    assert lb.is_intact(text)
-    assert not lb.is_intact(text.replace("weight=100", "weight=101"))
-    assert not lb.is_intact("")
+BOTH = pytest.mark.parametrize("sections", [{}, {"nginx": WORK}], ids=["upstream", "work"])
+
+
+@BOTH
+def test_a_record_tells_weights_from_members(sections: dict[str, Any]) -> None:
+    first = published(config("a", "b", **sections)).record
+    other = published(config("a", "b", **sections), b=good("127.0.0.2", kv_cache_usage=0.9)).record
+    assert first.generation != other.generation
+    assert first.membership == other.membership
+    assert (first.weights, other.weights) == (
+        {"llm_cluster": {"a": 100, "b": 100}},
+        {"llm_cluster": {"a": 100, "b": 30}},
+    )
+    assert largest_change(first, other) == 0.7
+    assert first.membership != published(config("a", "c", **sections)).record.membership
+    out = published(config("a", "b", **sections), b=good("127.0.0.2", awake=False)).record
+    assert first.membership != out.membership, "out of rotation is membership"
+
+
+@BOTH
+def test_a_record_is_of_one_content_alone(sections: dict[str, Any]) -> None:
+    found = published(config("a", **sections))
+    assert found.record.is_of(found.content)
+    assert not found.record.is_of(found.content.replace("100", "101"))
+    assert not found.record.is_of("")
+    assert record_of_json(json.loads(found.record.to_json())) == found.record
+
+
+@pytest.mark.parametrize("raw", [None, [], {}, {"version": 2}, {"version": 1, "generation": "a", "sha256": "b"}])
+def test_a_damaged_record_is_none(raw: object) -> None:
+    assert record_of_json(raw) is None
 
 
 def test_a_node_without_an_address_is_left_out() -> None:
@@ -122,14 +160,6 @@ def test_a_custom_template_sees_every_pool() -> None:
     assert text.endswith("chat:10.0.0.1 embed:10.0.0.2 ")
 
 
-WORK = {"balancer": "work", "confirm_url": "http://127.0.0.1:18091/generation"}
-
-
-def weights_json(*names: str, **samples: Sample) -> str:
-    """Return what Lua would read."""
-    return rendered(config(*names, nginx=WORK), lb.WEIGHTS_TEMPLATE, **samples)
-
-
 def test_the_file_that_lua_reads() -> None:
     nodes = [{"name": "a", "host": "10.0.0.1"}, {"name": "b", "host": "2001:db8::1", "port": 8000, "drain": True}]
     pools = [
@@ -139,10 +169,10 @@ def test_the_file_that_lua_reads() -> None:
     problems: list[str] = []
     configuration = build(Config, {"pools": pools, "nginx": WORK}, "", problems)
     assert not problems
-    text = rendered(configuration, lb.WEIGHTS_TEMPLATE)
-    assert lb.is_intact(text)
-    found = json.loads(text)
-    assert (found["version"], found["generation"]) == (1, lb.generation_of(text))
+    file = published(configuration)
+    found = json.loads(file.content)
+    assert (found["version"], found["generation"]) == (1, file.record.generation)
+    assert found.pop("sha256") == sha256(json.dumps(found))
     assert [(pool["name"], pool["models"]) for pool in found["pools"]] == [("one", ["m", "a/b-7b <&'>"]), ("two", [])]
     assert found["pools"][0]["nodes"] == [
         {"name": "a", "address": "10.0.0.1", "port": 18090, "weight": 100, "max_conns": 0, "state": "up"},
@@ -150,14 +180,6 @@ def test_the_file_that_lua_reads() -> None:
     ]
 
 
-def test_in_the_file_that_lua_reads_weights_are_told_from_members_too() -> None:
-    first, other = weights_json("a", "b"), weights_json("a", "b", b=good("127.0.0.2", kv_cache_usage=0.9))
-    assert lb.generation_of(first) != lb.generation_of(other)
-    assert lb.membership(first) == lb.membership(other)
-    assert lb.membership(first) != lb.membership(weights_json("a", "c"))
-    assert not lb.is_intact(first.replace('"weight": 100', '"weight": 99'))
-
-
 def test_a_pool_without_addresses_is_empty_for_lua() -> None:
     configuration = config(pool={"nodes": [{"name": "a", "host": "a.example"}]}, nginx=WORK)
-    assert json.loads(rendered(configuration, lb.WEIGHTS_TEMPLATE, a=refused(None)))["pools"][0]["nodes"] == []
+    assert json.loads(rendered(configuration, a=refused(None)))["pools"][0]["nodes"] == []

@@ -103,7 +103,9 @@ def replayed_ticks(config: Config, ticks: Iterable[Past]) -> Iterator[tuple[Past
             memory = first_memory(past)
         if present.pools:
             samples = {node.name: sample_of(rows[node.name]) for pool in present.pools for node in pool.nodes}
-            pools, memory = decide(present, samples, memory, past.drained, past.now, applied=past.applied)
+            # What was recorded as deferred or failed was the recorded decision, not another one.
+            applied = past.applied if agrees else True
+            pools, memory = decide(present, samples, memory, past.drained, past.now, applied=applied)
             agrees = all(node.weight == rows[node.name]["weight"] for pool in pools for node in pool.nodes)
             yield past, pools
 
