@@ -107,7 +107,7 @@ test: lint test-python test-soak test-scenarios ## Everything, the same each tim
 
 test-nightly: venv test-lua ## Hours: random searches and soaks, and all scenarios on Debian 12, 13 and testing
 	tools/system-packages integration
-	HYPOTHESIS_PROFILE=nightly pytest $(IN_ORDER) -m search tests/unit tests/integration
+	HYPOTHESIS_PROFILE=nightly pytest $(IN_ORDER) -m hypothesis tests/unit tests/integration
 	for i in $$(seq $(NIGHTLY_SOAKS)); do env --unset=SOAK_SEED pytest --numprocesses=2 tests/soak; done
 	for release in $(NIGHTLY_RELEASES); do \
 		VLLM_NGINX_LB_TEST_DEBIAN=$$release $(MAKE) --no-print-directory test-scenarios; done
