@@ -54,7 +54,7 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def completion(shell: str) -> str:
     """Return the file for a shell, "bash" or "zsh"."""
     sys.path.insert(0, str(ROOT / "files"))
-    from vllm_nginx_lb import make_parser  # noqa: PLC0415 - its folder is found now
+    from vllm_lb.cli import make_parser  # noqa: PLC0415 - its folder is found now
 
     parser = make_parser()
     for action in actions(parser):

@@ -108,6 +108,12 @@ class Backups:
             put_in_place(staged, record.with_suffix(".bak"))
         self.drop_old_copies()
 
+    def drop_record(self, path: Path) -> None:
+        """Remove the record of a file that did not go live, unless it was live before."""
+        if not path.with_suffix(".bak").exists():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def add_edit(self, content: str) -> Path:
         """Keep what somebody else wrote into the file; return where."""
         newest = next(iter(self.copies("edited")), None)

@@ -100,8 +100,7 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
     if not refused:
         remember_failure(nginx, wanted.record, fault)
     put_in_place(back, nginx.file)
-    with contextlib.suppress(OSError):
-        record.unlink()
+    backups.drop_record(record)
     if not refused or live.generation != way_back_generation:  # else nginx never read another file
         again = nginx.test() or nginx.reload(way_back_generation, anew=False)
         if again:

@@ -53,4 +53,4 @@ def rollback_command(config: Config, state: State, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"generation": generation}))
     else:
-        print(f"generation {generation} is live; stop vllm-nginx-lb.timer to keep it: the next tick decides anew")
+        print(f"generation {generation} is live; the next tick decides anew, so stop vllm-nginx-lb.timer to keep it")

@@ -37,7 +37,7 @@ def test_a_missing_upstream_directory(stack: Stack) -> None:
 @fault(
     2,
     "the directory of the upstream file is not writable",
-    sees="upstream.conf cannot be written: Permission denied",
+    sees="…upstream.conf.…json cannot be written: Permission denied",
     keeps="requests; once it is, the change goes out",
 )
 def test_an_upstream_directory_that_is_not_writable(stack: Stack) -> None:
@@ -229,7 +229,7 @@ def test_a_memory_from_before_a_reboot(stack: Stack) -> None:
     memory = json.loads(path.read_text())
     for node in memory.values():  # as it would be on a host that had been up for ten days longer
         node["read_at"] += 864000
-        node["moved_at"] += 864000
+        node["changed_at"] += 864000
     path.write_text(json.dumps(memory))
     stack.nodes[0].answer = lambda handler: respond(handler, b"", 500)
     stack.run()
