@@ -297,16 +297,16 @@ def running(stack: Stack) -> Iterator[None]:
             node.stop()
 
 
-@pytest.fixture
-def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
-    """Start nginx with the seed and three idle nodes; end both afterwards."""
+@contextlib.contextmanager
+def standing(directory: Path, heard: list[str]) -> Iterator[Stack]:
+    """Start nginx with the seed and three idle nodes, with all files in a directory; end both afterwards."""
     binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert binary, "nginx is missing: make system-packages installs it"
-    (tmp_path / "upstream").mkdir()
+    (directory / "upstream").mkdir()
     nodes = [FakeNode(name) for name in ("node-a", "node-b", "node-c")]
-    it = Stack(tmp_path, nodes, free_port(), free_port(), binary, heard=heard)
+    it = Stack(directory, nodes, free_port(), free_port(), binary, heard=heard)
     it.config = {
-        "state_directory": str(tmp_path / "state"),
+        "state_directory": str(directory / "state"),
         "scrape": {"timeout_seconds": 2},
         "nginx": {
             "upstream_file": str(it.upstream),
@@ -327,4 +327,11 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     it.upstream.write_text(SEED)
     it.write_nginx()
     with running(it):
+        yield it
+
+
+@pytest.fixture
+def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
+    """Give a test a stack of its own."""
+    with standing(tmp_path, heard) as it:
         yield it

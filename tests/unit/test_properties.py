@@ -11,7 +11,7 @@ from typing import Any
 
 import crossplane  # type: ignore[import-untyped]
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.unit.samples import config, good, refused, unreadable
@@ -35,8 +35,6 @@ from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("vllm-*.txt"))
 NOW = "2026-01-01T00:00:00.000+00:00"
-settings.register_profile("here", deadline=None)  # a timing is no property
-settings.load_profile("here")
 
 
 def json_of(record: Any) -> Any:
@@ -62,7 +60,6 @@ def metric_lines(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(st.one_of(metric_lines(), st.sampled_from(REAL_LINES), st.binary(max_size=80)), max_size=30))
-@settings(max_examples=500)
 def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
     try:
         found = parse_metrics(b"\n".join(lines))
@@ -254,7 +251,6 @@ LOWEST = {"one": 10, "two": 100, "three": 7}  # of the ladder; of nodes with equ
 
 @pytest.mark.slow
 @given(st.lists(STEPS, min_size=1, max_size=15), st.booleans(), CAPACITY_RULES)
-@settings(max_examples=200)
 def test_no_sequence_of_states_empties_a_pool(
     steps: list[tuple[tuple[Any, ...], set[str], float, bool]],
     twins: bool,  # noqa: FBT001 - a drawn value
@@ -372,7 +368,6 @@ def changed(draw: st.DrawFn, original: Any) -> Any:
 
 
 @given(JSON | changed(json_of(PLAN)))
-@settings(max_examples=300)
 def test_any_plan_is_refused_or_harmless(raw: Any) -> None:
     try:
         plan = check_plan(raw, CONFIG)
@@ -402,7 +397,6 @@ def files(honest: Any) -> st.SearchStrategy[bytes]:
 @example(b'{"b": {"read_at": -1e308}}')
 @example(b'{"a": {"preemptions": -4611686018427387904}}')
 @example(b'{"a": {"up": true, "weight": 9, "learned": {"at": 1, "generation_tokens": 0, "requests": 0, "steps": 3}}}')
-@settings(max_examples=300)
 def test_any_memory_is_dropped_or_used(content: bytes) -> None:
     with state_with("memory.json", content) as state:
         memory = state.memory()
