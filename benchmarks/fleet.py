@@ -1,4 +1,4 @@
-"""Simulated nodes as processes on addresses of 127.0.0.0/8, faster than life by one factor."""
+"""Simulated nodes as processes on addresses of 127.0.0.0/8, all `1 / scale` times as fast as real time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from benchmarks.contestant import Backend, ContestantError, await_answer
+from benchmarks.contestant import Backend, ContestantError
+from benchmarks.processes import await_answer
 from benchmarks.scenario import ENGINE
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ FLAGS = {
 
 
 class SimulatedNode:
-    """One node: a process that can be told what happens to it."""
+    """One node: a process with a control endpoint."""
 
     def __init__(self, index: int, speed: float, directory: Path, scale: float) -> None:
-        """Prepare; a run `1 / scale` times as fast as life needs an engine that much faster."""
+        """Prepare; `speed` is a factor on the speed of ENGINE, `scale` real seconds per second of the model."""
         self.index, self.speed, self.scale = index, speed, scale
         self.name, self.host = f"node-{index}", f"127.0.0.{index + 2}"
         self.log = directory / f"{self.name}.log"
@@ -76,7 +77,7 @@ class SimulatedNode:
             self.process = None
 
     def control(self, method: str, change: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask its control endpoint, or tell it a change."""
+        """Ask its control endpoint, or send it a change; return its answer."""
         request = urllib.request.Request(
             f"http://{self.host}:{CONTROL_PORT}/control",
             method=method,
@@ -87,12 +88,14 @@ class SimulatedNode:
 
     @property
     def preemptions(self) -> int:
-        """How often it has preempted requests, over all its processes."""
-        now = sum(engine["preemptions"] for engine in self.control("GET")["engines"]) if self.process else 0
-        return self.lost_preemptions + int(now)
+        """Preemptions so far, those before a restart too."""
+        if self.process is None:
+            return self.lost_preemptions
+        self.await_start()  # it may have been restarted a moment ago
+        return self.lost_preemptions + sum(int(engine["preemptions"]) for engine in self.control("GET")["engines"])
 
-    def happen(self, event: Event) -> None:
-        """Let something happen to it."""
+    def apply(self, event: Event) -> None:
+        """Apply an event of a scenario."""
         match event.what:
             case "speed":
                 self.speed = event.value
@@ -138,10 +141,10 @@ class Fleet:
 
 
 def in_one_scheduling_group() -> bool:
-    """Tell whether all that is started here competes for the processors as one session.
+    """Tell whether this process and its parent share one scheduling group.
 
-    The kernel's autogroup scheduler gives each session its share of the processors, so that a daemonised proxy would
-    wait for all of ours, or they for it. Here everything runs in the foreground of this session.
+    The kernel's autogroup scheduler divides processors among sessions. Everything here runs in the foreground of one
+    session, so that no proxy gets a share of its own.
     """
     try:
         return Path("/proc/self/autogroup").read_text() == Path(f"/proc/{os.getppid()}/autogroup").read_text()

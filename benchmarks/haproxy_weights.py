@@ -1,8 +1,8 @@
-"""Let the script weigh the servers of a HAProxy: its decisions, set over HAProxy's runtime socket, without a reload.
+"""Set the weights of HAProxy's servers by the script's decisions, over HAProxy's runtime socket, without a reload.
 
     python -m benchmarks.haproxy_weights --config config.yml --socket haproxy.sock --interval 10
 
-What `collect` does each tick, and in place of `apply` one line to HAProxy. Needs files/ in PYTHONPATH.
+A tick is the script's `collect`, and one line to HAProxy in place of `apply`. Needs files/ in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -12,11 +12,22 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import vllm_nginx_lb
+from vllm_lb.collect import collect_command
+from vllm_lb.config_file import load_config
+from vllm_lb.errors import FailureError
+from vllm_lb.state import State
+
+if TYPE_CHECKING:
+    from vllm_lb.settings import Config
 
 BACKEND = "be"
 ANSWER_SECONDS = 5
+
+
+class RefusedError(Exception):
+    """HAProxy did not take the weights; the text is its answer."""
 
 
 def command(path: Path, line: str) -> str:
@@ -33,21 +44,22 @@ def command(path: Path, line: str) -> str:
             return answer.read().strip()
 
 
-def tick(config: vllm_nginx_lb.Config, config_file: Path, path: Path) -> None:
+def tick(config: Config, config_file: Path, path: Path) -> None:
     """Scrape the nodes, decide, and set the weights; a node that is down has 0.
 
     Raises:
-        FailureError: the state directory cannot be used, or HAProxy refused a weight.
+        FailureError: the state directory cannot be used.
+        RefusedError: HAProxy refused a weight.
         OSError: HAProxy cannot be reached.
     """
-    state = vllm_nginx_lb.State(Path(config.state_directory))
+    state = State(Path(config.state_directory))
     with state.lock():
-        vllm_nginx_lb.collect_command(config, state, config_file)
+        collect_command(config, state, config_file)
         plan = state.plan(config)
     nodes = [node for pool in plan.pools for node in pool.nodes]
     refused = command(path, ";".join(f"set server {BACKEND}/{node.name} weight {node.weight}" for node in nodes))
     if refused:
-        raise vllm_nginx_lb.FailureError(f"HAProxy refused the weights: {' '.join(refused.split())}")
+        raise RefusedError(f"HAProxy refused the weights: {' '.join(refused.split())}")
 
 
 def main() -> int:
@@ -59,14 +71,17 @@ def main() -> int:
     options = parser.parse_args()
     due = time.monotonic()
     try:
-        config = vllm_nginx_lb.load_config(options.config)
+        config = load_config(options.config)
         while True:
             tick(config, options.config, options.socket)
             due += options.interval
             time.sleep(max(0.0, due - time.monotonic()))
-    except vllm_nginx_lb.FailureError as failure:
+    except FailureError as failure:
         print(failure, file=sys.stderr)
         return failure.code
+    except RefusedError as refused:
+        print(refused, file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"{options.socket}: {error}: expected the runtime socket of a HAProxy that runs", file=sys.stderr)
         return 1

@@ -2,10 +2,10 @@
 
     python -m benchmarks.ingress
 
-The nodes answer at once, so that all there is to see is nginx; the load is wrk. Prints the latency that each ingress
-adds to that of a node, at 1 and 64 connections, for each balancer: plain, and with everything that can be switched on,
-for a hundred clients. TLS is by connections that stay open, as OpenAI's clients keep theirs. What the client spends on
-TLS is no doing of the ingress, so the last rows compare with a node that is asked with TLS.
+The nodes answer at once, so that latency is that of nginx; the load is wrk. Prints the latency that each ingress adds
+to that of a node, at 1 and 64 connections, for each balancer: plain, and with all options on, for a hundred clients.
+TLS connections stay open, as those of OpenAI's clients do. The client has a share in the cost of TLS that is not the
+ingress's, so the last rows compare with a node that speaks TLS.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trustme
 
-from benchmarks.overhead import POST, ask, nodes_for_nothing
+from benchmarks.overhead import POST, ask, instant_nodes
 from benchmarks.real import free_ports
 from tests.integration.rendered import Host, ingress, render
 
@@ -56,7 +56,7 @@ def main() -> None:
             },
         )
         script = folder / "post.lua"
-        # The client whose key is compared last.
+        # The key that is compared last.
         script.write_text(POST.replace("Bearer none", f"Bearer {CLIENTS[-1]['key']}"))
         port, tls_port = free_ports(2)
         certify(folder)
@@ -64,8 +64,8 @@ def main() -> None:
             f"listen 127.0.0.1:{tls_port} ssl; ssl_certificate {folder}/tls.crt; ssl_certificate_key {folder}/tls.key;"
         )
         with contextlib.ExitStack() as stack:
-            # The rendered upstream has nodes on 127.0.0.1, and so one of them here.
-            stack.enter_context(nodes_for_nothing(folder / "nodes", port, ["127.0.0.1"], more))
+            # The rendered upstream names nodes on 127.0.0.1.
+            stack.enter_context(instant_nodes(folder / "nodes", port, ["127.0.0.1"], more))
             rows = {
                 "a node": measure(f"http://127.0.0.1:{port}", script),
                 "a node, with TLS": measure(f"https://localhost:{tls_port}", script),
@@ -105,7 +105,7 @@ def measure(origin: str, script: Path) -> list[float]:
 
 
 def measure_ingress(folder: Path, host: Host, node_port: int, script: Path) -> list[float]:
-    """The same through an ingress."""
+    """Return the median latency through an ingress at each number of connections, in ms."""
     certify(host.root)
     is_tls = "ssl_certificate " in host.text("etc/nginx/conf.d/vllm-nginx-lb.conf")
     place = folder / f"run-{host.port}"

@@ -1,4 +1,4 @@
-"""Open-loop load: requests go out at their times whatever became of the others, and each stream is read to its end."""
+"""Open-loop load: each request is sent at its time whether earlier ones have ended or not, and read to its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from benchmarks.figures import Outcome
+from benchmarks.summary import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def body(call: Call) -> bytes:
 
 
 class Load:
-    """Sends requests and keeps what became of them. Times of outcomes are seconds of the model."""
+    """Sends requests, and keeps their outcomes, in seconds of the model."""
 
     def __init__(self, scale: float) -> None:
         """Count `scale` real seconds as one of the model."""
@@ -39,7 +39,7 @@ class Load:
     async def send_all(self, url: str, calls: Sequence[Call], bodies: Sequence[bytes], begin: float) -> None:
         """Send requests at their times after `begin`, a moment of the loop's clock, and wait for every end."""
         loop = asyncio.get_running_loop()
-        # A connection for each: one that is kept can end with the worker that holds it (docs/decisions.md).
+        # A connection for each request: nginx closes kept ones at a reload, sometimes while a request is on its way.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
             tasks = []

@@ -1,6 +1,6 @@
-"""What a proxy adds to a request: latency at 1 and 64 connections, and processor time, over nodes that cost nothing.
+"""What a proxy adds to a request: latency at 1 and 64 connections, and processor time.
 
-The nodes are one nginx that answers at once with a fixed completion; the load is wrk, which is never the bottleneck.
+The nodes are one nginx that answers at once with a fixed completion. The load is wrk, which is never the bottleneck.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.contestant import Backend, Contestant, ContestantError, Site, await_answer, find_program, started
-from benchmarks.nginxes import command
+from benchmarks.contestant import Backend, Contestant, ContestantError, Site
+from benchmarks.processes import await_answer, find_program, started
+from benchmarks.proxies.nginx import command
 from benchmarks.real import free_ports, processor_seconds
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 @contextlib.contextmanager
-def nodes_for_nothing(
+def instant_nodes(
     directory: Path, port: int, hosts: Sequence[str] = HOSTS, more: str = ""
 ) -> Iterator[tuple[Backend, ...]]:
-    """Run the nodes; `more` are further directives of their server."""
+    """Run nodes that answer at once; `more` are further directives of their server."""
     directory.mkdir()
     directory.chmod(0o755)
     listen = " ".join(f"listen {host}:{port};" for host in hosts) + more
@@ -102,7 +103,10 @@ def ask(url: str, connections: int, seconds: float, script: Path) -> tuple[float
 
 
 def measure(contestant: Contestant | None) -> dict[str, float]:
-    """Return what a contestant adds, or with None what asking a node itself takes. Milliseconds.
+    """Return latency and processor time per request through a contestant, or with None of a node without a proxy.
+
+    Returns:
+        By the name of a column, as "p50 at 64": milliseconds at that many connections.
 
     Raises:
         ContestantError: it could not be started or loaded.
@@ -116,7 +120,7 @@ def measure(contestant: Contestant | None) -> dict[str, float]:
         script.write_text(POST)
         node_port, port, status_port = free_ports(3)
         with contextlib.ExitStack() as stack:
-            backends = stack.enter_context(nodes_for_nothing(directory / "nodes", node_port))
+            backends = stack.enter_context(instant_nodes(directory / "nodes", node_port))
             url, running = f"http://127.0.0.2:{node_port}", None
             if contestant:
                 place = directory / "proxy"
@@ -124,14 +128,14 @@ def measure(contestant: Contestant | None) -> dict[str, float]:
                 site = Site(directory=place, backends=backends, port=port, status_port=status_port, scale=1.0)
                 running = stack.enter_context(contestant.serve(site))
                 url = f"http://127.0.0.1:{port}"
-            figures: dict[str, float] = {}
+            costs: dict[str, float] = {}
             for connections in CONNECTIONS:
                 ask(f"{url}/v1/completions", connections, 1, script)
                 before = processor_seconds(running) if running else 0.0
                 p50, p99, count = ask(f"{url}/v1/completions", connections, SECONDS, script)
-                figures[f"p50 at {connections}"], figures[f"p99 at {connections}"] = p50, p99
+                costs[f"p50 at {connections}"], costs[f"p99 at {connections}"] = p50, p99
                 if running:
-                    figures[f"CPU at {connections}"] = 1000 * (processor_seconds(running) - before) / max(1, count)
-            return figures
+                    costs[f"CPU at {connections}"] = 1000 * (processor_seconds(running) - before) / max(1, count)
+            return costs
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The scenarios: a fleet, a workload, and what happens meanwhile. Both tiers run the same ones."""
+"""The scenarios: a fleet, a workload, and events. The benchmarks in real and in virtual time run the same ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import workload
-from simulator.engine import EngineConfig
+from simulator.engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from benchmarks.workload import Call
 
-# An engine of which four carry the trace's 5.5 requests a second at three quarters of their knee: about 4,500 prompt
-# tokens a second, 30 ms and more a step, room for 49,000 tokens.
+# Four of these engines serve the trace's 5.5 requests per second at three quarters of their knee. One computes about
+# 4,500 prompt tokens per second, takes 30 ms and more for a step, and has room for 49,000 tokens.
 ENGINE = EngineConfig(
     step_seconds=0.030,
     prefill_token_seconds=0.00022,
@@ -21,28 +21,31 @@ ENGINE = EngineConfig(
     num_blocks=3072,
     prefix_caching=True,
 )
-# Requests a second and node of full speed up to which 95 % of them are good (figures.py) with fresh
-# join-the-shortest-queue; `python -m benchmarks knee` measures it.
+# The knee: requests per second and node of full speed up to which 95 % of them are good (summary.py) with
+# join-the-shortest-queue without delay. `python -m benchmarks knee` measures it.
 KNEE = 1.83
 NODES = 4
 INTERVAL_SECONDS = 10.0
-# The Lua of the balancer `work`, and the role's defaults for what a stream counts and a request at most, in bytes.
+# The Lua of the balancer `work`.
 LUA = Path(__file__).resolve().parents[1] / "roles" / "nginx_ingress" / "files" / "lua"
-STREAM_BYTES, MAX_REQUEST_BYTES = 1000, 65536
-# The article publishes every change at once: settings of the script that ration nothing.
-NO_RATION = {"min_reload_interval_seconds": 0.0, "min_weight_change_ratio": 0.0, "max_draining_generations": 1000}
+# Settings of the script with which it publishes every change at once, as the article's script does.
+NO_RELOAD_LIMITS = {
+    "min_reload_interval_seconds": 0.0,
+    "min_weight_change_ratio": 0.0,
+    "max_draining_generations": 1000,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens to a node.
+    """A change of a node.
 
     Attributes:
         at: seconds since the start.
         node: its index.
-        what: speed (value: factor), down or up (its process), blind (value 1: its metrics answer with an error),
-            frozen (value 1: its metrics stay as they are).
-        value: see there.
+        what: "speed", to a factor; "down" or "up": its process ends or starts; "blind": its metrics answer with an
+            error; "frozen": its metrics stay as they are.
+        value: of "speed" the factor, of "blind" and "frozen" 1 to begin and 0 to end, else 0.
     """
 
     at: float
@@ -53,18 +56,19 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One situation to be measured in.
+    """One situation to measure in. Times are seconds of the model.
 
     Attributes:
-        name: what tables and `--only` call it.
+        name: what tables and `--scenarios` call it.
         title: what it is, in one line.
         load: arrivals as a share of the knee of the whole fleet at its speeds.
         speeds: of the nodes, as a factor; also what the operator knows as `vllm_capacity`.
-        seconds: how long requests arrive; those of the first `warm_up` seconds do not count.
-        events: what happens, in order of time.
-        hidden: by node, requests a second and knee that reach it past the proxy.
-        kind: azure, bursty, multi-turn or long.
-        metrics_only: it matters to those alone who read the nodes' metrics or change weights.
+        seconds: how long requests arrive.
+        warm_up: requests that arrive before this do not count.
+        events: in order of time.
+        hidden: pairs of a node's index, and the load that reaches it without passing the proxy, as a share of its knee.
+        kind: azure, bursty, multi-turn or long: the workload.
+        metrics_only: only contestants that read the nodes' metrics or change weights run in it.
     """
 
     name: str
@@ -96,7 +100,7 @@ class Scenario:
         return workload.azure(self.rate, self.seconds, seed)
 
     def hidden_calls(self, seed: int) -> list[tuple[int, Call]]:
-        """Draw the requests that reach nodes past the proxy, with their nodes."""
+        """Draw the requests that do not pass the proxy, each with the index of its node, in order of time."""
         found = [
             (node, call)
             for node, share in self.hidden
@@ -105,15 +109,15 @@ class Scenario:
         return sorted(found, key=lambda each: each[1].at)
 
     def shortened(self, factor: float) -> Scenario:
-        """Return the same in less time."""
+        """Return the same scenario with all times multiplied by a factor."""
         events = tuple(replace(event, at=event.at * factor) for event in self.events)
         return replace(self, seconds=self.seconds * factor, warm_up=self.warm_up * factor, events=events)
 
     @property
     def slowed(self) -> tuple[int, float, float] | None:
-        """Return node, begin and end of a slow spell, if there is one."""
-        spells = [event for event in self.events if event.what == "speed"]
-        return (spells[0].node, spells[0].at, spells[1].at) if len(spells) > 1 else None
+        """Return node, begin and end of the time for which a node is slow; None if none is."""
+        changes = [event for event in self.events if event.what == "speed"]
+        return (changes[0].node, changes[0].at, changes[1].at) if len(changes) > 1 else None
 
 
 FAST_AND_SLOW = (1.0, 1.0, 0.4, 0.4)

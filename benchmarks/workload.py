@@ -1,8 +1,9 @@
 """Requests to send: when, how long their prompts and answers are, and what their prompts share.
 
 Lengths and arrivals follow the statistics of the conversation trace of Azure's LLM inference traces of 2023
-(https://github.com/Azure/AzurePublicDataset, CC-BY-4.0): 19,366 requests, 5.5 a second, 1155 prompt and 211 output
-tokens in the mean, 4142 and 601 at p99, arrivals with a coefficient of variation (CV) of 1.09. `read_trace` replays it.
+(https://github.com/Azure/AzurePublicDataset, CC-BY-4.0): 19,366 requests, 5.5 per second; prompts of 1155 tokens in
+the mean and 4142 at p99, outputs of 211 and 601; arrivals with a coefficient of variation (CV) of 1.09. read_trace()
+replays the trace itself.
 """
 
 from __future__ import annotations
@@ -66,8 +67,12 @@ class LogNormal:
     p99: float
 
     def draw(self, chance: random.Random) -> int:
-        """Draw a count from 1 to MAX_TOKENS."""
-        z = 2.3263479  # of the 99th percentile of the normal distribution
+        """Draw a count from 1 to MAX_TOKENS.
+
+        With ln X ~ N(mu, sigma²): mean = exp(mu + sigma²/2) and p99 = exp(mu + z sigma), z the 99th percentile of the
+        standard normal distribution. So ln(p99 / mean) = z sigma - sigma²/2, of which the smaller sigma is taken.
+        """
+        z = 2.3263479
         sigma = z - math.sqrt(z * z - 2 * math.log(self.p99 / self.mean))
         mu = math.log(self.mean) - sigma * sigma / 2
         return min(MAX_TOKENS, max(1, round(chance.lognormvariate(mu, sigma))))
@@ -87,7 +92,7 @@ def arrivals(rate: float, cv: float, seconds: float, chance: random.Random) -> I
 
 
 LONG_PROMPT, LONG_OUTPUT = LogNormal(300, 1200), LogNormal(1500, 4000)  # answers of a minute and more
-LONG_SHARE = 0.25  # of the requests that would come with the trace's lengths: with 0.3 a slow node fills all KV caches
+LONG_SHARE = 0.25  # of the trace's rate; with 0.3 one slow node fills the KV caches of all
 
 
 def azure(rate: float, seconds: float, seed: int, cv: float = AZURE_CV) -> list[Call]:
@@ -100,7 +105,7 @@ def azure(rate: float, seconds: float, seed: int, cv: float = AZURE_CV) -> list[
 
 
 def long_streams(rate: float, seconds: float, seed: int) -> list[Call]:
-    """Draw requests with long answers, so few that they are about as much work as `rate` of the trace's."""
+    """Draw requests with long answers, as many as make about as much work as `rate` requests of the trace."""
     chance = random.Random(f"long streams {seed}")
     return [
         Call(at, LONG_PROMPT.draw(chance), LONG_OUTPUT.draw(chance), number)
@@ -110,26 +115,26 @@ def long_streams(rate: float, seconds: float, seed: int) -> list[Call]:
 
 TURNS = range(2, 9)
 FIRST_TURN, LATER_TURN = LogNormal(400, 1600), LogNormal(120, 500)
-THINKING_SECONDS = 15
+PAUSE_SECONDS = 15  # mean, from an answer to the next question
 
 
 def multi_turn(rate: float, seconds: float, seed: int) -> list[Call]:
-    """Draw conversations: each turn's prompt is all that was said before and a new question.
+    """Draw conversations: a turn's prompt is all earlier prompts and answers, and a new question.
 
-    A turn follows after its predecessor's answer at about 20 tokens a second and some thinking. The conversations
-    that would have begun before the start are drawn too, so that the rate is the same all the time.
+    A turn follows its predecessor after the time of an answer at 20 tokens per second and a pause. Conversations that
+    begin before the start are drawn too, so that the rate is constant.
     """
     chance = random.Random(f"multi turn {seed}")
     calls: list[Call] = []
     turns = (TURNS.start + TURNS.stop - 1) / 2
-    lead = TURNS.stop * (THINKING_SECONDS + AZURE_OUTPUT.mean / 20)
+    lead = TURNS.stop * (PAUSE_SECONDS + AZURE_OUTPUT.mean / 20)
     for number, begin in enumerate(arrivals(rate / turns, AZURE_CV, seconds + lead, chance)):
         at, prompt = begin - lead, SYSTEM_PROMPT_TOKENS + FIRST_TURN.draw(chance)
         for _ in range(chance.choice(TURNS)):
             output = AZURE_OUTPUT.draw(chance)
             if 0 <= at < seconds:
                 calls.append(Call(at, prompt, output, number, system_prompt=True))
-            at += output / 20 + chance.expovariate(1 / THINKING_SECONDS)
+            at += output / 20 + chance.expovariate(1 / PAUSE_SECONDS)
             prompt = min(MAX_TOKENS, prompt + output + LATER_TURN.draw(chance))
     return sorted(calls, key=lambda call: call.at)
 

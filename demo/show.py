@@ -1,7 +1,7 @@
-"""Send a minute of load through the demo's ingress, slow one node down on the way, and show what happens.
+"""Send a minute of load through the demo's ingress, slow one node down meanwhile, and show what happens.
 
-The clients are the real openai library, streaming. What the table shows of a node is what the balancer
-recorded in its last tick; the share of requests is counted here, from what the clients got.
+The clients are the openai library, streaming. Of each node the table shows what the balancer recorded in its last tick,
+and its share of requests as the clients count it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import collections
 import contextlib
 import json
-import math
 import subprocess
 import sys
 import time
@@ -20,9 +19,12 @@ from typing import Any
 
 import aiohttp
 import openai
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "files"))
+
+from vllm_lb.text import two_digits
+from vllm_lb.view.status import CLEAR_SCREEN
+from vllm_lb.view.table import aligned
 
 INVENTORY = Path(__file__).parent / "inventory" / "hosts.yml"
 INGRESS = "ingress-1"
@@ -30,21 +32,23 @@ SLOWED = "node-c"
 REQUESTS_PER_SECOND = 6.0
 PROMPT = "Why does a load balancer need to know how busy a node is? " * 8
 TOKENS = 40
-HIDDEN_STREAMS = 24  # sent straight to the slowed node: load that nginx cannot see
+HIDDEN_STREAMS = 24  # that do not pass nginx, to the slowed node
+HEADINGS = ("NODE", "KV", "WAITING", "RUNNING", "WEIGHT", "SHARE", "REASON")
 SHARE_WINDOW_SECONDS = 10.0
+PRINT_SECONDS = 5.0  # from table to table where output is no terminal
 PHASES = (
     # seconds, name, what happens
     (15, "calm", "all nodes equal"),
-    (30, "slowed", f"{SLOWED} runs at half speed, and somebody else keeps it busy behind nginx's back"),
-    (25, "relieved", f"{SLOWED} is itself again"),
+    (30, "slowed", f"{SLOWED} runs at half speed, and gets requests that do not pass nginx"),
+    (25, "relieved", f"{SLOWED} runs at full speed again, without those requests"),
 )
 
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """What the clients count."""
 
-    answers: collections.deque[tuple[float, str]] = field(default_factory=collections.deque)  # when, which node
+    answers: collections.deque[tuple[float, str]] = field(default_factory=collections.deque)  # time, node
     by_phase: dict[str, collections.Counter[str]] = field(
         default_factory=lambda: collections.defaultdict(collections.Counter)
     )
@@ -70,7 +74,7 @@ def shares(counts: collections.Counter[str]) -> dict[str, float]:
 
 
 def read_status(container: str) -> dict[str, Any]:
-    """Return the balancer's last decision, also one that is old (exit code 1), or an empty one before the first."""
+    """Return the balancer's last decision, even if it is too old (exit code 1); without pools before the first one."""
     done = subprocess.run(
         ["podman", "exec", container, "vllm-nginx-lb", "status", "--json"], capture_output=True, text=True, check=False
     )
@@ -108,7 +112,7 @@ async def send_load(client: openai.AsyncOpenAI, names: dict[str, str], tally: Ta
 
 
 async def keep_busy(session: aiohttp.ClientSession, url: str) -> None:
-    """Keep one request after another going on a node, past nginx, until cancelled."""
+    """Send one request after another to a node, without nginx, until cancelled."""
     body = {"model": "sim", "prompt": PROMPT * 5, "max_tokens": 300, "stream": True}
     while True:
         with contextlib.suppress(aiohttp.ClientError):
@@ -122,61 +126,55 @@ async def set_speed(session: aiohttp.ClientSession, url: str, speed: float) -> N
         answer.raise_for_status()
 
 
-def draw(status: dict[str, Any], tally: Tally, phase: str, left: float) -> Table:
-    """Return the table of this moment."""
-    table = Table(title=f"{phase}  ({left:.0f} s left)", title_justify="left", expand=False)
-    for heading in ("NODE", "KV", "WAITING", "RUNNING", "WEIGHT", "SHARE", "REASON"):
-        table.add_column(heading, justify="left" if heading in ("NODE", "REASON") else "right")
+def draw(status: dict[str, Any], tally: Tally, phase: str, left: float) -> str:
+    """Return the table of this moment; `left` is how many seconds the phase still lasts."""
     recent = tally.recent_shares()
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for node in (node for pool in status["pools"] for node in pool["nodes"]):
-        kv = "-" if node["kv_cache_usage"] is None else f"{math.floor(node['kv_cache_usage'] * 100) / 100:.2f}"
+        kv = "-" if node["kv_cache_usage"] is None else two_digits(node["kv_cache_usage"])
         counts = ["-" if node[key] is None else str(node[key]) for key in ("waiting", "running")]
         share = f"{recent.get(node['name'], 0):.0%}"
-        table.add_row(node["name"], kv, *counts, str(node["weight"]), share, node["reason"])
-    return table
+        rows.append((node["name"], kv, *counts, str(node["weight"]), share, node["reason"]))
+    return "\n".join([f"{phase}  ({left:.0f} s left)", *aligned(rows)])
 
 
-async def show(container: str, tally: Tally, live: Live, phase: str, seconds: float) -> dict[str, Any]:
-    """Redraw the table for one phase; on no terminal, print it every five seconds. Return the last status."""
+async def show(container: str, tally: Tally, phase: str, seconds: float) -> dict[str, Any]:
+    """Show the table during one phase, and return the last status. A terminal is redrawn every second."""
     end = time.monotonic() + seconds
     status: dict[str, Any] = {"pools": []}
     printed = 0.0
     while (left := end - time.monotonic()) > 0:
         status = await asyncio.to_thread(read_status, container)
         table = draw(status, tally, phase, left)
-        if live.console.is_terminal:
-            live.update(table)
-        elif time.monotonic() - printed > 5:  # noqa: PLR2004 - often enough for a log
+        if sys.stdout.isatty():
+            print(CLEAR_SCREEN + table, flush=True)
+        elif time.monotonic() - printed > PRINT_SECONDS:
             printed = time.monotonic()
-            live.console.print(table)
+            print(table, flush=True)
         await asyncio.sleep(1)
     return status
 
 
 async def run(address: str, container: str) -> tuple[Tally, dict[str, int]]:
-    """Send the load through all phases; return what the clients saw and the slowed node's weights."""
+    """Send the load through all phases; return what the clients counted, and by phase the slowed node's last weight."""
     nodes = [node for pool in read_status(container)["pools"] for node in pool["nodes"]]
     names = {f"{node['address']}:18090": node["name"] for node in nodes}
     url = next(f"http://{where}" for where, name in names.items() if name == SLOWED)
     tally, weights = Tally(), {}
     client = openai.AsyncOpenAI(base_url=f"http://{address}:8080/v1", api_key="demo", max_retries=0, timeout=120)
-    console = Console(width=None if sys.stdout.isatty() else 120)
     async with client, aiohttp.ClientSession() as session:
         load = asyncio.create_task(send_load(client, names, tally))
         hidden: list[asyncio.Task[None]] = []
-        with Live(console=console, auto_refresh=False, transient=False) as live:
-            for seconds, tally.phase, words in PHASES:
-                await set_speed(session, url, 0.5 if tally.phase == "slowed" else 1.0)
-                for task in hidden:
-                    task.cancel()
-                hidden = [
-                    asyncio.create_task(keep_busy(session, url))
-                    for _ in range(HIDDEN_STREAMS if tally.phase == "slowed" else 0)
-                ]
-                status = await show(container, tally, live, words, seconds)
-                weights[tally.phase] = next(
-                    (n["weight"] for pool in status["pools"] for n in pool["nodes"] if n["name"] == SLOWED), 0
-                )
+        for seconds, tally.phase, words in PHASES:
+            await set_speed(session, url, 0.5 if tally.phase == "slowed" else 1.0)
+            for task in hidden:
+                task.cancel()
+            streams = HIDDEN_STREAMS if tally.phase == "slowed" else 0
+            hidden = [asyncio.create_task(keep_busy(session, url)) for _ in range(streams)]
+            status = await show(container, tally, words, seconds)
+            weights[tally.phase] = next(
+                (n["weight"] for pool in status["pools"] for n in pool["nodes"] if n["name"] == SLOWED), 0
+            )
         load.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await load

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from simulator.control import is_speed
-from simulator.engine import EngineConfig
+from simulator.engine_config import EngineConfig
 from simulator.node import Node
 from simulator.server import Server, ServerConfig
 
@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; exits with 2 on a wrong option."""
     parser = argparse.ArgumentParser(prog="simulator", description="A simulated vLLM node.")
     add = parser.add_argument_group("address and names").add_argument
-    add("--name", default="sim", help="what answers give as system_fingerprint (sim)")
+    add("--name", default="sim", help="name of the node, the system_fingerprint of its answers (sim)")
     add("--model", default="sim", help="name of the served model (sim)")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_port, default=18090, help="port, 0 for any free one (18090)")
@@ -57,9 +57,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=5.0,
         help="seconds after which idle connections close (5)",
     )
-    add("--api-key", help="bearer token that /v1 asks for")
-    add("--guard-metrics", action="store_true", help="/metrics asks for it too")
-    add("--old-metric-names", action="store_true", help="name the cache gauge as before vLLM 0.9")
+    add("--api-key", help="bearer token that /v1 requires")
+    add("--guard-metrics", action="store_true", help="/metrics requires it too")
+    add("--old-metric-names", action="store_true", help="give the cache gauge its name before vLLM 0.9")
     add("--stream-interval", type=_count, default=1, help="tokens in one piece of a stream, after the first (1)")
 
     add = parser.add_argument_group("engines").add_argument
@@ -104,9 +104,9 @@ async def serve(options: argparse.Namespace) -> None:
     server_options = {name: getattr(options, name) for name in ServerConfig.__slots__}
     server = Server(ServerConfig(**server_options), node)
     await server.start()
-    print(f"listening on {options.host}:{server.listener.port}", flush=True)  # noqa: T201 - for who starts it
+    print(f"listening on {options.host}:{server.listener.port}", flush=True)  # noqa: T201 - the caller reads the port
     if server.control_listener:
-        print(f"control on {options.host}:{server.control_listener.port}", flush=True)  # noqa: T201 - the same
+        print(f"control on {options.host}:{server.control_listener.port}", flush=True)  # noqa: T201 - the caller reads the port
     work = asyncio.create_task(server.run())
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, work.cancel)

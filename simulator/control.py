@@ -20,7 +20,7 @@ MAX_SPEED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one PUT asks for; None leaves a setting as it is, a fault that is None ends."""
+    """The settings of one PUT. None leaves speed or sleep as it is; a fault that is None ends."""
 
     speed: float | None = None
     sleep: int | None = None
@@ -58,7 +58,7 @@ class Control:
     """Handlers of /control."""
 
     def __init__(self, node: Node, faults: Faults, page: MetricsPage, listener: Listener) -> None:
-        """Control these parts of a node; `listener` is the one that a refusing node closes."""
+        """Control these parts of a node; the fault "refuse" closes `listener`."""
         self.node = node
         self.faults = faults
         self.page = page
@@ -72,15 +72,15 @@ class Control:
         router.add_delete("/control/faults", self.clear_faults)
 
     async def show(self, _: web.Request) -> web.Response:
-        """Answer with settings, faults and the engines' true state, whatever /metrics says."""
+        """Answer with settings, faults and the true state of the engines, which faults of /metrics do not change."""
         return web.json_response(self._state())
 
     async def change(self, request: web.Request) -> web.Response:
-        """Change what the body names: all of it, or nothing if any of it is wrong."""
+        """Change the settings in the body: all of them, or none if one is wrong."""
         try:
             change = parse_change(await request.json())
             if change.faults.get("refuse") and not self.can_refuse:
-                raise SettingError("faults.refuse: needs --control-port, or nobody could end it")
+                raise SettingError("faults.refuse: needs --control-port, without which it could not be ended")
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
         if change.speed is not None:
@@ -100,9 +100,9 @@ class Control:
         return await self._follow_faults(request)
 
     async def _follow_faults(self, request: web.Request) -> web.Response:
-        """Put into effect the faults that are more than a changed answer."""
+        """Apply the faults that do more than change an answer."""
         active = self.faults.active
-        if active.pop("counter_reset", None):  # happens once, then it is over
+        if active.pop("counter_reset", None):  # it happens once
             for lane in self.node.lanes:
                 lane.metrics.reset()
         self.page.collector.nan = "nan" in active

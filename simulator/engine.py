@@ -12,143 +12,14 @@ Times are seconds on the caller's clock, sizes are tokens or blocks.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from simulator.block_pool import BlockPool
+from simulator.engine_records import Counters, StepReport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Size and speed of an engine; the defaults resemble an 8-billion-parameter model on one 48 GB GPU.
-
-    Attributes:
-        max_num_batched_tokens: token budget of one step, >= 1.
-        max_num_seqs: most requests running at once, >= 1.
-        num_blocks: size of the KV cache in blocks, >= 1.
-        block_size: tokens per block, >= 1.
-        max_model_len: most tokens of one request, prompt and output together, >= 2.
-        step_seconds: cost of any step, > 0.
-        prefill_token_seconds: added cost per prompt token of a step, >= 0.
-        decode_sequence_seconds: added cost per sequence of a step that only continues, >= 0.
-        prefix_caching: whether requests that begin alike share blocks and skip what is computed already.
-    """
-
-    max_num_batched_tokens: int = 2048
-    max_num_seqs: int = 256
-    num_blocks: int = 8192
-    block_size: int = 16
-    max_model_len: int = 32768
-    step_seconds: float = 0.020
-    prefill_token_seconds: float = 0.0001
-    decode_sequence_seconds: float = 0.0002
-    prefix_caching: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse sizes an engine cannot have.
-
-        Raises:
-            ValueError: names the field, its value and what is allowed.
-        """
-        lowest = {"max_model_len": 2, "prefill_token_seconds": 0, "decode_sequence_seconds": 0, "prefix_caching": 0}
-        for option in fields(self):
-            value, least = getattr(self, option.name), lowest.get(option.name, 1)
-            if option.name == "step_seconds":
-                if value <= 0:
-                    raise ValueError(f"step_seconds: {value}: must be above 0")
-            elif value < least:
-                raise ValueError(f"{option.name}: {value}: must be at least {least}")
-
-    @property
-    def longest_request(self) -> int:
-        """Most prompt and output tokens one request may have: it must fit the empty cache.
-
-        The last output token is never fed back, so it needs no room.
-        """
-        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request and how far it has come. The caller sets the first four fields, the engine the rest.
-
-    Attributes:
-        request_id: the caller's name for it.
-        prompt_tokens: >= 1.
-        max_tokens: how many tokens it generates, >= 1; nothing ends it earlier.
-        prefix: for each whole block of the prompt a hash of all tokens up to its end, as far as it may be shared.
-        generated: tokens generated so far.
-        computed: tokens whose keys and values are in the cache now.
-        blocks: cache blocks held now.
-        known_blocks: those of them, the first ones, that are known by their hashes.
-        preemptions: how often it lost its blocks and had to start over.
-        arrived_at, scheduled_at, first_token_at, token_at: seconds; None until it happened.
-        token_gap: seconds between its last two tokens; 0 for the first.
-        aborted: the client went away.
-    """
-
-    request_id: str
-    prompt_tokens: int
-    max_tokens: int
-    prefix: Sequence[int] = ()
-    generated: int = 0
-    computed: int = 0
-    blocks: int = 0
-    known_blocks: int = 0
-    preemptions: int = 0
-    arrived_at: float = 0.0
-    scheduled_at: float | None = None
-    first_token_at: float | None = None
-    token_at: float | None = None
-    token_gap: float = 0.0
-    aborted: bool = False
-
-    @property
-    def finished(self) -> bool:
-        """Whether all its tokens are generated."""
-        return self.generated == self.max_tokens
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine has done since its start; each only grows.
-
-    Prompt tokens count once, when the prompt's first output token appears: neither chunks nor
-    recomputation after a preemption count again, cached ones count too. Queried and hit tokens are those
-    looked up in the prefix cache, and found.
-    """
-
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    preemptions: int = 0
-    queried_tokens: int = 0
-    hit_tokens: int = 0
-    steps: int = 0
-
-
-@dataclass(slots=True)
-class StepReport:
-    """One step: when it ran and what it did.
-
-    Attributes:
-        started_at, ends_at: seconds.
-        prefill_tokens: prompt tokens (or recomputed ones) computed.
-        decodes: sequences that only continued.
-        advanced: requests that gained exactly one token.
-        finished: those of `advanced` that are now complete and gone from the engine.
-        preempted: requests thrown back to the waiting queue when the step was scheduled.
-    """
-
-    started_at: float
-    ends_at: float = 0.0
-    prefill_tokens: int = 0
-    decodes: int = 0
-    advanced: list[Request] = field(default_factory=list)
-    finished: list[Request] = field(default_factory=list)
-    preempted: list[Request] = field(default_factory=list)
+    from simulator.engine_config import EngineConfig
+    from simulator.engine_records import Request
 
 
 class Engine:
@@ -226,7 +97,7 @@ class Engine:
             raise RuntimeError("begin() before finish() of the step under way")
         step = StepReport(started_at=now)
         budget = self._schedule_running(step, self.config.max_num_batched_tokens)
-        if not step.preempted:  # a request just thrown out would only come straight back
+        if not step.preempted:  # else a request that was just preempted would be admitted again
             self._schedule_waiting(step, budget)
         if not self._batch:
             return None
@@ -241,7 +112,7 @@ class Engine:
         return step.ends_at
 
     def finish(self) -> StepReport:
-        """End the step under way: hand out its tokens and let go of complete requests.
+        """End the step under way: give each request its token, and drop complete ones.
 
         Raises:
             RuntimeError: no step is under way.
@@ -283,12 +154,12 @@ class Engine:
             request = self.waiting[0]
             if request.arrived_at > step.started_at:
                 break
-            found = request.prefix[: self._known_blocks(request)]
+            found = request.prefix[: self._cached_blocks(request)]
             tokens = min(request.prompt_tokens + request.generated - len(found) * self.config.block_size, budget)
             if self._blocks_for(tokens) > self._pool.room_with(found):
                 break
             self._pool.hold(found)
-            request.blocks = request.known_blocks = len(found)
+            request.blocks = request.cached_blocks = len(found)
             request.computed = len(found) * self.config.block_size
             self._reserve(request, tokens)
             self.running.append(self.waiting.popleft())
@@ -300,7 +171,7 @@ class Engine:
             budget -= tokens
 
     def _make_room(self, request: Request, tokens: int, step: StepReport) -> bool:
-        """Reserve blocks, preempting from the youngest; False if the request itself had to go.
+        """Reserve blocks, preempting the youngest requests first; False if `request` itself was preempted.
 
         The victims come after `request` in arrival order, so none is in the batch yet.
         """
@@ -316,11 +187,11 @@ class Engine:
                 return False
         return True
 
-    def _known_blocks(self, request: Request) -> int:
-        """Return how many blocks a request finds in the prefix cache; its last token is always computed."""
+    def _cached_blocks(self, request: Request) -> int:
+        """Return how many blocks of a request are in the prefix cache; its last token is always computed."""
         if not self.config.prefix_caching:
             return 0
-        return min(self._pool.known(request.prefix), (request.prompt_tokens - 1) // self.config.block_size)
+        return min(self._pool.count_cached(request.prefix), (request.prompt_tokens - 1) // self.config.block_size)
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
@@ -330,21 +201,21 @@ class Engine:
         needed = self._blocks_for(request.computed + tokens) - request.blocks
         if needed > self._pool.free:
             return False
-        self._pool.take(needed)
+        self._pool.allocate(needed)
         request.blocks += needed
         return True
 
     def _publish(self, request: Request) -> None:
-        """Let others share the blocks of the prompt that are computed, in order."""
+        """Cache the blocks of the prompt that are computed, in order."""
         if not self.config.prefix_caching:
             return
         complete = min(request.computed // self.config.block_size, len(request.prefix))
-        while request.known_blocks < complete and self._pool.publish(request.prefix[request.known_blocks]):
-            request.known_blocks += 1
+        while request.cached_blocks < complete and self._pool.publish(request.prefix[request.cached_blocks]):
+            request.cached_blocks += 1
 
     def _release(self, request: Request) -> None:
-        self._pool.give_back(request.prefix[: request.known_blocks], request.blocks - request.known_blocks)
-        request.blocks = request.known_blocks = 0
+        self._pool.release(request.prefix[: request.cached_blocks], request.blocks - request.cached_blocks)
+        request.blocks = request.cached_blocks = 0
 
     def _add_to_batch(self, request: Request, tokens: int, step: StepReport) -> None:
         if tokens == 1 and request.generated:

@@ -1,4 +1,4 @@
-"""Faults that can be switched on while the node runs, and what they do to its answers."""
+"""Faults of answers that can be switched on while the node runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 METRICS, API, BOTH = "metrics", "api", "both"
 
-# How often something that waits looks whether its client is still there. aiohttp tells a handler of a
-# lost connection in a different way in each of the versions this runs with; looking works with all.
+# How often a waiting handler checks that its client is connected. The supported versions of aiohttp report a lost
+# connection in different ways; checking works with all.
 POLL_SECONDS = 0.1
 
 # Pieces of a dripped answer per second.
@@ -30,7 +30,7 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a fault accepts: its scopes, the first being the default, and an optional number."""
+    """The settings of a fault: its scopes, the first one the default, and an optional number."""
 
     scopes: tuple[str, ...]
     parameter: str = ""
@@ -54,7 +54,7 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault that is on: for which answers, and its number if it has one."""
+    """A fault that is on: its scope, and its number if it has one."""
 
     scope: str
     number: int = 0
@@ -96,7 +96,7 @@ def is_connected(request: web.BaseRequest) -> bool:
 
 
 class Faults:
-    """The faults that are on, applied to answers on their way out.
+    """The faults that are on; changes answers accordingly.
 
     Attributes:
         active: by name; only the control endpoint changes it.
@@ -113,7 +113,7 @@ class Faults:
         return fault if fault and fault.scope in {scope, BOTH} else None
 
     async def replace_answer(self, request: web.BaseRequest) -> web.Response | None:
-        """Return the answer to give instead of the true one, if any; a hang holds the request first."""
+        """Return the answer that a fault gives in place of the true one, or None; "hang" holds the request first."""
         while self.find("hang", request) and is_connected(request):  # noqa: ASYNC110 - see POLL_SECONDS
             await asyncio.sleep(POLL_SECONDS)
         status = self.find("status", request)
@@ -125,7 +125,7 @@ class Faults:
         return None
 
     async def spoil_answer(self, request: web.BaseRequest, answer: web.StreamResponse) -> web.StreamResponse:
-        """Send a complete answer drop by drop or only in part, if a fault says so."""
+        """Send a complete answer slowly or in part if such a fault is on; else return it as it is."""
         if not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
             return answer
         if not (self.find("slow_drip", request) or self.find("close", request)):

@@ -1,25 +1,26 @@
-"""Runs the engines of one node in real time and hands their tokens to whoever waits for them."""
+"""Runs the engines of one node in real time, and tells the readers of answers about their tokens."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from simulator.engine import Engine, EngineConfig, Request
-from simulator.metrics import EngineMetrics
+from simulator.engine import Engine
+from simulator.engine_metrics import EngineMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from simulator.engine import StepReport
+    from simulator.engine_config import EngineConfig
+    from simulator.engine_records import Request, StepReport
 
-# How far behind the clock an engine may be and still catch up step by step. What a busy machine
-# loses beyond that is lost, as it is for a real engine whose process got no CPU.
+# An engine that is less than this behind the clock catches up step by step. Delays beyond it are lost, as they are for
+# a real engine whose process gets no processor.
 CATCH_UP_SECONDS = 1.0
 
 
 class Generation:
-    """One accepted request, seen from the side that answers it."""
+    """One accepted request, for the handler that answers it."""
 
     __slots__ = ("_changed", "_interval", "lane", "request")
 
@@ -31,7 +32,7 @@ class Generation:
         self._changed = asyncio.Event()
 
     async def progress(self) -> int:
-        """Wait for news and return how many tokens there are now."""
+        """Wait until there are more tokens, or the request was aborted; return how many there are."""
         await self._changed.wait()
         self._changed.clear()
         return self.request.generated
@@ -43,7 +44,7 @@ class Generation:
             self._changed.set()
 
     def abort(self) -> None:
-        """Give up; nothing happens if it is already complete."""
+        """Abort the request, unless it is complete."""
         self.lane.abort(self)
         self._changed.set()
 

@@ -35,8 +35,8 @@ class ServerConfig:
         port: 0 for any free one.
         control_port: second port, for the control endpoint alone; 0 for any free one, None for none.
         keep_alive_seconds: idle connections are closed after this.
-        api_key: if set, /v1 wants it as bearer token.
-        guard_metrics: /metrics wants it too.
+        api_key: if set, /v1 requires it as bearer token.
+        guard_metrics: /metrics requires it too.
         old_metric_names: name the KV cache gauge as before vLLM 0.9.
         stream_interval: tokens in one piece of a stream, after the first; vLLM has the same option.
     """
@@ -124,7 +124,7 @@ class Server:
         if request.path.startswith("/control"):
             return await handler(request)
         answer: web.StreamResponse | None = await self.faults.replace_answer(request)
-        if answer is None:  # an answer is a mapping, and in some versions an empty one is false
+        if answer is None:  # not `if not answer`: in some versions of aiohttp an answer without items is false
             answer = await handler(request)
         return await self.faults.spoil_answer(request, answer)
 

@@ -12,7 +12,7 @@ import requests
 
 from benchmarks.contestant import Backend, ContestantError, Site
 from benchmarks.haproxy_weights import BACKEND, command
-from benchmarks.peers import HAPROXY_SOCKET, HaproxyLeastconn, HaproxyWeights
+from benchmarks.proxies.haproxy import HAPROXY_SOCKET, HaproxyLeastconn, HaproxyWeights
 from tests.integration.conftest import free_port, wait_for
 from tests.soak.simulated_site import Node, start_node
 

@@ -10,14 +10,13 @@ import pytest
 from benchmarks import real
 from benchmarks.contestant import ContestantError, Site
 from benchmarks.fleet import PORT, Fleet
-from benchmarks.nginxes import NGINXES
-from benchmarks.peers import PEERS
+from benchmarks.proxies import CONTESTANTS as ALL
 from benchmarks.scenario import BY_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONTESTANTS = {each.name: each for each in (*NGINXES, *PEERS)}
+CONTESTANTS = {each.name: each for each in ALL}
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group("ports of the benchmark's nodes")]
 
 
@@ -25,19 +24,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group(
     "name", ["nginx-least-conn", "article", "ours-capacity", "ours-work", "ours-work-prefix", "haproxy-weights"]
 )
 def test_every_stream_of_a_short_run_is_read_to_its_last_token(name: str) -> None:
-    figures = real.play(CONTESTANTS[name], BY_NAME["unequal"].shortened(0.1), seed=1, scale=0.1)
-    assert figures.requests > 100
-    assert (figures.failed, figures.cut) == (0, 0)
-    assert figures.ttft_p50 > 0
-    assert figures.proxy_cpu_ms
-    assert (figures.balancer_cpu_ms or 0) > 0 or not name.startswith(("article", "ours-"))
+    summary = real.play(CONTESTANTS[name], BY_NAME["unequal"].shortened(0.1), seed=1, scale=0.1)
+    assert summary.requests > 100
+    assert (summary.failed, summary.cut) == (0, 0)
+    assert summary.ttft_p50 > 0
+    assert summary.proxy_cpu_ms
+    assert (summary.balancer_cpu_ms or 0) > 0 or not name.startswith(("article", "ours-"))
 
 
 def test_a_node_that_is_killed_and_started_again_loses_only_what_it_had() -> None:
-    figures = real.play(CONTESTANTS["ours-capacity"], BY_NAME["restart"].shortened(0.1), seed=1, scale=0.1)
-    lost = figures.cut + figures.failed  # failed: those that had no token yet
-    assert figures.cut > 0
-    assert lost < figures.requests / 10
+    summary = real.play(CONTESTANTS["ours-capacity"], BY_NAME["restart"].shortened(0.1), seed=1, scale=0.1)
+    lost = summary.cut + summary.failed  # failed: those that had no token yet
+    assert summary.cut > 0
+    assert lost < summary.requests / 10
 
 
 def test_a_contestant_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.nginx_model import Nginx, Ticket
+from benchmarks.virtual.nginx_model import Nginx, Ticket
 from tests.integration.conftest import respond, wait_for
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.conftest import LOAD_LUA, free_port
-from tests.integration.rendered import PARTS, SERVER
+from tests.integration.rendered import PARTS, ROLE, SERVER
 from tests.playbook import play
 
 if TYPE_CHECKING:
     import subprocess
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
 # A pool whose upstream somebody else's file has already: nginx refuses to have it twice.
@@ -74,6 +75,11 @@ class Machine:
                     found[str(path.relative_to(self.root))] = path.read_text()
         return found
 
+    @property
+    def page(self) -> Path:
+        """The folder of the status page."""
+        return self.root / "usr/local/share/vllm-nginx-lb/page"
+
     def reloads(self) -> int:
         """Return how often nginx was told to reload."""
         log = self.root / "systemctl.log"
@@ -111,6 +117,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     (former / "lua/vllm_nginx_lb").mkdir(parents=True)
     (former / "lua/vllm_nginx_lb/balancer.lua").write_text("-- former\n")
     (former / "clients.conf").write_text("# former\n")
+    (it.page / "vendor").mkdir(parents=True)
+    (it.page / "page.js").write_text("// of a former page\n")
     (former / "upstream.conf").write_text("# what vllm-nginx-lb wrote\n")
     return it
 
@@ -139,6 +147,7 @@ def test_the_parts_replace_the_layout_before_them(machine: Machine) -> None:
     assert (machine.parts / "api_server.conf").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in (machine.root / "etc/nginx/conf.d").iterdir() if "~" in path.name] == []
     assert list((machine.parts / "lua").rglob("*.lua"))
+    assert {path.name for path in machine.page.iterdir()} == {path.name for path in PAGE.iterdir()}
     assert machine.reloads() == 1
 
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PROMPT = "word " * 40
 LONGEST_SECONDS = 150
-PAUSE_SECONDS = 1  # after a failure, so that a node that is quick to refuse does not make all the figures
+PAUSE_SECONDS = 1  # after a failure, or a node that refuses quickly would get most of the requests
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client got: `problem` is None if that was all of it. Times are the monotonic clock's."""
+    """The end of a request: `problem` is None if every token came. Times are on the monotonic clock."""
 
     request_id: str
     began: float
@@ -35,8 +35,8 @@ class Answer:
 async def ask(url: str, max_tokens: int) -> Answer:
     """Send one request, and read its answer to the end.
 
-    The connection is its own: nginx closes those that are kept for later when it reloads, and a client that
-    keeps them must repeat a request that meets the end of its connection.
+    Each has a connection of its own: nginx closes kept ones when it reloads, and a client that keeps connections must
+    repeat a request whose connection is closed at that moment.
     """
     began, request_id, problem = time.monotonic(), "", None
     body = {"prompt": PROMPT, "max_tokens": max_tokens, "stream": True}
@@ -90,7 +90,7 @@ class Clients:
         await self._over.wait()
 
     def keep_busy(self, clients: int, max_tokens: range, chance: Random) -> None:
-        """Let clients ask one request after the other, until finish()."""
+        """Start clients that send one request after the other until finish()."""
         for _ in range(clients):
             self._start(self._ask_on(max_tokens, chance))
 
@@ -106,7 +106,7 @@ class Clients:
 
     @property
     def under_way(self) -> int:
-        """How many requests, or clients that ask one after the other, have not ended."""
+        """How many requests, or clients of keep_busy(), have not ended."""
         return sum(not task.done() for task in self._tasks)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:

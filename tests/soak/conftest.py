@@ -1,4 +1,4 @@
-"""The seed of a soak, chosen once for all processes of a run, and the figures of the tests."""
+"""The seed of a soak, chosen once for all processes of a run, and what the tests counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the soak, and when: made up front, from the seed alone."""
+"""The faults of the soak and their times, drawn from the seed before it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 METRICS_ALONE = (*ANSWERS, "nan", "frozen", "counter_reset")
 SERVICE = (*ANSWERS, "refuse", "sleep")
-# Faults beside the nodes, each with how many ticks it lasts.
+# Faults of the script's files, of nginx and by operators, each with how many ticks it lasts.
 BALANCER = {
     "kill": range(1, 2),
     "edit": range(1, 2),
@@ -44,14 +44,14 @@ class Event:
     begins: int
     ends: int
     node: str = ""
-    out: bool = False  # new requests cannot count on the node
-    begin: dict[str, Any] = field(default_factory=dict)  # what the node is told
+    out: bool = False  # requests to the node may fail
+    begin: dict[str, Any] = field(default_factory=dict)  # the change for the node's control endpoint
     end: dict[str, Any] = field(default_factory=dict)
     file: str = ""
     moment: float = 0.0  # when a killed tick dies: 0 at once, 1 when most have ended
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it in one line."""
         details = " ".join(filter(None, (self.node, self.file, str(self.begin or ""))))
         return f"{self.what} {details} before ticks {self.begins} to {self.ends}"
 
@@ -62,7 +62,7 @@ def make_schedule(seed: int, nodes: Sequence[str], ticks: int) -> list[Event]:
     A node has one at a time. At most half of the nodes are out of service at once; faults of /metrics
     alone may hit all.
     """
-    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
     events: list[Event] = []
     for tick in range(1, ticks):
         active = [event for event in events if event.ends > tick]
@@ -99,7 +99,7 @@ def node_events(chance: random.Random, tick: int, ticks: int, free: Sequence[str
 
 
 def balancer_events(chance: random.Random, tick: int, ticks: int, free: Sequence[str], active: set[str]) -> list[Event]:
-    """Return a fault of the script's files, of nginx or of the operator, if it goes with those that are on."""
+    """Return a fault of the script's files, of nginx or of the operator, if it is possible beside those that are on."""
     what = chance.choice(list(BALANCER))
     ends = min(ticks, tick + chance.choice(BALANCER[what]))
     if what in active or (what in MEMBERSHIP and (active & MEMBERSHIP or not free)):

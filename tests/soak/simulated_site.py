@@ -1,4 +1,4 @@
-"""A small site as in production: simulated nodes as processes, nginx with the role's own server, and the script."""
+"""A small site as in production: simulated nodes as processes, nginx with the role's server file, and the script."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-import vllm_nginx_lb
 from tests.integration.conftest import LOAD_LUA, SEED, Stack, free_port, wait_for
 from tests.integration.rendered import SERVER, VARIABLES, install_parts, parts_task, run_play
+from vllm_lb.backups import Backups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ SHUTTING_DOWN = b"nginx: worker process is shutting down"
 
 @dataclass(frozen=True)
 class Node:
-    """A simulated node. Its address is its own, so that no connection of others takes its port while it refuses."""
+    """A simulated node, with an address of its own: no connection of another one takes its port while it is closed."""
 
     name: str
     host: str
@@ -78,11 +78,11 @@ class Site(Stack):
 
     @property
     def master_pid(self) -> str:
-        """The process that nginx.pid names."""
+        """The process id of nginx's master."""
         return (self.directory / "nginx.pid").read_text().strip()
 
     def write_nginx(self, extra: str = "") -> None:
-        """Write nginx.conf around the role's server; `extra` is what somebody else configures in the same nginx."""
+        """Write nginx.conf around the role's server; `extra` is what others configure in the same nginx."""
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
         load_lua = LOAD_LUA if self.balancer == "work" else ""
@@ -96,16 +96,16 @@ class Site(Stack):
             }}""")
 
     def as_configured(self) -> list[dict[str, object]]:
-        """Return all nodes as the configuration has them."""
+        """Return the nodes of the script's configuration, all of them."""
         return [{"name": node.name, "host": node.host, "port": node.port} for node in self.machines.values()]
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """Return the access log by request."""
+        """Return the entries of the access log by request id."""
         text = (self.directory / "upstream_trace.log").read_text()
         return {entry["request_id"]: entry for entry in map(json.loads, text.splitlines())}
 
     def rotation(self) -> frozenset[str]:
-        """Return the addresses that the published file gives requests to."""
+        """Return the addresses of the published file that get requests."""
         if self.balancer == "work":
             [pool] = json.loads(self.upstream.read_text())["pools"]
             return frozenset(f"{node['address']}:{node['port']}" for node in pool["nodes"] if node["weight"])
@@ -118,21 +118,24 @@ class Site(Stack):
         return int(found[1]) if found else 0
 
     def is_settled(self) -> bool:
-        """Tell whether file, nginx and status agree, and no former worker takes a request any more."""
+        """Tell whether file, nginx and status have one generation, and no old worker is left."""
         if len(self.worker_pids()) != WORKERS:
             return False
-        text, status = self.upstream.read_text(), self.status()
-        served = self.generation()
-        intact = vllm_nginx_lb.is_intact(text)
-        return intact and status["generation"] == vllm_nginx_lb.generation_of(text) == served
+        published, status, served = self.published_generation(), self.status(), self.generation()
+        return published is not None and status["generation"] == published == served
+
+    def published_generation(self) -> str | None:
+        """Return the generation of the published file, or None if the script did not write it as it is."""
+        record = Backups(self.upstream).record_of(self.upstream.read_text())
+        return record.generation if record else None
 
     def draining_generations(self) -> int:
-        """Count the generations of workers that nginx has told to end, by when they were started."""
+        """Count the reloads whose old workers still drain, by when these were started."""
         started = sorted(filter(None, map(start_of_draining, self.worker_pids())))
         return sum(after - before > TICKS_APART for before, after in itertools.pairwise([-math.inf, *started]))
 
 
-TICKS_APART = os.sysconf("SC_CLK_TCK") // 2  # workers of one generation start within moments
+TICKS_APART = os.sysconf("SC_CLK_TCK") // 2  # half a second: workers of one reload start within less
 
 
 def start_of_draining(pid: str) -> int | None:

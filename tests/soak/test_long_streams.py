@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STREAMS, TOKENS = 50, 120
-# A token each 0.75 s, so that streams outlast the changes on a busy machine too, and a cache that one prompt fills.
+# A token every 0.75 s, so that streams outlast the changes on a busy machine too. One prompt fills the KV cache.
 NODE_OPTIONS = (
     *("--step-ms=750", "--prefill-token-ms=0", "--decode-sequence-ms=0"),
     *("--max-num-batched-tokens=32768", "--num-blocks=2000"),
@@ -30,7 +30,7 @@ MOST_DRAINING = 3
 
 @contextlib.contextmanager
 def busy(node: Node) -> Iterator[None]:
-    """Fill most of a node's cache from elsewhere, past the ingress."""
+    """Fill most of a node's KV cache by a request that does not pass the ingress."""
 
     def is_full() -> bool:
         return bool(node.control()["engines"][0]["kv_cache_usage"] > 0.8)
@@ -45,7 +45,7 @@ def busy(node: Node) -> Iterator[None]:
 
 @contextlib.contextmanager
 def most_draining(site: Site) -> Iterator[Callable[[], int]]:
-    """Watch nginx's workers; return how many generations of them drained at once, at most."""
+    """Watch nginx's workers; yield a function that returns of how many reloads old workers drained at once, at most."""
     seen, over = [0], threading.Event()
 
     def watch() -> None:
@@ -64,7 +64,7 @@ def most_draining(site: Site) -> Iterator[Callable[[], int]]:
 @pytest.mark.fault(
     13,
     "Streams of a minute and more keep the workers of three reloads alive while weights keep moving",
-    sees="deferred: … generations of workers are still draining, the limit is …",
+    sees="deferred: old workers of … reloads still drain, the limit is …",
     keeps="all 50 streams reach their last token; a drain goes out at once, weights when the streams have ended",
 )
 def test_no_stream_is_cut_and_draining_workers_are_bounded(
@@ -83,7 +83,7 @@ def test_no_stream_is_cut_and_draining_workers_are_bounded(
         wait_for(site.is_settled)
         weights = [site.weights()]
         for change in range(CHANGES):
-            if change <= MOST_DRAINING:  # some streams for each generation of workers
+            if change <= MOST_DRAINING:  # some streams for the workers of each reload
                 for _ in range(len(clients.answers) + clients.under_way, STREAMS * (change + 1) // (MOST_DRAINING + 1)):
                     clients.ask(TOKENS)
             wait_for(lambda: running(nodes) == clients.under_way)

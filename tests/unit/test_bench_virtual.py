@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import virtual, workload
-from benchmarks.figures import Figures, Outcome, percentile, seconds_until_halved, summarise
-from benchmarks.nginx_model import Nginx, Peers
-from benchmarks.report import Results, markdown_report, plot, text_report
 from benchmarks.scenario import BY_NAME, SCENARIOS, Scenario
+from benchmarks.summary import percentile
+from benchmarks.virtual.nginx_model import Nginx, Peers
+from benchmarks.virtual.run import play
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +26,13 @@ CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
 @functools.cache
 def p99(contestant: str, scenario: str) -> float:
     """Return the mean over two seeds of the p99 time to first token."""
-    return sum(virtual.play(CONTESTANTS[contestant], BY_NAME[scenario], seed).ttft_p99 for seed in range(2)) / 2
+    return sum(play(CONTESTANTS[contestant], BY_NAME[scenario], seed).ttft_p99 for seed in range(2)) / 2
 
 
 @pytest.mark.parametrize("contestant", CONTESTANTS)
 def test_every_contestant_answers_every_request_and_repeats_exactly(contestant: str) -> None:
     scenario = BY_NAME["equal-75"].shortened(0.06)
-    first, second = (virtual.play(CONTESTANTS[contestant], scenario, 7) for _ in range(2))
+    first, second = (play(CONTESTANTS[contestant], scenario, 7) for _ in range(2))
     assert first == second
     assert first.requests > 80
     assert (first.failed, first.cut) == (0, 0)
@@ -40,7 +40,7 @@ def test_every_contestant_answers_every_request_and_repeats_exactly(contestant: 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_scenario_runs_with_the_default_policy(scenario: Scenario) -> None:
-    found = virtual.play(CONTESTANTS["ours-capacity"], scenario.shortened(0.15), 1)
+    found = play(CONTESTANTS["ours-capacity"], scenario.shortened(0.15), 1)
     assert found.requests > 30
     assert found.failed == 0
     assert (found.cut > 0) == (scenario.name == "restart")
@@ -62,7 +62,7 @@ def test_weights_that_are_learned_are_as_good_as_known_ones() -> None:
 @pytest.mark.slow
 def test_steady_load_costs_few_reloads() -> None:
     steady = replace(BY_NAME["unequal"], seconds=1800.0)
-    assert virtual.play(CONTESTANTS["ours-capacity"], steady, 3).reloads_per_hour <= 30
+    assert play(CONTESTANTS["ours-capacity"], steady, 3).reloads_per_hour <= 30
 
 
 def test_the_smooth_round_robin_of_nginx() -> None:
@@ -79,7 +79,7 @@ def test_least_conn_compares_connections_per_weight() -> None:
 def test_a_server_is_left_out_after_its_failures_and_asked_again_later() -> None:
     peers = Peers([1, 1], max_fails=2, fail_timeout=10)
     for _ in range(2):
-        peers.free(peers.take(0, 5.0), 5.0, failed=True)
+        peers.free(peers.connect(0, 5.0), 5.0, failed=True)
     assert {peers.round_robin(set(), 6.0) for _ in range(4)} == {1}
     assert {peers.round_robin(set(), 16.0) for _ in range(4)} == {0, 1}
 
@@ -130,51 +130,6 @@ def test_a_trace_is_replayed_at_the_wanted_rate(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected columns TIMESTAMP, ContextTokens, GeneratedTokens"):
         workload.read_trace(path, rate=2.0, seconds=3.0)
-
-
-def test_figures_count_what_failed_and_what_was_cut() -> None:
-    good = [Outcome(float(i), first_token=0.1 * i, per_token=0.05, node=0) for i in range(1, 11)]
-    outcomes = [*good, Outcome(11.0, problem="failed"), Outcome(12.0, 0.5, 0.2, "cut"), Outcome(13.0, 2.5, 0.01)]
-    figures = summarise(outcomes)
-    assert (figures.requests, figures.failed, figures.cut) == (13, 1, 1)
-    assert figures.goodput == pytest.approx(10 / 13)
-    assert figures.ttft_p50 == pytest.approx(550)
-
-
-def test_the_time_until_a_share_has_halved() -> None:
-    def sent(at: float, node: int) -> Outcome:
-        return Outcome(at, 0.1, 0.1, None, node)
-
-    even = [sent(at / 10, at % 2) for at in range(1000)]
-    after = [sent(100 + at / 10, at % 2) for at in range(300)] + [
-        sent(130 + at / 10, int(at % 8 == 0)) for at in range(300)
-    ]
-    found = seconds_until_halved([*even, *after], node=1, since=100, until=160)
-    assert found is not None
-    assert 15 <= found <= 30
-    assert seconds_until_halved(even, node=1, since=50, until=100) is None
-
-
-def test_results_are_kept_shown_and_drawn(tmp_path: Path) -> None:
-    figures = Figures(
-        requests=1, ttft_p50=1, ttft_p90=2, ttft_p99=3, tpot_p99=4, goodput=1.0, failed=0, cut=0, halved_after=12.0
-    )
-    results = Results({"mode": "test"})
-    results.add("nginx-least-conn", "unequal", 0, replace(figures, ttft_p99=6))
-    results.add("ours-capacity", "unequal", 0, figures)
-    results.add("ours-capacity", "unequal", 1, replace(figures, ttft_p99=5))
-    results.missing["other"] = "cannot be installed"
-    results.save(tmp_path / "results.json")
-    again = Results.load(tmp_path / "results.json")
-    assert again == results
-    assert again.has("ours-capacity", "unequal", 1)
-    text = markdown_report(again)
-    assert "| ours-capacity | 1 | 2 | 4 (3-5) |" in text
-    assert "| 0.67 | 0.67 |" in text
-    assert "Missing: other: cannot be installed" in text
-    assert "ours-capacity" in text_report(again)
-    plot(again, tmp_path / "plot.svg")
-    assert "ours-capacity" in (tmp_path / "plot.svg").read_text() or (tmp_path / "plot.svg").stat().st_size > 5000
 
 
 def test_contestants_can_be_handed_to_other_processes() -> None:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine import Engine, EngineConfig, Request, StepReport
+from simulator.engine import Engine
+from simulator.engine_config import EngineConfig
+from simulator.engine_records import Request, StepReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +31,8 @@ def check_limits(engine: Engine, report: StepReport) -> None:
     config = engine.config
     assert 0 < report.prefill_tokens + report.decodes <= config.max_num_batched_tokens
     assert len(engine.running) <= config.max_num_seqs
-    own = sum(request.blocks - request.known_blocks for request in engine.running)
-    shared = {each for request in engine.running for each in request.prefix[: request.known_blocks]}
+    own = sum(request.blocks - request.cached_blocks for request in engine.running)
+    shared = {each for request in engine.running for each in request.prefix[: request.cached_blocks]}
     assert engine.used_blocks == own + len(shared)
     assert 0 <= engine.used_blocks <= config.num_blocks
     assert all(request.computed <= request.blocks * config.block_size for request in engine.running)
@@ -108,7 +110,7 @@ def test_a_request_is_not_served_before_it_arrives() -> None:
     assert engine.begin(5.0) is not None
 
 
-def test_a_full_cache_throws_out_the_youngest_which_starts_over_and_still_gets_every_token() -> None:
+def test_a_full_cache_preempts_the_youngest_which_starts_again_and_still_gets_every_token() -> None:
     engine = Engine(SMALL)
     old, young = (Request(name, prompt_tokens=8, max_tokens=20) for name in ("old", "young"))
     reports = run(engine, [(0.0, old), (0.1, young)])
@@ -119,7 +121,7 @@ def test_a_full_cache_throws_out_the_youngest_which_starts_over_and_still_gets_e
     assert (old.generated, young.generated) == (20, 20)
     assert engine.counters.generation_tokens == 40
     assert engine.counters.prompt_tokens == 16  # recomputing does not count again
-    assert sum(report.prefill_tokens for report in reports) > 16  # though it was done
+    assert sum(report.prefill_tokens for report in reports) > 16  # though they were computed twice
     assert engine.free_blocks == SMALL.num_blocks
 
 
@@ -185,12 +187,12 @@ def test_steps_alternate() -> None:
 CACHING = replace(SMALL, prefix_caching=True)
 
 
-def test_prompts_that_begin_alike_share_blocks_and_skip_what_is_computed() -> None:
+def test_prompts_with_equal_prefixes_share_blocks_and_skip_what_is_computed() -> None:
     engine = Engine(CACHING)
     first = Request("first", prompt_tokens=8, max_tokens=3, prefix=(1, 2))
     step_one = run(engine, [(0.0, first)])
     assert (step_one[0].prefill_tokens, engine.counters.hit_tokens) == (8, 0)
-    assert engine.used_blocks == 0  # kept, though nobody holds them
+    assert engine.used_blocks == 0  # cached, though no request holds them
     longer = Request("longer", prompt_tokens=12, max_tokens=3, prefix=(1, 2, 3))
     other = Request("other", prompt_tokens=4, max_tokens=1, prefix=(9,))
     reports = run(engine, [(9.0, longer), (9.0, other)])
@@ -221,7 +223,7 @@ def test_blocks_held_twice_count_once_and_come_free_with_the_last_holder() -> No
     assert engine.free_blocks == CACHING.num_blocks
 
 
-def test_the_longest_unused_blocks_make_room_a_prompts_end_first() -> None:
+def test_the_least_recently_used_blocks_make_room_the_end_of_a_prompt_first() -> None:
     engine = Engine(replace(CACHING, max_num_batched_tokens=32))
     run(engine, [(0.0, Request("old", prompt_tokens=12, max_tokens=1, prefix=(1, 2, 3)))])
     run(engine, [(10.0, Request("large", prompt_tokens=24, max_tokens=1, prefix=(4, 5, 6, 7, 8, 9)))])

@@ -1,0 +1,60 @@
+"""The arguments of `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.matrix import QUICK_CONTESTANTS, QUICK_SCENARIOS
+from benchmarks.proxies import CONTESTANTS
+from benchmarks.results import FOLDER
+from benchmarks.scenario import SCENARIOS
+
+MODES = {
+    "quick": "three contestants, two scenarios, in real time: about three minutes",
+    "full": "all of them, in real time: two hours",
+    "virtual": "nginx modelled, in virtual time, on all processors",
+    "knee": "the load up to which 95 %% of requests are good with fresh join-the-shortest-queue",
+    "show": "no run: print the tables of a result file in Markdown",
+}
+SEEDS = {"quick": 1, "full": 3}
+SEEDS_OF_OTHERS = 5
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line, None for that of the process; exits with 2 on a wrong argument.
+
+    Returns:
+        What the options say. `contestants` and `scenarios` are lists of Contestant and Scenario, `seeds` is a number,
+        `results` a path.
+    """
+    names = [each.name for each in CONTESTANTS]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the balancer against what people would use instead.",
+        epilog=f"Result files are in {FOLDER.relative_to(FOLDER.parents[1])}/: JSON, tables in Markdown, a picture.",
+    )
+    parser.add_argument("mode", choices=MODES, help="; ".join(f"{name}: {text}" for name, text in MODES.items()))
+    parser.add_argument("--only", metavar="A,B", help=f"only these contestants: {', '.join(names)}")
+    parser.add_argument("--scenarios", metavar="A,B", help=f"only these: {', '.join(s.name for s in SCENARIOS)}")
+    parser.add_argument("--seeds", type=int, help="runs of each (3 in full, 1 in quick, 5 in virtual time)")
+    parser.add_argument("--scale", type=float, default=0.1, help="real seconds per second of the model (0.1)")
+    parser.add_argument("--shorten", type=float, default=0.4, help="share of each scenario's time (0.4)")
+    parser.add_argument("--trace", type=Path, help="replay this file in Azure's CSV format instead of drawing requests")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="keep the runs that are in the file")
+    parser.add_argument("--no-overhead", action="store_true", help="leave out what a proxy adds to a request")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="result file (MODE.json; of show: full.json)")
+    options = parser.parse_args(arguments)
+    quick = options.mode == "quick"
+    options.seeds = options.seeds or SEEDS.get(options.mode, SEEDS_OF_OTHERS)
+    options.results = options.results or FOLDER / f"{'full' if options.mode == 'show' else options.mode}.json"
+    wanted = options.only.split(",") if options.only else QUICK_CONTESTANTS if quick else names
+    scenarios = options.scenarios.split(",") if options.scenarios else QUICK_SCENARIOS if quick else ()
+    unknown = set(wanted) - set(names) or set(scenarios) - {each.name for each in SCENARIOS}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; --help lists what there is")
+    if options.mode == "show" and not options.results.exists():
+        parser.error(f"{options.results}: no such file; a run in the mode quick, full or virtual writes one")
+    options.contestants = [each for each in CONTESTANTS if each.name in wanted]
+    options.scenarios = [each for each in SCENARIOS if not scenarios or each.name in scenarios]
+    return options

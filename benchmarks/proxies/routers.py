@@ -1,0 +1,80 @@
+"""Contestants: the routers of the projects vLLM and SGLang.
+
+They keep their defaults. Their intervals and back-off times are scaled as far as an option's unit allows.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from benchmarks.contestant import Running, Site
+from benchmarks.processes import await_answer, started
+from benchmarks.proxies.packaged import Packaged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def whole_seconds(seconds: float, site: Site) -> str:
+    """Return seconds of the model in real ones, for an option that takes whole seconds, of which 0 is none."""
+    return str(max(1, round(seconds * site.scale)))
+
+
+class Router(Packaged):
+    """vllm-router and its parent sglang-router, which still have most options in common.
+
+    Health checks, the circuit breaker and its window take whole seconds: a small scale makes them longer than life.
+    """
+
+    ready: str  # the path that answers with 200 as soon as there are nodes to ask
+
+    def __init__(self, name: str, policy: str, what: str) -> None:
+        """Take the name, the router's policy, and what that policy does."""
+        self.name, self.policy = name, policy
+        self.label = f"{self.package}, {what}"
+
+    @contextmanager
+    def serve(self, site: Site) -> Iterator[Running]:
+        """Run the router."""
+        log = site.directory / f"{self.name}.log"
+        command = [
+            *self.command(),
+            *("--host", "127.0.0.1", "--port", str(site.port)),
+            *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(site.status_port)),
+            *("--policy", self.policy),
+            *("--health-check-interval-secs", whole_seconds(60, site)),
+            *("--cb-timeout-duration-secs", whole_seconds(60, site)),
+            *("--cb-window-duration-secs", whole_seconds(120, site)),
+            *("--retry-initial-backoff-ms", str(max(1, round(50 * site.scale)))),
+            *("--retry-max-backoff-ms", str(max(1, round(30_000 * site.scale)))),
+            *("--worker-urls", *(f"http://{each.host}:{each.port}" for each in site.backends)),
+        ]
+        with started(command, log, dict(os.environ)) as process:
+            await_answer(f"http://127.0.0.1:{site.port}{self.ready}", process, log)
+            yield Running([process])
+
+
+class VllmRouter(Router):
+    """The router of the vLLM project.
+
+    `power_of_two` compares its own counts of requests under way. `cache_aware` asks all nodes for the tokens of each
+    prompt (/v1/completions/render, /tokenize); of nodes that serve neither it takes the one with the fewest requests.
+    """
+
+    package = "vllm-router"
+    program = ("vllm-router",)
+    ready = "/health"  # it opens its port when the nodes are there
+
+
+class SglangRouter(Router):
+    """The router of the SGLang project, of which it takes any OpenAI-compatible node.
+
+    `cache_aware` works with any, by the text of the prompts. `power_of_two` is a random choice here: it counts no
+    requests of its own (only `cache_aware` does), and the loads it compares are what SGLang serves at /get_load.
+    """
+
+    package = "sglang-router"
+    program = ("python", "-m", "sglang_router.launch_router")
+    ready = "/readiness"

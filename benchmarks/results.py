@@ -1,0 +1,63 @@
+"""The result file of a benchmark: its runs, and the conditions under which they were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.scenario import SCENARIOS
+from benchmarks.summary import Spread, Summary, spreads
+
+FOLDER = Path(__file__).parent / "results"  # not in git
+
+
+@dataclass
+class Results:
+    """All runs of a benchmark.
+
+    Attributes:
+        conditions: see conditions.py; two files are comparable if theirs are equal.
+        rows: one a run: contestant, scenario, seed, and the fields of Summary.
+        missing: contestants that could not run, and why.
+        overhead: by contestant, what overhead.measure() returned.
+    """
+
+    conditions: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    overhead: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, contestant: str, scenario: str, seed: int, summary: Summary) -> None:
+        """Add a run."""
+        self.rows.append({"contestant": contestant, "scenario": scenario, "seed": seed, **asdict(summary)})
+
+    def has(self, contestant: str, scenario: str, seed: int) -> bool:
+        """Tell whether a run is there."""
+        return any((r["contestant"], r["scenario"], r["seed"]) == (contestant, scenario, seed) for r in self.rows)
+
+    def spreads(self, scenario: str) -> dict[str, dict[str, Spread]]:
+        """Return, by contestant in the order of their runs, the spread of each number in a scenario."""
+        found: dict[str, list[Summary]] = {}
+        for row in self.rows:
+            if row["scenario"] == scenario:
+                values = {name: row.get(name) for name in Summary.__slots__}
+                found.setdefault(row["contestant"], []).append(Summary(**values))  # type: ignore[arg-type]
+        return {name: spreads(runs) for name, runs in found.items()}
+
+    @property
+    def scenarios(self) -> list[str]:
+        """Names of the scenarios that have rows, in the order of SCENARIOS."""
+        there = {row["scenario"] for row in self.rows}
+        return [each.name for each in SCENARIOS if each.name in there]
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file that save() wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,79 @@
+"""A node in virtual time: the simulator's engine, and what a scrape of it brings."""
+
+from __future__ import annotations
+
+from benchmarks.scenario import ENGINE
+from simulator.engine import Engine
+from vllm_lb.causes import ScrapeCause
+from vllm_lb.observation import Reading, Sample
+
+
+class VirtualNode:
+    """One node.
+
+    Attributes:
+        index: its number in the fleet, from 0.
+        engine: replaced by a new one when the node's process ends.
+        busy: whether the engine is in a step.
+        up: whether the process runs.
+        blind: whether its metrics answer with an error.
+        frozen: what its metrics say while they stand still, else None.
+        lost_preemptions: those of engines before the present one.
+        finished: requests that the present engine has finished.
+    """
+
+    def __init__(self, index: int, speed: float) -> None:
+        """Start idle; `speed` is a factor on that of scenario.ENGINE."""
+        self.index = index
+        self.engine = Engine(ENGINE, speed)
+        self.busy = False
+        self.up = True
+        self.blind = False
+        self.frozen: Sample | None = None
+        self.address = f"127.0.0.{index + 2}"
+        self.lost_preemptions = 0
+        self.finished = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the script's configuration."""
+        return f"node-{self.index}"
+
+    def sample(self) -> Sample:
+        """Return what the script's scrape would bring."""
+        if not self.up:
+            cause = ScrapeCause.CONNECTION_REFUSED
+            return Sample(self.address, 0.001, error="connection refused", cause=cause, answered=False)
+        if self.blind:
+            return Sample(self.address, 0.001, error="HTTP 500", cause=ScrapeCause.HTTP_STATUS)
+        return self.frozen or self._read()
+
+    def _read(self) -> Sample:
+        engine, counters = self.engine, self.engine.counters
+        reading = Reading(
+            kv_cache_usage=engine.kv_cache_usage,
+            waiting=len(engine.waiting),
+            running=len(engine.running),
+            preemptions=counters.preemptions,
+            engines=1,
+            awake=True,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            finished=self.finished,
+        )
+        return Sample(self.address, 0.02, reading)
+
+    def set_frozen(self, *, frozen: bool) -> None:
+        """Let its metrics stand still from now on, or not."""
+        self.frozen = self._read() if frozen else None
+
+    @property
+    def pending_tokens(self) -> int:
+        """Prompt tokens of all its requests that are not computed yet."""
+        engine = self.engine
+        return sum(r.prompt_tokens - min(r.computed, r.prompt_tokens) for r in (*engine.running, *engine.waiting))
+
+    @property
+    def load(self) -> int:
+        """Requests running and waiting."""
+        return len(self.engine.running) + len(self.engine.waiting)

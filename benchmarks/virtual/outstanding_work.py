@@ -1,0 +1,110 @@
+"""Contestant in virtual time: the balancer `work`. Its own Lua chooses, run by LuaJIT in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lupa.luajit21 as lupa
+
+from benchmarks import workload
+from benchmarks.scenario import LUA
+from benchmarks.virtual.script_weights import ScriptWeights
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from benchmarks.scenario import Scenario
+    from benchmarks.summary import Summary
+    from benchmarks.virtual.node import VirtualNode
+    from benchmarks.workload import Call
+
+# One ingress with one pool, over the pure modules of the role's Lua. Settings have their defaults but for those given.
+# The name of a node is its slot, the index in the fleet. Lists are passed as further arguments.
+INGRESS = """
+local least_work = require "vllm_nginx_lb.least_work"
+local slow_start = require "vllm_nginx_lb.slow_start"
+
+return function(given, randint)
+    local settings = assert(require("vllm_nginx_lb.settings").of(given))
+    local pools, totals, ingress = nil, {}, {}
+
+    -- Take the weights of all nodes.
+    function ingress.publish(now, ...)
+        local former, nodes = pools, {}
+        for i, weight in ipairs { ... } do
+            nodes[i] = { peer = tostring(i), slot = i - 1, weight = weight }
+            totals[2 * i - 2], totals[2 * i - 1] = totals[2 * i - 2] or 0, totals[2 * i - 1] or 0
+        end
+        pools = { pool = { nodes = nodes } }
+        slow_start.begin(pools, former, now, settings.ramp_seconds)
+    end
+
+    -- Choose a node for a request of so many bytes, and count it; whether each node may be taken follows.
+    function ingress.choose(now, bytes, ...)
+        local usable, request = { ... }, { bytes = math.min(bytes, settings.max_request_bytes), cached = {} }
+        slow_start.go_on(pools, now, settings.ramp_seconds)
+        local node = least_work.best(pools.pool.nodes, totals, request, settings, function(candidate)
+            return usable[candidate.slot + 1]
+        end, function(n) return randint(1, n) end)
+        if node then
+            ingress.count(node.slot, request.bytes, 1)
+            return node.slot, request.bytes
+        end
+    end
+
+    -- Add pending bytes and streams to a node's totals.
+    function ingress.count(slot, bytes, streams)
+        totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
+    end
+
+    return ingress
+end
+"""
+
+
+class OutstandingWork(ScriptWeights):
+    """The balancer `work`: Lua chooses, with the weights of the script, which it has as soon as they are decided."""
+
+    balancer = "work"
+
+    def __init__(self, name: str, policy: str, **settings: float) -> None:
+        """Weigh by a policy of the script; `settings` of the Lua differ from their defaults."""
+        super().__init__(name, policy)
+        self.settings = settings
+
+    def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
+        """Start with nothing under way."""
+        super().begin(nodes, scenario, chance)
+        lua = lupa.LuaRuntime()
+        lua.execute(f"package.path = '{LUA}/?.lua'")
+        make_ingress: Any = lua.execute(INGRESS)
+        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
+
+    def publish(self, weights: Sequence[int], now: float) -> None:
+        """Let Lua take new weights."""
+        self.ingress.publish(now, *weights)
+
+    def waits(self, *_: object) -> bool:
+        """Return False: new weights take no reload, so nothing limits them."""
+        return False
+
+    def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
+        """Let Lua choose."""
+        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
+        usable = [index not in tried for index in range(len(self.nodes))]
+        chosen = self.ingress.choose(now, size, *usable)
+        return (chosen[0], list(chosen)) if chosen else None
+
+    def first_token(self, ticket: Any) -> None:
+        """Count the prompt as done: a ticket is a node's index, and the bytes that are still pending."""
+        self.ingress.count(ticket[0], -ticket[1], 0)
+        ticket[1] = 0
+
+    def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
+        """Count the request out."""
+        del now, failed
+        self.ingress.count(ticket[0], -ticket[1], -1)
+
+    def report(self, summary: Summary) -> None:
+        """Set nothing: there are no reloads."""

@@ -1,0 +1,55 @@
+"""Size and speed of a simulated engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Size and speed of an engine; the defaults resemble an 8-billion-parameter model on one 48 GB GPU.
+
+    Attributes:
+        max_num_batched_tokens: token budget of one step, >= 1.
+        max_num_seqs: most requests running at once, >= 1.
+        num_blocks: size of the KV cache in blocks, >= 1.
+        block_size: tokens per block, >= 1.
+        max_model_len: most tokens of one request, prompt and output together, >= 2.
+        step_seconds: cost of any step, > 0.
+        prefill_token_seconds: added cost per prompt token of a step, >= 0.
+        decode_sequence_seconds: added cost per sequence of a step that only continues, >= 0.
+        prefix_caching: whether prompts with equal prefixes share blocks, which are computed once.
+    """
+
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    num_blocks: int = 8192
+    block_size: int = 16
+    max_model_len: int = 32768
+    step_seconds: float = 0.020
+    prefill_token_seconds: float = 0.0001
+    decode_sequence_seconds: float = 0.0002
+    prefix_caching: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no engine can have.
+
+        Raises:
+            ValueError: names the field, its value and what is allowed.
+        """
+        lowest = {"max_model_len": 2, "prefill_token_seconds": 0, "decode_sequence_seconds": 0, "prefix_caching": 0}
+        for option in fields(self):
+            value, least = getattr(self, option.name), lowest.get(option.name, 1)
+            if option.name == "step_seconds":
+                if value <= 0:
+                    raise ValueError(f"step_seconds: {value}: must be above 0")
+            elif value < least:
+                raise ValueError(f"{option.name}: {value}: must be at least {least}")
+
+    @property
+    def longest_request(self) -> int:
+        """Most prompt and output tokens of one request: it must fit the empty cache.
+
+        The last output token is never fed back, so it needs no room.
+        """
+        return min(self.max_model_len, self.num_blocks * self.block_size + 1)

@@ -1,0 +1,83 @@
+"""From outcomes of requests to summaries, result files, tables and a picture; and what the command line makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.command_line import parse_arguments
+from benchmarks.plot import plot
+from benchmarks.results import Results
+from benchmarks.summary import Outcome, Summary, seconds_until_halved, summarise
+from benchmarks.tables import markdown_report, text_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.unmeasured
+
+
+def test_summary_count_what_failed_and_what_was_cut() -> None:
+    good = [Outcome(float(i), first_token=0.1 * i, per_token=0.05, node=0) for i in range(1, 11)]
+    outcomes = [*good, Outcome(11.0, problem="failed"), Outcome(12.0, 0.5, 0.2, "cut"), Outcome(13.0, 2.5, 0.01)]
+    summary = summarise(outcomes)
+    assert (summary.requests, summary.failed, summary.cut) == (13, 1, 1)
+    assert summary.goodput == pytest.approx(10 / 13)
+    assert summary.ttft_p50 == pytest.approx(550)
+
+
+def test_the_time_until_a_share_has_halved() -> None:
+    def sent(at: float, node: int) -> Outcome:
+        return Outcome(at, 0.1, 0.1, None, node)
+
+    even = [sent(at / 10, at % 2) for at in range(1000)]
+    after = [sent(100 + at / 10, at % 2) for at in range(300)] + [
+        sent(130 + at / 10, int(at % 8 == 0)) for at in range(300)
+    ]
+    found = seconds_until_halved([*even, *after], node=1, since=100, until=160)
+    assert found is not None
+    assert 15 <= found <= 30
+    assert seconds_until_halved(even, node=1, since=50, until=100) is None
+
+
+def test_results_are_kept_shown_and_drawn(tmp_path: Path) -> None:
+    summary = Summary(
+        requests=1, ttft_p50=1, ttft_p90=2, ttft_p99=3, tpot_p99=4, goodput=1.0, failed=0, cut=0, halved_after=12.0
+    )
+    results = Results({"mode": "test"})
+    results.add("nginx-least-conn", "unequal", 0, replace(summary, ttft_p99=6))
+    results.add("ours-capacity", "unequal", 0, summary)
+    results.add("ours-capacity", "unequal", 1, replace(summary, ttft_p99=5))
+    results.missing["other"] = "cannot be installed"
+    results.save(tmp_path / "results.json")
+    again = Results.load(tmp_path / "results.json")
+    assert again == results
+    assert again.has("ours-capacity", "unequal", 1)
+    text = markdown_report(again)
+    assert "| ours-capacity | 1 | 2 | 4 (3-5) |" in text
+    assert "| 0.67 | 0.67 |" in text
+    assert "Missing: other: cannot be installed" in text
+    assert "ours-capacity" in text_report(again)
+    plot(again, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_tables_can_be_shown_of_a_file_that_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kept.json"
+    with pytest.raises(SystemExit):
+        parse_arguments(["show", "--results", str(path)])
+    assert f"{path}: no such file; a run in the mode" in capsys.readouterr().err
+    path.write_text("{}")
+    assert parse_arguments(["show", "--results", str(path)]).results == path
+
+
+def test_the_command_line_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["quick", "--only", "nginx-least-conn,unheard-of"])
+    assert "unknown: unheard-of; --help lists what there is" in capsys.readouterr().err
+    quick = parse_arguments(["quick"])
+    assert [each.name for each in quick.scenarios] == ["equal-75", "unequal"]
+    assert (quick.seeds, quick.results.name) == (1, "quick.json")
