@@ -72,6 +72,15 @@ def nginx_version() -> str:
     return subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
 
 
+def host_variables() -> dict[str, Any]:
+    """Return what the role's tasks register of a host before they write anything, as it is here."""
+    return {
+        "ansible_python_interpreter": sys.executable,
+        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
+        "__nginx_ingress_version": {"stderr": nginx_version()},
+    }
+
+
 def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     """Run tasks for the ingress hosts of an inventory, on this machine, with the project's group_vars."""
     playbook = folder / "play.yml"
@@ -110,7 +119,7 @@ def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]
         {"copy": {"content": rendered, "dest": f"{root}.json", "mode": "0600"}},
         parts_task(f"{root}.parts.json"),
     ]
-    run_play(folder, inventory, VARIABLES, tasks)
+    run_play(folder, inventory, host_variables(), tasks)
     for name, host in found.items():
         texts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for file, text in zip(templates, texts, strict=True):
@@ -118,14 +127,6 @@ def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]
             (host.root / file).write_text(text, encoding="utf-8")
         install_parts(folder / f"{name}.parts.json", host.root)
     return found
-
-
-# What the role's tasks find out of a host before they write anything
-VARIABLES: dict[str, Any] = {
-    "ansible_python_interpreter": sys.executable,
-    "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
-    "__nginx_ingress_version": {"stderr": nginx_version()},
-}
 
 
 def parts_task(file: str) -> dict[str, Any]:

@@ -78,8 +78,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "secret": STOCK | SECRET,
         "tls": STOCK | tls,
         "work-tls": tls,
-        "back": STOCK
-        | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
+        "back": STOCK | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS).decode()}},
     }
     return render(folder, settings)
 

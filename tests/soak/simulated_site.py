@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from tests.integration.conftest import LOAD_LUA, SEED, Stack, free_port, wait_for
-from tests.integration.rendered import SERVER, VARIABLES, install_parts, parts_task, run_play
+from tests.integration.rendered import SERVER, host_variables, install_parts, parts_task, run_play
 from vllm_lb.backups import Backups
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def write_server(site: Site) -> None:
         {"import_role": {"name": "nginx_ingress", "tasks_from": "preflight.yml"}},
         parts_task(str(rendered)),
     ]
-    run_play(folder, inventory, VARIABLES | {"__nginx_ingress_ipv6": {"stat": {"exists": False}}}, tasks)
+    run_play(folder, inventory, host_variables() | {"__nginx_ingress_ipv6": {"stat": {"exists": False}}}, tasks)
     published = {f"/etc/nginx/vllm-nginx-lb/{name}": str(site.upstream) for name in ("upstream.conf", "weights.json")}
     install_parts(rendered, site.directory, published)
 
