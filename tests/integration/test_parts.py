@@ -21,7 +21,8 @@ from tests.playbook import play
 if TYPE_CHECKING:
     import subprocess
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+# In one process: the tests are steps.
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group("steps of the parts")]
 PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
