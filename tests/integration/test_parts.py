@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group(
 PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
-# A pool whose upstream somebody else's file has already: nginx refuses to have it twice.
+# A pool whose upstream another file has: nginx refuses a second one.
 REFUSED = {"nginx_ingress_pools": {"taken": {"path_prefix": "/taken"}}, "nginx_ingress_requests_per_minute": 60}
 WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", "port": 8000, "weight": 55}]}]}
 
