@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
-"""Filters of the role nginx_ingress: problems of its clients, pools, limits and addresses, and the limits to enforce."""
+"""Filters of the role nginx_ingress: problems of its clients, pools, limits and addresses; the limits to enforce."""
 
 from __future__ import annotations
 
@@ -167,11 +167,8 @@ def nginx_ingress_retry_after(limits: Sequence[Settings], client: str = "") -> i
         limits: see nginx_ingress_limits.
         client: the name of a client that has limits of its own; empty for all other clients.
     """
-    counting = [
-        limit
-        for limit in limits
-        if limit["zone"].startswith("pool_") or limit["only"] == client  # for no client by name, this includes the limit "all"
-    ]
+    # The limit "all" is for no client by name: its ``only`` is empty, as ``client`` then is.
+    counting = [limit for limit in limits if limit["zone"].startswith("pool_") or limit["only"] == client]
     rates = [limit["requests_per_minute"] for limit in counting if limit["requests_per_minute"]]
     return max((math.ceil(60 / rate) for rate in rates), default=1)
 
