@@ -21,8 +21,7 @@ from tests.playbook import play
 if TYPE_CHECKING:
     import subprocess
 
-# In one process: the tests are steps.
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group("steps of the parts")]
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
@@ -109,10 +108,9 @@ def changed(done: subprocess.CompletedProcess[str]) -> int:
     return int(done.stdout.rpartition("changed=")[2].split()[0])
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """Make a host that has the layout before the parts."""
-    it = Machine(tmp_path_factory.mktemp("machine"))
+def with_the_former_layout(root: Path) -> Machine:
+    """Return a host that has the layout before the parts."""
+    it = Machine(root)
     (it.root / SERVER).write_text(FORMER)
     former = it.root / "etc/nginx/vllm-nginx-lb"
     (former / "lua/vllm_nginx_lb").mkdir(parents=True)
@@ -124,10 +122,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return it
 
 
-# The tests are steps: each begins with the host as the one before it leaves it.
-
-
-def test_a_set_that_nginx_refuses_leaves_the_layout_before_the_parts(machine: Machine) -> None:
+def refuse_an_upgrade(machine: Machine) -> None:
+    """An upgrade that nginx refuses leaves the layout before the parts."""
     before = machine.files()
     done = machine.configure(**REFUSED)
     assert done.returncode != 0
@@ -138,7 +134,8 @@ def test_a_set_that_nginx_refuses_leaves_the_layout_before_the_parts(machine: Ma
     assert machine.reloads() == 0
 
 
-def test_the_parts_replace_the_layout_before_them(machine: Machine) -> None:
+def upgrade(machine: Machine) -> None:
+    """The parts replace the layout before them."""
     done = machine.configure(nginx_ingress_clients=CLIENTS)
     assert done.returncode == 0, done.stdout
     known = machine.root / "etc/nginx/vllm-nginx-lb"
@@ -152,7 +149,8 @@ def test_the_parts_replace_the_layout_before_them(machine: Machine) -> None:
     assert machine.reloads() == 1
 
 
-def test_a_second_run_changes_nothing(machine: Machine) -> None:
+def repeat(machine: Machine) -> None:
+    """A second run changes nothing."""
     before = machine.files()
     done = machine.configure(nginx_ingress_clients=CLIENTS)
     assert (done.returncode, changed(done)) == (0, 0), done.stdout
@@ -160,7 +158,8 @@ def test_a_second_run_changes_nothing(machine: Machine) -> None:
     assert machine.reloads() == 1
 
 
-def test_a_set_that_nginx_refuses_is_put_back_as_a_whole(machine: Machine) -> None:
+def refuse_a_change(machine: Machine) -> None:
+    """The former set is live again, with all of its files, after a change that nginx refuses."""
     before = machine.files()
     done = machine.configure(nginx_ingress_clients=[*CLIENTS, {"name": "b", "key": "b" * 20}], **REFUSED)
     assert done.returncode != 0
@@ -168,7 +167,8 @@ def test_a_set_that_nginx_refuses_is_put_back_as_a_whole(machine: Machine) -> No
     assert machine.files() == before
 
 
-def test_a_run_removes_what_an_interrupted_run_and_other_settings_left(machine: Machine) -> None:
+def change(machine: Machine) -> None:
+    """A change removes the set of an interrupted run, and the parts and modules that nothing needs."""
     shutil.copytree(machine.parts, machine.root / "etc/nginx/vllm-nginx-lb/parts.2", symlinks=True)
     (machine.root / "etc/nginx/vllm-nginx-lb/parts.2/broken.conf").write_text("}")
     (machine.root / "etc/nginx/vllm-nginx-lb/weights.json").write_text(json.dumps(WEIGHTS))
@@ -180,6 +180,12 @@ def test_a_run_removes_what_an_interrupted_run_and_other_settings_left(machine: 
     assert not [name for name in found if name.endswith((".lua", "clients.conf", "broken.conf"))]
     assert not [name for name in found if "/parts.1/" in name]
     assert "server 192.0.2.9:8000 weight=55;" in found["etc/nginx/vllm-nginx-lb/upstream.conf"]
+
+
+def test_a_host_always_has_one_whole_set(tmp_path: Path) -> None:
+    machine = with_the_former_layout(tmp_path)
+    for step in (refuse_an_upgrade, upgrade, repeat, refuse_a_change, change):
+        step(machine)
 
 
 def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(tmp_path: Path) -> None:
