@@ -20,7 +20,7 @@ import trustme
 
 from benchmarks.overhead import POST, ask, instant_nodes
 from benchmarks.real import free_ports
-from tests.integration.rendered import Host, ingress, render
+from tests.integration.rendered import PARTS, Host, ingress, render
 
 CLIENTS = [{"name": f"client-{i}", "key": f"key-of-client-number-{i:03}"} for i in range(100)]
 EVERYTHING = {
@@ -107,7 +107,7 @@ def measure(origin: str, script: Path) -> list[float]:
 def measure_ingress(folder: Path, host: Host, node_port: int, script: Path) -> list[float]:
     """Return the median latency through an ingress at each number of connections, in ms."""
     certify(host.root)
-    is_tls = "ssl_certificate " in host.text("etc/nginx/conf.d/vllm-nginx-lb.conf")
+    is_tls = "ssl_certificate " in host.text(f"{PARTS}/api_server.conf")
     place = folder / f"run-{host.port}"
     place.mkdir()
     with ingress(place, host, [node_port], batch=[node_port]):

@@ -7,16 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 
 
 def play(
-    folder: Path, inventory: dict[str, Any], playbook: Path, *options: str, path: str = "", **variables: Any
+    folder: Path,
+    inventory: dict[str, Any],
+    playbook: Path,
+    *options: str,
+    path: str = "",
+    within: Sequence[str] = (),
+    **variables: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook on an inventory, with everything that Ansible keeps below a folder.
 
@@ -26,6 +35,7 @@ def play(
         playbook: what to run.
         options: further options of ansible-playbook.
         path: where Ansible's tasks find programs before those in PATH.
+        within: a command that runs the command that follows it, such as unshare.
         variables: extra variables.
     """
     if not (group_vars := folder / "group_vars").exists():
@@ -33,7 +43,7 @@ def play(
     hosts = folder / "hosts.yml"
     hosts.write_text(yaml.safe_dump(inventory), encoding="utf-8")
     return subprocess.run(
-        [ANSIBLE_PLAYBOOK, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
+        [*within, ANSIBLE_PLAYBOOK, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
         capture_output=True,
         text=True,
         check=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 DEADLINE_SECONDS = 20
 
+ROLE = ROOT / "roles" / "nginx_ingress"
+SERVER = "etc/nginx/conf.d/vllm-nginx-lb.conf"  # which Debian's nginx.conf includes
+PARTS = "etc/nginx/vllm-nginx-lb/parts"
+UPSTREAM = "etc/nginx/vllm-nginx-lb/upstream.conf"
+# The parts that a host needs, by name: an expression for Ansible.
+WANTED_PARTS = "(__nginx_ingress_parts + __nginx_ingress_secret_parts) | selectattr('wanted') | map(attribute='name')"
+# Other templates, by role
 TEMPLATES: dict[str, list[str]] = {
-    "nginx_ingress": [
-        "etc/nginx/conf.d/vllm-nginx-lb.conf",
-        "etc/nginx/vllm-nginx-lb/clients.conf",
-        "etc/nginx/vllm-nginx-lb/upstream.conf",
-        "etc/nginx/vllm-nginx-lb/upstream_api_key.conf",
-    ],
+    "nginx_ingress": [UPSTREAM],
     "vllm_nginx_lb": [
         "etc/vllm-nginx-lb/config.yml",
         "etc/systemd/system/vllm-nginx-lb.service",
@@ -67,6 +70,15 @@ def nginx_version() -> str:
     """Return what nginx says of itself."""
     assert NGINX, "these tests need nginx"
     return subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
+
+
+def host_variables() -> dict[str, Any]:
+    """Return what the role's tasks register of a host before they write anything, as it is here."""
+    return {
+        "ansible_python_interpreter": sys.executable,
+        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
+        "__nginx_ingress_version": {"stderr": nginx_version()},
+    }
 
 
 def run_play(folder: Path, inventory: dict[str, Any], variables: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
@@ -105,33 +117,52 @@ def render(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, Host]
     tasks: list[dict[str, Any]] = [
         *({"import_role": {"name": role, "tasks_from": "preflight.yml"}} for role in TEMPLATES),
         {"copy": {"content": rendered, "dest": f"{root}.json", "mode": "0600"}},
+        parts_task(f"{root}.parts.json"),
     ]
-    variables = {
-        "ansible_python_interpreter": sys.executable,
-        "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
-        "__nginx_ingress_upstream_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream.conf",
-        "__nginx_ingress_weights_file": f"{root}/etc/nginx/vllm-nginx-lb/weights.json",
-        "__nginx_ingress_clients_file": f"{root}/etc/nginx/vllm-nginx-lb/clients.conf",
-        "__nginx_ingress_upstream_api_key_file": f"{root}/etc/nginx/vllm-nginx-lb/upstream_api_key.conf",
-        "__nginx_ingress_lua_directory": str(LUA),
-        "__nginx_ingress_page_directory": str(LUA.with_name("page")),
-        "__nginx_ingress_state_directory": f"{root}/var/lib/vllm-nginx-lb",
-        "__nginx_ingress_version": {"stderr": nginx_version()},
-    }
-    run_play(folder, inventory, variables, tasks)
+    run_play(folder, inventory, host_variables(), tasks)
     for name, host in found.items():
         texts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for file, text in zip(templates, texts, strict=True):
             (host.root / file).parent.mkdir(parents=True, exist_ok=True)
             (host.root / file).write_text(text, encoding="utf-8")
-        relocate(host.root / "etc/nginx/conf.d/vllm-nginx-lb.conf", host.root)
+        install_parts(folder / f"{name}.parts.json", host.root)
     return found
 
 
-def relocate(server: Path, root: Path) -> None:
-    """Let a server file have its log and certificate in a folder; the role takes no other places for them."""
-    text = server.read_text(encoding="utf-8").replace("/var/log/nginx/", f"{root}/")
-    server.write_text(text.replace("/etc/nginx/vllm-nginx-lb/tls.", f"{root}/tls."), encoding="utf-8")
+def parts_task(file: str) -> dict[str, Any]:
+    """Return the task that writes the parts that settings change to a file, as JSON by name."""
+    templates = f"['{ROLE}/templates/{PARTS}/'] | product(parts, ['.j2']) | map('join')"
+    rendered = (
+        f"{{% set parts = {WANTED_PARTS} | list %}}"
+        f"{{{{ dict(parts | zip(lookup('template', *({templates}), wantlist=true))) | to_json }}}}"
+    )
+    return {"copy": {"content": rendered, "dest": file, "mode": "0600"}}
+
+
+def install_parts(rendered: Path, root: Path, places: dict[str, str] | None = None) -> None:
+    """Install the parts of nginx's configuration below a folder, with Lua and the status page of this repository.
+
+    Args:
+        rendered: what parts_task wrote.
+        root: the folder that stands for /.
+        places: further paths of a host, and what stands for them here.
+    """
+    paths = {
+        **(places or {}),
+        f"/{PARTS}/lua": str(LUA),
+        "/etc/nginx/vllm-nginx-lb/tls.": f"{root}/tls.",
+        "/etc/nginx/vllm-nginx-lb/": f"{root}/etc/nginx/vllm-nginx-lb/",
+        "/var/log/nginx/": f"{root}/",
+        "/usr/local/share/vllm-nginx-lb/page": str(LUA.with_name("page")),
+        "/var/lib/vllm-nginx-lb": f"{root}/var/lib/vllm-nginx-lb",
+    }
+    texts = {f"{PARTS}/{name}": text for name, text in json.loads(rendered.read_text(encoding="utf-8")).items()}
+    texts |= {f"{PARTS}/{file.name}": file.read_text(encoding="utf-8") for file in ROLE.glob("files/nginx/*.conf")}
+    texts[SERVER] = (ROLE / "files" / "conf.d" / Path(SERVER).name).read_text(encoding="utf-8")
+    for name, text in texts.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(re.sub("|".join(map(re.escape, paths)), lambda found: paths[found[0]], text), encoding="utf-8")
 
 
 @dataclass
@@ -238,14 +269,14 @@ class Ingress:
 
 
 def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
-    """Return the command of an nginx that serves the rendered server file and writes below `folder`."""
+    """Return the command of an nginx that serves the rendered parts and writes below `folder`."""
     assert NGINX, "these tests need nginx"
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
     main = folder / "nginx.conf"
     main.write_text(
         f"{LOAD_LUA}daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
         f"events {{ }}\nhttp {{ access_log off; client_body_temp_path {folder}/body;\n{temporary}"
-        f"include {host.root}/etc/nginx/conf.d/vllm-nginx-lb.conf; }}\n",
+        f"include {host.root}/{SERVER}; }}\n",
         encoding="utf-8",
     )
     return [NGINX, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log"), *options]
@@ -253,12 +284,12 @@ def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
 
 @contextlib.contextmanager
 def ingress(folder: Path, host: Host, ports: list[int], **pools: list[int]) -> Iterator[Ingress]:
-    """Run nginx on the rendered server file, with these node ports as its upstream, and those of other pools."""
+    """Run nginx on the rendered parts, with these node ports as its upstream, and those of other pools."""
     upstreams = ""
     for name, members in {"llm_cluster": ports, **pools}.items():
         servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in members)
         upstreams += f"upstream {name} {{ {servers} keepalive 64; keepalive_timeout 2s; }}\n"
-    (host.root / "etc/nginx/vllm-nginx-lb/upstream.conf").write_text(
+    (host.root / UPSTREAM).write_text(
         f'{upstreams}map "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
         encoding="utf-8",
     )

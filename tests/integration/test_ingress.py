@@ -18,7 +18,19 @@ import pytest
 import trustme
 
 from tests.integration.conftest import wait_for
-from tests.integration.rendered import DEADLINE_SECONDS, Host, Ingress, Node, ask, ingress, nginx_command, render, serve
+from tests.integration.rendered import (
+    DEADLINE_SECONDS,
+    PARTS,
+    ROLE,
+    Host,
+    Ingress,
+    Node,
+    ask,
+    ingress,
+    nginx_command,
+    render,
+    serve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +67,7 @@ FULL: dict[str, Any] = {
     "nginx_ingress_client_max_body_size_mib": 32,
     "nginx_ingress_read_timeout_seconds": 1,
 }
+CONSTANT_PARTS = {file.name for file in (ROLE / "files" / "nginx").iterdir()}
 GIXY = Path(sys.executable).with_name("gixy")
 BALANCERS = ("upstream", "work")
 
@@ -186,8 +199,8 @@ def test_the_key_word_of_a_key_may_be_in_any_case(entry: tuple[Ingress, Node, No
 
 def test_openai_raises_its_own_exceptions(entry: tuple[Ingress, Node, Node], trust: ssl.SSLContext) -> None:
     running, node, _ = entry
-    with client(running.host, trust, "not-a-key-of-anybody") as stranger, pytest.raises(openai.AuthenticationError):
-        complete(stranger)
+    with client(running.host, trust, "not-a-key-of-anybody") as refused, pytest.raises(openai.AuthenticationError):
+        complete(refused)
     with client(running.host, trust) as user:
         with pytest.raises(openai.NotFoundError, match="not served here"):
             user.files.list()
@@ -395,7 +408,18 @@ def test_what_is_rendered_is_valid_for_nginx_and_linters(tmp_path: Path, hosts: 
     assert "[warn]" not in done.stderr
     parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=name != "work", check_args=name != "work")
     assert parsed["errors"] == []
+    written = {str(file) for file in (hosts[name].root / PARTS).iterdir() if file.name not in CONSTANT_PARTS}
+    assert written - {part["file"] for part in parsed["config"]} == set(), "a part that nothing includes"
     # Upstreams have addresses and no names, so there is nothing to resolve; and a wrong name closes the connection.
     linted = [str(GIXY), "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
     found = subprocess.run(linted, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_every_part_that_no_setting_changes_is_included_somewhere(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    included = set()
+    for host in hosts.values():
+        nginx_command(tmp_path, host)
+        parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=False, check_args=False)
+        included |= {Path(part["file"]).name for part in parsed["config"]}
+    assert included >= CONSTANT_PARTS

@@ -18,6 +18,7 @@ import yaml
 from tests.integration.conftest import free_port, wait_for
 from tests.integration.rendered import (
     TEMPLATES,
+    UPSTREAM,
     Host,
     Node,
     ask,
@@ -45,7 +46,7 @@ TUNED = {
 WORK: dict[str, Any] = {}  # which is the default
 STOCK = {"nginx_ingress_balancer": "upstream"}
 WORK_TUNED = TUNED | {"nginx_ingress_work_affinity": "prefix", "nginx_ingress_work_keepalive": 0}
-# Of a host that had the balancer work until now.
+# The weights of a host that changes from the balancer work to upstream
 FORMER_WEIGHTS = json.dumps(
     {
         "pools": [
@@ -53,7 +54,7 @@ FORMER_WEIGHTS = json.dumps(
             {"name": "llm_cluster", "nodes": [{"address": "2001:db8::2", "port": 8000, "weight": 55}]},
         ]
     }
-)
+).encode()
 SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
 
 
@@ -77,7 +78,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "secret": STOCK | SECRET,
         "tls": STOCK | tls,
         "work-tls": tls,
-        "back": STOCK | {"__nginx_ingress_known": {"content": base64.b64encode(FORMER_WEIGHTS.encode()).decode()}},
+        "back": STOCK | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS).decode()}},
     }
     return render(folder, settings)
 
@@ -152,11 +153,11 @@ def test_seed_and_server_are_valid_for_nginx(tmp_path: Path, hosts: dict[str, Ho
     result = subprocess.run(nginx_command(tmp_path, hosts[name], "-t"), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "[warn]" not in result.stderr
-    assert "seed" in hosts[name].text("etc/nginx/vllm-nginx-lb/upstream.conf")
+    assert "seed" in hosts[name].text(UPSTREAM)
 
 
 def test_a_host_that_had_the_balancer_work_begins_with_its_nodes(tmp_path: Path, hosts: dict[str, Host]) -> None:
-    seed = hosts["back"].text("etc/nginx/vllm-nginx-lb/upstream.conf")
+    seed = hosts["back"].text(UPSTREAM)
     assert re.findall(r"server (.*);", seed) == ["192.0.2.9:8000 down", "[2001:db8::2]:8000 weight=55"]
     result = subprocess.run(nginx_command(tmp_path, hosts["back"], "-t"), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

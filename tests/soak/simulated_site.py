@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from tests.integration.conftest import LOAD_LUA, LUA, SEED, Stack, free_port, wait_for
-from tests.integration.rendered import relocate, run_play
+from tests.integration.conftest import LOAD_LUA, SEED, Stack, free_port, wait_for
+from tests.integration.rendered import SERVER, host_variables, install_parts, parts_task, run_play
 from vllm_lb.backups import Backups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = "etc/nginx/conf.d/vllm-nginx-lb.conf"
 WORKERS = 2
 SHUTTING_DOWN = b"nginx: worker process is shutting down"
 
@@ -149,9 +148,7 @@ def start_of_draining(pid: str) -> int | None:
 
 
 def write_server(site: Site) -> None:
-    """Let Ansible write the role's server file."""
-    target = site.directory / SERVER
-    target.parent.mkdir(parents=True)
+    """Let Ansible write the role's parts of nginx's configuration."""
     folder = site.directory / "ansible"
     folder.mkdir()
     settings = {
@@ -162,20 +159,14 @@ def write_server(site: Site) -> None:
     }
     nodes = {node.name: {"ansible_host": node.host, "vllm_port": node.port} for node in site.machines.values()}
     inventory = {"ingress": {"hosts": {"entry": settings}}, "vllm": {"hosts": nodes}}
-    template = ROOT / "roles" / "nginx_ingress" / "templates" / f"{SERVER}.j2"
+    rendered = folder / "parts.json"
     tasks: list[dict[str, Any]] = [
         {"import_role": {"name": "nginx_ingress", "tasks_from": "preflight.yml"}},
-        {"template": {"src": str(template), "dest": str(target)}},
+        parts_task(str(rendered)),
     ]
-    variables = {
-        "ansible_python_interpreter": sys.executable,
-        "__nginx_ingress_ipv6": {"stat": {"exists": False}},
-        "__nginx_ingress_upstream_file": str(site.upstream),
-        "__nginx_ingress_weights_file": str(site.upstream),
-        "__nginx_ingress_lua_directory": str(LUA),
-    }
-    run_play(folder, inventory, variables, tasks)
-    relocate(target, site.directory)
+    run_play(folder, inventory, host_variables() | {"__nginx_ingress_ipv6": {"stat": {"exists": False}}}, tasks)
+    published = {f"/etc/nginx/vllm-nginx-lb/{name}": str(site.upstream) for name in ("upstream.conf", "weights.json")}
+    install_parts(rendered, site.directory, published)
 
 
 def node_names(hosts: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from roles.nginx_ingress.filter_plugins.nginx_ingress import (
     nginx_ingress_address_problems,
     nginx_ingress_limits,
+    nginx_ingress_named_files,
     nginx_ingress_problems,
     nginx_ingress_retry_after,
 )
@@ -178,3 +179,11 @@ def test_a_network_of_no_use_is_refused_with_the_reason() -> None:
     (line,) = nginx_ingress_address_problems([], ["192.0.2.1/24"])
     assert line.endswith("correct it (192.0.2.1/24 has host bits set)")
     assert nginx_ingress_address_problems(["192.0.2.0/24"], [])
+
+
+def test_files_are_named_below_their_folder() -> None:
+    found = [{"path": "/a/b/c.conf", "checksum": "1", "mode": "0644"}, {"path": "/a/b/d/e.lua", "checksum": "2"}]
+    assert nginx_ingress_named_files(found, "/a/b") == [
+        {"name": "c.conf", "checksum": "1"},
+        {"name": "d/e.lua", "checksum": "2"},
+    ]

@@ -108,7 +108,7 @@ def test_the_log_names_the_client_and_has_no_key(host: str) -> None:
 
 @each_ingress
 def test_only_root_reads_the_keys(host: str) -> None:
-    names = ("clients.conf", "upstream_api_key.conf", "tls.key")
+    names = ("parts/clients.conf", "parts/upstream_api_key.conf", "tls.key")
     files = [f"/etc/nginx/vllm-nginx-lb/{name}" for name in names]
     assert set(stack.run(host, "stat", "--format=%a %U", *files).splitlines()) == {"600 root"}
     readable = "find /etc/nginx /etc/vllm-nginx-lb -type f -perm -o=r -exec cat {} +"

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
-"""What the role nginx_ingress works out from its clients, pools and limits, and what can be wrong with them."""
+"""Filters of the role nginx_ingress: problems of its clients, pools, limits and addresses; the limits to enforce."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-# Not what has another meaning in nginx's maps.
+# Words that have a meaning of their own in nginx's maps are no names.
 WORDS = r"(?!(default|hostnames|include|volatile)\Z)"
 CLIENT = re.compile(WORDS + r"[A-Za-z0-9._-]{1,63}")
-# Of a text that begins with ~ nginx would make a regular expression.
+# In a map, a text that begins with ~ is a regular expression.
 KEY = re.compile(r"[A-Za-z0-9._+/=-][A-Za-z0-9._~+/=-]{15,127}")
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SERVER_NAME = re.compile(r"[A-Za-z0-9*._-]{1,253}")
@@ -36,14 +36,14 @@ def whole_number(value: object) -> int | None:
 
 
 def unknown_keys(where: str, settings: Settings, allowed: Sequence[str]) -> Iterator[str]:
-    """A misspelt key would be ignored without a word."""
+    """Yield a problem for each key that the role does not know: nothing would use a misspelt key."""
     for key in settings:
         if key not in allowed:
             yield f"{where} has {key!r}; allowed is {', '.join(allowed)}; correct or remove it"
 
 
 def limit_problems(where: str, settings: Settings) -> Iterator[str]:
-    """Limits are whole numbers."""
+    """Yield a problem for each limit that is no whole number in its range."""
     for key in LIMITS:
         value = whole_number(settings.get(key, 0))
         if value is None or value > MOST:
@@ -51,14 +51,14 @@ def limit_problems(where: str, settings: Settings) -> Iterator[str]:
 
 
 def duplicates(where: str, what: str, values: Sequence[str]) -> Iterator[str]:
-    """Of two with one value, only the first would ever be found. nginx compares without regard to case."""
+    """Yield a problem for each value that is there twice: nginx, which ignores case, would only find the first one."""
     for value, count in Counter(value.lower() for value in values).items():
         if count > 1:
             yield f"{where} has the {what} {value!r} {count} times, in any case; each must be there once; remove one"
 
 
 def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
-    """Yield what is wrong with the clients; never a key, which is a secret."""
+    """Yield the problems of the clients. A problem never shows a key."""
     for index, client in enumerate(clients):
         where = f"nginx_ingress_clients[{index}]"
         name, key = client.get("name"), client.get("key")
@@ -82,7 +82,7 @@ SELECTORS = {"server_names": (SERVER_NAME, "host names"), "x_models": (X_MODEL, 
 
 
 def selector_problems(where: str, settings: Settings) -> Iterator[str]:
-    """A pool needs something by which requests find it."""
+    """Yield the problems of what decides that a request goes to this pool."""
     prefix = settings.get("path_prefix", "/v1")
     if not isinstance(prefix, str) or not PATH_PREFIX.fullmatch(prefix):
         yield f"{where}.path_prefix is {prefix!r}; allowed is a path such as /batch, without a last /; correct it"
@@ -95,7 +95,7 @@ def selector_problems(where: str, settings: Settings) -> Iterator[str]:
 
 
 def pool_problems(pools: Mapping[str, Settings]) -> Iterator[str]:
-    """Yield what is wrong with the pools that have requests of their own."""
+    """Yield the problems of the pools of nginx_ingress_pools."""
     for pool, settings in pools.items():
         where = f"nginx_ingress_pools.{pool}"
         if not POOL.fullmatch(pool):
@@ -114,7 +114,7 @@ def pool_problems(pools: Mapping[str, Settings]) -> Iterator[str]:
 
 
 def shape_problems(clients: object, pools: object) -> Iterator[str]:
-    """Yield what keeps the other checks from looking further."""
+    """Yield the problems of types, without which the other checks cannot work."""
     if not isinstance(clients, list) or not all(isinstance(client, dict) for client in clients):
         yield "nginx_ingress_clients: allowed is a list of dicts with name and key; correct it"
     if not isinstance(pools, dict) or not all(isinstance(settings, dict) for settings in pools.values()):
@@ -139,10 +139,11 @@ def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Sett
 def nginx_ingress_limits(
     limits: Settings, clients: Sequence[Settings], pools: Mapping[str, Settings]
 ) -> list[dict[str, Any]]:
-    """Return the limits to enforce, all of them at once.
+    """Return the limits to enforce. nginx enforces each of them on every request that it counts.
 
-    Each has LIMITS as numbers (0: none), ``zone`` (a part of names), and whom it counts: requests for which the nginx
-    variable ``selector`` has the value ``only``, or if that is empty has none of the values ``unlike``.
+    Each has LIMITS as numbers (0: no limit) and ``zone``, a part of nginx's names. It counts the requests for which the
+    nginx variable ``selector`` has the value ``only``. If ``only`` is empty, it counts the requests for which the
+    variable has none of the values ``unlike``.
     """
     own = [client for client in clients if any(key in client for key in LIMITS)]
     by_client = "$vllm_nginx_lb_client" if clients else '""'
@@ -160,17 +161,14 @@ def nginx_ingress_limits(
 
 
 def nginx_ingress_retry_after(limits: Sequence[Settings], client: str = "") -> int:
-    """Return after how many seconds, at least 1, the slowest rate that counts a client has let one more request in.
+    """Return the seconds, at least 1, after which the slowest rate that counts a client allows one more request.
 
     Args:
         limits: see nginx_ingress_limits.
-        client: one that has limits of its own; empty for all others.
+        client: the name of a client that has limits of its own; empty for all other clients.
     """
-    counting = [
-        limit
-        for limit in limits
-        if limit["zone"].startswith("pool_") or limit["only"] == client  # that of "all" is for nobody in particular
-    ]
+    # The limit "all" is for no client by name: its ``only`` is empty, as ``client`` then is.
+    counting = [limit for limit in limits if limit["zone"].startswith("pool_") or limit["only"] == client]
     rates = [limit["requests_per_minute"] for limit in counting if limit["requests_per_minute"]]
     return max((math.ceil(60 / rate) for rate in rates), default=1)
 
@@ -184,7 +182,7 @@ def is_address(value: object) -> bool:
 
 
 def nginx_ingress_address_problems(addresses: Sequence[object], allowed: Sequence[object]) -> list[str]:
-    """Return one line per problem of the status server's addresses and of those who may see it.
+    """Return one line per problem of the status server's addresses and of the clients that may see it.
 
     Args:
         addresses: IP addresses that it listens on.
@@ -209,14 +207,20 @@ def nginx_ingress_address_problems(addresses: Sequence[object], allowed: Sequenc
     return found
 
 
+def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, str]]:
+    """Return the name below a folder, and the checksum, of each file that ansible.builtin.find has found there."""
+    return [{"name": file["path"].removeprefix(f"{folder}/"), "checksum": file["checksum"]} for file in files]
+
+
 class FilterModule:
-    """What Ansible loads."""
+    """The class that Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         filters = (
             nginx_ingress_address_problems,
             nginx_ingress_limits,
+            nginx_ingress_named_files,
             nginx_ingress_problems,
             nginx_ingress_retry_after,
         )
