@@ -2,16 +2,27 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-unit test-integration \
-	test-fast test-python test-soak test-molecule test demo demo-down bench clean
+.PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-page test-unit \
+	test-integration test-fast test-python test-soak test-molecule test-scenarios test test-nightly demo demo-down dist \
+	bench clean
 
 PYTHON ?= python3
 VENV := .venv
 SCENARIO := default
-SCENARIOS := default work_balancer ingress demo faults
+# The longest first.
+SCENARIOS := ingress faults default demo
+# A scenario waits half of its time: two at once keep two cores busy.
+SCENARIOS_AT_ONCE := 2
 BENCH := quick
+# What is random in the tests is the same each time, and new each night: see test-nightly. With this seed every kind of
+# fault comes in the soak.
+SOAK_SEED ?= 29
+NIGHTLY_SOAKS := 5
+NIGHTLY_RELEASES := bookworm trixie forky
+# Tests wait half of their time, for nodes and for nginx.
+WORKERS := $(shell echo $$(($$(nproc) * 3 / 2)))
 # By file, and not by number of tests: the slowest file has few, would come last, and the others would wait for it.
-IN_ORDER := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+IN_ORDER := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 # Debian has nginx in a folder that is not in everybody's path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export PYTHON
@@ -44,6 +55,7 @@ lint-python:
 	ruff check .
 	ruff format --check .
 	mypy
+	PYTHONPATH=files lint-imports --no-cache
 
 lint-lua:
 	luacheck --quiet roles tests/lua
@@ -57,18 +69,22 @@ test-lua: ## Run the unit tests of what runs in nginx
 	tools/system-packages lua
 	busted
 
-test-unit: venv test-lua ## Run the unit tests
+test-page: ## Run the unit tests of the status page
+	tools/system-packages page
+	node --test tests/page/*.test.js
+
+test-unit: venv test-lua test-page ## Run the unit tests
 	pytest --numprocesses=auto tests/unit
 
 test-integration: venv ## Run the integration tests, with the real nginx on loopback
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=loadfile tests/integration
 
-test-fast: lint test-lua ## All but faults, long runs, the soak and the containers, within two minutes
+test-fast: lint test-lua test-page ## All but faults, long runs, the soak and the containers, within two minutes
 	tools/system-packages integration
 	pytest --numprocesses=auto --dist=worksteal -m "not fault and not slow" tests/unit tests/integration
 
-test-python: venv test-lua ## All unit and integration tests, faults too, and how much of the script they reach
+test-python: venv test-lua test-page ## All unit and integration tests, faults too, and how much of the script they reach
 	tools/system-packages integration
 	pytest $(IN_ORDER) -m "not unmeasured" --cov --cov-report= tests/unit tests/integration
 	coverage report --fail-under=95
@@ -76,18 +92,32 @@ test-python: venv test-lua ## All unit and integration tests, faults too, and ho
 
 test-soak: venv ## Half an hour of random faults, and long streams, in about three minutes (SOAK_SEED repeats a run)
 	tools/system-packages integration
-	pytest --numprocesses=2 tests/soak
+	SOAK_SEED=$(SOAK_SEED) pytest --numprocesses=2 tests/soak
 
-test-molecule: venv ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
+test-molecule: test-molecule-$(SCENARIO) ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
+
+.PHONY: $(SCENARIOS:%=test-molecule-%)
+$(SCENARIOS:%=test-molecule-%): test-molecule-%: venv dist
 	tools/system-packages containers
 	@# The tests that failed, and why, are said once more at the end, behind all that is torn down.
-	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $(SCENARIO) 2>&1 | \
+	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $* 2>&1 | \
 		tee "$$log" || \
 		{ grep -E " (FAILED [^-]|E   )" "$$log" | tail --bytes=1500; false; }
 
-test: lint test-python test-soak ## Everything
-	for scenario in $(SCENARIOS); do $(MAKE) test-molecule SCENARIO=$$scenario; done
+test-scenarios: venv dist ## All scenarios of Molecule; each shows what it did when it has ended
+	tools/system-packages containers
+	$(MAKE) --no-print-directory --jobs=$(SCENARIOS_AT_ONCE) --keep-going --output-sync=target $(SCENARIOS:%=test-molecule-%)
+
+test: lint test-python test-soak test-scenarios ## Everything, the same each time
 	@echo "make test: everything passed"
+
+test-nightly: venv test-lua ## Hours: random searches and soaks, and all scenarios on Debian 12, 13 and testing
+	tools/system-packages integration
+	HYPOTHESIS_PROFILE=nightly pytest $(IN_ORDER) -m hypothesis tests/unit tests/integration
+	for i in $$(seq $(NIGHTLY_SOAKS)); do env --unset=SOAK_SEED pytest --numprocesses=2 tests/soak; done
+	for release in $(NIGHTLY_RELEASES); do \
+		VLLM_NGINX_LB_TEST_DEBIAN=$$release $(MAKE) --no-print-directory test-scenarios; done
+	@echo "make test-nightly: everything passed"
 
 demo: venv ## Show one ingress and three simulated nodes at work, about a minute of load
 	tools/system-packages containers
@@ -95,6 +125,9 @@ demo: venv ## Show one ingress and three simulated nodes at work, about a minute
 
 demo-down: venv ## Remove all that the demo made
 	$(AS_ROOT) demo/down
+
+dist: venv ## Build dist/vllm-nginx-lb.pyz, the script with its libraries in one file
+	tools/make-dist dist/vllm-nginx-lb.pyz
 
 bench: venv ## Measure against other balancers (BENCH=quick: about 3 minutes; BENCH=full: hours), and what a tick costs
 	tools/system-packages bench

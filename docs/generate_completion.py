@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write files/completion/, what bash and zsh complete, from the command line that the script has.
+"""Write files/completion/, the completion for bash and zsh, from the script's parser of its command line.
 
 python3 docs/generate_completion.py           writes the files
 python3 docs/generate_completion.py --check   exits 1 when a file is out of date, and changes nothing
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "files" / "completion"
 FILES = {"bash": FOLDER / "vllm-nginx-lb.bash", "zsh": FOLDER / "_vllm-nginx-lb"}
-MADE = "# Made by docs/generate_completion.py from the script's command line: change those.\n"
+MADE = "# Made by docs/generate_completion.py from the script's command line. Do not edit it.\n"
 
-# Of status.json, in which a node's name stands before its address. A name is let through only if it is one: the file
-# lies in a folder of a user without privileges, and root's shell expands what it completes.
+# A shell function that prints the names of the nodes. It reads them from status.json, where a node's name stands before
+# its address. It prints only valid names: an unprivileged user can write the file, and root's shell expands them.
 NAMES = """\
 _vllm_nginx_lb_names() {
   local file=/var/lib/vllm-nginx-lb/status.json
@@ -39,7 +39,7 @@ NODES = {
         "zsh": f"{NAMES}_vllm_nginx_lb_nodes() {{\n  compadd -- $(_vllm_nginx_lb_names)\n}}",
     },
 }
-# By what the script's --help calls them
+# What completes an argument, by the name that it has in --help.
 COMPLETED = {"NODE": NODES, "FILE": shtab.FILE, "PATH": shtab.FILE}
 
 
@@ -60,7 +60,7 @@ def completion(shell: str) -> str:
     for action in actions(parser):
         if action.metavar in COMPLETED:
             vars(action)["complete"] = COMPLETED[action.metavar]
-    # The line that names the command must stay the first one of zsh's. shtab lets zsh complete but one of any number.
+    # zsh needs the line with the command's name first. shtab's "(*)" would complete only one of several arguments.
     first, _, rest = shtab.complete(parser, shell).replace('"(*)::', '"*:').partition("\n")
     return f"{first}\n{MADE}{rest.rstrip()}\n"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/configuration.md, the list of every variable, from the roles' argument specs.
+"""Write docs/configuration.md, the list of all variables, from the roles' argument specs.
 
 python3 docs/generate_configuration.py           writes the page
 python3 docs/generate_configuration.py --check   exits 1 when the page is out of date, and changes nothing
@@ -24,25 +24,25 @@ PAGE = ROOT / "docs" / "configuration.md"
 ROLES = ("nginx_ingress", "vllm_nginx_lb", "keepalived", "inventory_preflight")
 
 INTRODUCTION = """\
-<!-- Made by docs/generate_configuration.py from roles/*/meta/argument_specs.yml: change those. -->
+<!-- Made by docs/generate_configuration.py from roles/*/meta/argument_specs.yml. Do not edit it. -->
 
 # Configuration
 
 ## A vLLM node
 
-Set on a host of the group `vllm` in the inventory, or for all of them in `group_vars/vllm`.
+Set these variables on a host of the group `vllm` in the inventory, or for all of its hosts in `group_vars/vllm`.
 
 | Variable | Type | Default | Meaning |
 | --- | --- | --- | --- |
 | `ansible_host` | text | required | IP address or host name of the node, as nginx reaches it |
 | `vllm_port` | 1 to 65535 | `18090` | TCP port of vLLM's HTTP server |
-| `vllm_scheme` | `http`, `https` | `http` | how nginx and the balancer speak to it; the same for all nodes of a pool |
-| `vllm_capacity` | 0.01 to 100 | `1.0` | what it can do relative to the others |
-| `vllm_max_conns` | 0 to 65535 | `0` | how many requests each ingress has there at once at most; 0 is any number |
-| `vllm_pool` | text | `llm_cluster` | the pool it is in |
-| `vllm_drain` | bool | `false` | take it out of rotation for as long as this is `true` |
+| `vllm_scheme` | `http`, `https` | `http` | protocol for requests and scrapes; the same for all nodes of a pool |
+| `vllm_capacity` | 0.01 to 100 | `1.0` | speed relative to the other nodes |
+| `vllm_max_conns` | 0 to 65535 | `0` | most requests that each ingress sends to the node at one time; 0 is no limit |
+| `vllm_pool` | text | `llm_cluster` | pool of the node |
+| `vllm_drain` | bool | `false` | keeps the node out of rotation while it is `true` |
 
-The variables below belong into `group_vars/ingress`, or on one host of the group `ingress`.
+Set the variables below in `group_vars/ingress`, or on one host of the group `ingress`.
 """
 
 
@@ -58,7 +58,7 @@ def sentences(description: str | Sequence[str]) -> str:
 
 
 def shown_type(option: dict[str, Any]) -> str:
-    """Return the type of an option, with its choices."""
+    """Return the type of an option, or its choices if it has any."""
     if "choices" in option:
         return ", ".join(f"`{choice}`" for choice in option["choices"])
     kind = str(option.get("type", "str"))

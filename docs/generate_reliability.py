@@ -20,14 +20,14 @@ BEGIN, END = "<!-- made by docs/generate_reliability.py: begin -->\n", "<!-- end
 
 
 class Collector:
-    """Keeps the tests that pytest finds and that cause a fault."""
+    """A pytest plugin that collects the tests that cause a fault."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without any row."""
         self.rows: dict[int, list[str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Make a row of each fault; the parameter sets of a test that is marked as a whole share one."""
+        """Make a row of each marked test; its parameter sets share one if the marker is on the test itself."""
         for item in items:
             marker = item.get_closest_marker("fault")
             if marker is None:
@@ -43,7 +43,7 @@ class Collector:
 
 
 def table() -> str:
-    """Return the table, one section per group of faults."""
+    """Return the tables, one section for each group of faults."""
     sys.path.insert(0, str(ROOT))
     from tests.faults import GROUPS  # noqa: PLC0415 - its folder is found now
 
@@ -62,7 +62,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Write the page, or check it."""
+    """Write the page, or with --check compare it and exit with 1 if it is out of date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 when the page is out of date")
     check = parser.parse_args().check

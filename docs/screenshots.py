@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             page.goto(options.url)
             page.wait_for_selector("article.in-view canvas")
             if name == "phone":
-                # All of it; the page draws charts only where somebody looks.
+                # A picture of the whole page. The page draws only the charts in view, so make the window as high.
                 height = page.evaluate("document.documentElement.scrollHeight")
                 page.set_viewport_size({"width": settings["viewport"]["width"], "height": height})
                 page.locator(".chart canvas").nth(page.locator(".chart").count() - 1).wait_for()

@@ -22,8 +22,11 @@ def is_ip(value: str) -> bool:
 
 
 def is_host(value: str) -> bool:
-    """Tell whether a text is an IP address or a host name."""
-    return is_ip(value) or bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
+    """Tell whether a text is the IP address of one server (not 0.0.0.0, ::, nor a multicast group) or a host name."""
+    if is_ip(value):
+        address = ipaddress.ip_address(value)
+        return not (address.is_unspecified or address.is_multicast)
+    return bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
 
 
 def canonical(host: str) -> str:

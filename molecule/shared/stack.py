@@ -162,8 +162,19 @@ def control(node: str, **settings: Any) -> None:
     urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
 
 
-def play(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run ansible-playbook in the project's folder; its output has one space where it had a line break."""
-    done = subprocess.run([ANSIBLE_PLAYBOOK, *arguments], cwd=PROJECT, check=False, capture_output=True, text=True)
+def play(*arguments: str | Path, tree: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in the project's folder, or in another version's.
+
+    Returns:
+        How it ended; its output has one space where it had a line break.
+    """
+    done = subprocess.run(
+        [ANSIBLE_PLAYBOOK, *arguments],
+        cwd=tree,
+        env=os.environ | {"ANSIBLE_CONFIG": str(tree / "ansible.cfg")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     done.stdout = " ".join(done.stdout.split())
     return done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import heard, told
+from tests.integration.ports import free_port
 
 if TYPE_CHECKING:
     import ssl
@@ -31,35 +31,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 # The script also runs with the libraries of Debian's own Python: name it to try it with those.
 PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
-__all__ = ["heard", "told"]  # fixtures
+__all__ = ["free_port", "heard", "told"]  # fixtures, and what other tests import from here
 # What an nginx needs that runs the role's Lua. Nobody but root may read a test's folder.
 LUA = ROOT / "roles" / "nginx_ingress" / "files" / "lua"
 LOAD_LUA = "".join(
     f"load_module /usr/lib/nginx/modules/{name}.so; " for name in ("ndk_http_module", "ngx_http_lua_module")
 ) + ("" if os.geteuid() else "user root; ")
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
-
-
-def own_ports() -> Iterator[int]:
-    """Go round the ports of this process of pytest's: below those that the kernel gives away, and none of another's."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    share = 20000 // processes
-    first = 12000 + number * share
-    # gixy takes one with 443 in it for TLS.
-    return itertools.cycle(port for port in range(first, first + share) if "443" not in str(port))
-
-
-PORTS = own_ports()
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on, and that nothing else will be given for a long time."""
-    for port in PORTS:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            break
-    return port
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10, every: float = 0.02) -> None:
@@ -319,16 +297,16 @@ def running(stack: Stack) -> Iterator[None]:
             node.stop()
 
 
-@pytest.fixture
-def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
-    """Start nginx with the seed and three idle nodes; end both afterwards."""
+@contextlib.contextmanager
+def standing(directory: Path, heard: list[str]) -> Iterator[Stack]:
+    """Start nginx with the seed and three idle nodes, with all files in a directory; end both afterwards."""
     binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert binary, "nginx is missing: make system-packages installs it"
-    (tmp_path / "upstream").mkdir()
+    (directory / "upstream").mkdir()
     nodes = [FakeNode(name) for name in ("node-a", "node-b", "node-c")]
-    it = Stack(tmp_path, nodes, free_port(), free_port(), binary, heard=heard)
+    it = Stack(directory, nodes, free_port(), free_port(), binary, heard=heard)
     it.config = {
-        "state_directory": str(tmp_path / "state"),
+        "state_directory": str(directory / "state"),
         "scrape": {"timeout_seconds": 2},
         "nginx": {
             "upstream_file": str(it.upstream),
@@ -349,4 +327,11 @@ def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
     it.upstream.write_text(SEED)
     it.write_nginx()
     with running(it):
+        yield it
+
+
+@pytest.fixture
+def stack(tmp_path: Path, heard: list[str]) -> Iterator[Stack]:
+    """Give a test a stack of its own."""
+    with standing(tmp_path, heard) as it:
         yield it

@@ -1,4 +1,4 @@
-"""A state directory as the script writes it, with whatever load, faults and words a test wants."""
+"""A state directory as the script writes it, with whatever load, faults and sentences a test wants."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.history import COLUMNS
-from vllm_lb.outcome import OUTCOMES
+from vllm_lb.outcome import CHANGES, OUTCOMES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GENERATION = "9f3ac21b04de5566778899aabbccddeeff00112233445566778899aabbccddee"
@@ -21,6 +22,10 @@ GENERATION = "9f3ac21b04de5566778899aabbccddeeff00112233445566778899aabbccddee"
 def stamp(at: float) -> str:
     """Return a time as the script writes it."""
     return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds")
+
+
+# The code of each sentence of a status, unless a test names another.
+CODES = {"error": "test_failed", "deferred": "cooldown", "held": "no_node_readable"}
 
 
 @dataclass
@@ -33,8 +38,10 @@ class FakeNode:
     kv: float | None = 0.4
     waiting: int | None = 0
     running: int | None = 4
+    cause: str = "kv_level"
     reason: str = "kv 0.40 < 0.75"
     error: str | None = None
+    error_cause: str | None = None
     address: str = "192.0.2.1"
     engines: int = 1
     seen: tuple[int, str] | None = None  # weight and state at the tick before
@@ -43,37 +50,36 @@ class FakeNode:
     def fail(self, reason: str) -> None:
         """Let it be down."""
         self.state, self.weight, self.kv, self.waiting, self.running = "down", 0, None, None, None
-        self.reason, self.error = reason, reason
+        self.cause, self.reason = "unreachable", reason
+        self.error_cause, self.error = "connection_refused", reason
 
-    def row(self) -> list[Any]:
-        """Return its row of the history, without trailing nulls."""
+    def row(self) -> dict[str, Any]:
+        """Return its row of the history, by the names of the columns; nothing for those that are null."""
         moved = self.seen != (self.weight, self.state)
         self.tokens += 180 * (self.running or 0)
-        read = [
-            self.kv,
-            self.waiting,
-            self.running,
-            0,
-            self.engines,
-            1,
-            3 * self.tokens,
-            self.tokens,
-            self.tokens // 200,
-        ]
-        row = [
-            self.state,
-            self.weight,
-            *(read if self.kv is not None else [None] * len(read)),
-            round(random.uniform(0.002, 0.02), 4),  # noqa: S311 - no secret
-            self.address,
-            None if self.error else True,
-            self.error,
-            None,
-            self.reason if moved else None,
-        ]
-        while row and row[-1] is None:
-            row.pop()
-        return row
+        read = {
+            "kv_cache_usage": self.kv,
+            "waiting": self.waiting,
+            "running": self.running,
+            "preemptions": 0,
+            "engines": self.engines,
+            "awake": 1,
+            "prompt_tokens": 3 * self.tokens,
+            "generation_tokens": self.tokens,
+            "finished": self.tokens // 200,
+        }
+        return {
+            "state": self.state,
+            "weight": self.weight,
+            **(read if self.kv is not None else {}),
+            "seconds": round(random.uniform(0.002, 0.02), 4),  # noqa: S311 - no secret
+            "address": self.address,
+            "answered": None if self.error is None else False,
+            "error": self.error,
+            "error_cause": self.error_cause,
+            "reason": self.reason if moved else None,
+            "cause": self.cause if moved else None,
+        }
 
 
 @dataclass
@@ -86,11 +92,17 @@ class FakeState:
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     before: dict[str, Any] | None = None
     segments: int = 0
-    header: dict[str, Any] = field(default_factory=dict)
     changed: tuple[float, str] | None = None
     succeeded: float | None = None
     held: str | None = None
+    reword: Callable[[str], str] = str  # what becomes of each sentence before it is written
+    has_codes: bool = True  # False: as former versions wrote, without cause, error_cause and so on
     lines: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the history."""
+        return [name for name in COLUMNS if self.has_codes or not name.endswith("cause")]
 
     def rotate(self) -> None:
         """Begin another segment of the history."""
@@ -99,34 +111,41 @@ class FakeState:
             self.segments += 1
             previous = f"history-{self.segments:06}.jsonl.gz"
             (self.directory / previous).write_bytes(gzip.compress("".join(self.lines).encode()))
-        self.lines = [json.dumps({"version": 1, "previous": previous, "columns": COLUMNS, "memory": {}}) + "\n"]
+        self.lines = [json.dumps({"version": 1, "previous": previous, "columns": self.columns, "memory": {}}) + "\n"]
 
     def tick(self, at: float, outcome: str = "unchanged", *, write: bool = True, **said: Any) -> None:
         """Let a tick end at a time with an outcome; `said` are keys of the status, such as error."""
         if not self.lines:
             self.rotate()
-        line: dict[str, Any] = {"at": stamp(at), "now": at % 1e6, "settled": True, "drained": []}
+        line: dict[str, Any] = {"at": stamp(at), "now": at % 1e6, "applied": True, "drained": []}
         if self.before:
             line["before"] = self.before
-        line["pools"] = {pool: {node.name: node.row() for node in nodes} for pool, nodes in self.pools.items()}
+        line["pools"] = {pool: {node.name: self.row(node) for node in nodes} for pool, nodes in self.pools.items()}
         self.lines.append(json.dumps(line, separators=(",", ":")) + "\n")
         self.totals[outcome] += 1
-        if outcome in ("reloaded", "published", "rolled_back", "failed"):
+        if outcome in CHANGES:
             self.changed = at + 0.05, outcome  # when it was live
         if outcome not in ("rolled_back", "failed"):
             self.succeeded = at
-        result = {"outcome": outcome, "generation": GENERATION, "error": None, "deferred": None} | said
+        result: dict[str, Any] = {
+            "outcome": outcome,
+            "generation": GENERATION,
+            **self.sentence("error"),
+            **self.sentence("deferred"),
+        }
+        for name, value in said.items():
+            if name in CODES:
+                result |= self.sentence(name, value, said.get(f"{name}_cause"))
+            elif name.removesuffix("_cause") not in CODES:
+                result[name] = value
         plain = outcome == "unchanged" and not result["error"]
-        self.before = (
-            None
-            if plain
-            else {"at": stamp(at)} | {k: result[k] for k in ("outcome", "generation", "error", "deferred")}
-        )
+        kept = ("outcome", "generation", "error", "error_cause", "deferred", "deferred_cause")
+        self.before = None if plain else {"at": stamp(at)} | {k: result[k] for k in kept if k in result}
         status = {
             "version": 1,
             "decided_at": stamp(at),
             "pools": [
-                {"name": pool, "held": self.held, "nodes": [self.told(node) for node in nodes]}
+                {"name": pool, **self.sentence("held", self.held), "nodes": [self.told(node) for node in nodes]}
                 for pool, nodes in self.pools.items()
             ],
             "applied": outcome not in ("rolled_back", "failed"),
@@ -154,9 +173,25 @@ class FakeState:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.directory / "status.json")
 
-    @staticmethod
-    def told(node: FakeNode) -> dict[str, Any]:
+    def sentence(self, name: str, sentence: str | None = None, code: str | None = None) -> dict[str, str | None]:
+        """Return a sentence of a status, and its code."""
+        words = None if sentence is None else self.reword(sentence)
+        found = None if sentence is None else code or CODES[name]
+        return {name: words, f"{name}_cause": found} if self.has_codes else {name: words}
+
+    def row(self, node: FakeNode) -> list[Any]:
+        """Return a node's row of the history, without trailing nulls."""
+        values = node.row()
+        for name in ("reason", "error"):
+            values[name] = values[name] and self.reword(values[name])
+        row = [values.get(name) for name in self.columns]
+        while row and row[-1] is None:
+            row.pop()
+        return row
+
+    def told(self, node: FakeNode) -> dict[str, Any]:
         """Return what a status says of a node."""
+        codes = {"cause": node.cause, "error_cause": node.error_cause}
         return {
             "name": node.name,
             "address": node.address,
@@ -168,7 +203,8 @@ class FakeState:
             "engines": None if node.kv is None else node.engines,
             "weight": node.weight,
             "previous_weight": node.seen[0] if node.seen else None,
-            "reason": node.reason,
+            "reason": self.reword(node.reason),
             "scrape_seconds": 0.0042,
-            "error": node.error,
+            "error": node.error and self.reword(node.error),
+            **(codes if self.has_codes else {}),
         }

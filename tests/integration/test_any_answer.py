@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.integration.conftest import free_port
@@ -99,7 +99,6 @@ ANSWERS = st.one_of(
 
 
 @given(st.tuples(ANSWERS, ANSWERS, ANSWERS))
-@settings(max_examples=200, deadline=None)
 def test_any_bytes_make_one_sample_a_node(parrots: Parrots, says: tuple[bytes, bytes, bytes]) -> None:
     parrots.says = list(says)
     samples = scrape_all(parrots.nodes, Scrape(timeout_seconds=1), None, {})

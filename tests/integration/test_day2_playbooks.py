@@ -7,6 +7,7 @@ nothing, so each `status` is a tick too.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -32,7 +33,11 @@ exec 9>>lock && flock 9
 run() { @PYTHON@ @SCRIPT@ --config config.yml "$@"; }
 echo "$*" >>asked
 if [ "$1" = status ]; then run run >/dev/null 2>&1; fi
-run "$@"
+[ -e words ] || exec @PYTHON@ @SCRIPT@ --config config.yml "$@"
+run "$@" >said
+code=$?
+sed -f words said
+exit $code
 """
 SYSTEMCTL = """\
 #!/bin/sh
@@ -135,7 +140,7 @@ class Site:
 
     def moves(self, host: str = "ingress-1") -> list[str]:
         """Return what it was asked to change."""
-        return [words for words in self.asked(host) if "drain" in words]
+        return [words.removesuffix(" --json") for words in self.asked(host) if "drain" in words]
 
 
 def write_program(path: Path, text: str) -> None:
@@ -182,8 +187,8 @@ def test_drain_waits_until_the_node_runs_nothing(site: Site) -> None:
     assert site.status()["node-a"]["weight"] == 0
     # The tick that takes it out read it before nginx knew, so another one comes before it is looked at.
     asked = site.asked()
-    asked = asked[asked.index("drain node-a") :]
-    assert asked[: asked.index("status --json")] == ["drain node-a", "run", "run"]
+    asked = asked[asked.index("drain node-a --json") :]
+    assert asked[: asked.index("status --json")] == ["drain node-a --json", "run", "run"]
 
     code, said = site.play("undrain", vllm_node_name="node-a")  # the name it had before
     assert code == 0, said
@@ -210,24 +215,28 @@ def test_drain_says_what_it_waited_for(site: Site, running: int | None, seconds:
     assert site.states() == ["drained", "up", "up"]
 
 
-@pytest.mark.parametrize("silent", [True, False])
-def test_a_dead_node_runs_nothing(site: Site, *, silent: bool) -> None:
+@pytest.mark.parametrize("how", ["silent", "refuses", "refuses, in other words"])
+def test_a_dead_node_runs_nothing(site: Site, how: str) -> None:
     node = site.nodes["node-a"]
     released = threading.Event()
 
     def answer(_handler: BaseHTTPRequestHandler) -> None:
         released.wait()
 
-    if silent:  # as a machine is that has no power: down before, and only drained afterwards
+    if how == "silent":  # as a machine is that has no power: down before, and only drained afterwards
         node.answer = answer
         site.tick()
         assert site.states() == ["down", "up", "up"]
     else:
         node.stop()
+    if "other words" in how:
+        (site.folder / "ingress-1" / "words").write_text("s/connection refused/nobody listens/\n")
     code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=60)
     released.set()
     assert code == 0, said
-    why = "no answer within 2 s" if silent else "connection refused"
+    why = "no answer within 2 s" if how == "silent" else "connection refused"
+    if "other words" in how:  # the playbooks go by causes
+        why = "nobody listens"
     assert f"node-a is down ({why}), so it runs nothing" in said
 
 
@@ -373,6 +382,23 @@ def test_a_rollback_that_fails_leaves_the_timer_running(site: Site) -> None:
     assert code == 2
     assert "ingress-1: nothing was rolled back, and the timer is as it was before: no backup beside" in said
     assert (site.folder / "timer").read_text() == "active\n"
+
+
+def test_a_rollback_stops_the_timer_and_resume_starts_it(site: Site) -> None:
+    assert site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=0)[0] == 0
+    code, said = site.play("rollback")
+    assert code == 0, said
+    told = re.search("The generation ([0-9a-f]+) is live again", said)
+    assert told
+    upstream = (site.folder / "ingress-1" / "upstream.conf").read_text()
+    assert f'"{told[1]}"' in upstream
+    assert not re.search("^ *server .* down", upstream, re.MULTILINE)
+    assert (site.folder / "timer").read_text() == "inactive\n"
+
+    code, said = site.play("resume")
+    assert code == 0, said
+    assert (site.folder / "timer").read_text() == "active\n"
+    assert site.states() == ["drained", "up", "up"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import socket
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import FakeNode, Stack, fetch, respond, wait_for
+from tests.integration.conftest import FakeNode, Stack, fetch, respond, standing, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,10 +88,14 @@ def fault(what: str, sees: str, keeps: str = "the others are weighed, the ingres
     return pytest.mark.fault(7, what, sees=sees, keeps=keeps)
 
 
-def bad(name: str, what: str, reason: str, behaviour: Behaviour) -> Any:
-    """Return a case: what a node does, and what is said of it."""
-    keeps = "its weight, the others are weighed, the ingress answers"
-    return pytest.param(behaviour, id=name, marks=fault(what, f"node-b: unknown: {reason}, last weight held", keeps))
+@dataclass(frozen=True)
+class Bad:
+    """What a node does, and why it cannot be read then."""
+
+    name: str  # of the node
+    what: str
+    reason: str
+    behaviour: Behaviour
 
 
 KV, WAITING, PREEMPTIONS = "vllm:kv_cache_usage_perc", "vllm:num_requests_waiting", "vllm:num_preemptions_total"
@@ -98,70 +104,126 @@ LESS_THAN_PROMISED = HEAD[:-2] + b"Content-Length: 999\r\n\r\nvllm:"
 CHUNKED = HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    "behaviour",
+TABLES = (
     [
         # It is not well
-        bad("401", "answers 401", "HTTP 401 (see scrape.api_key_file)", answer("", 401)),
-        bad("403", "answers 403", "HTTP 403 (see scrape.api_key_file)", answer("", 403)),
-        bad("429", "answers 429", "HTTP 429", answer("", 429, Retry_After="3600")),
-        bad("500", "answers 500", "HTTP 500", answer(GOOD, 500)),
-        bad("503", "answers 503", "HTTP 503", answer(GOOD, 503)),
-        # It takes its time
-        bad("hang", "accepts and says nothing", "no answer within 1 s (1 of 3)", stream(b"", b"", 1, 6)),
-        bad("drip", "drips, a byte at a time", "no complete answer within 1 s", stream(HEAD, b"#", 100, 0.05)),
-        bad("slow-head", "drips its headers", "no answer within 1 s (1 of 3)", stream(HEAD[:-2], b"x", 100, 0.05)),
+        Bad("401", "answers 401", "HTTP 401 (see scrape.api_key_file)", answer("", 401)),
+        Bad("403", "answers 403", "HTTP 403 (see scrape.api_key_file)", answer("", 403)),
+        Bad("429", "answers 429", "HTTP 429", answer("", 429, Retry_After="3600")),
+        Bad("500", "answers 500", "HTTP 500", answer(GOOD, 500)),
+        Bad("503", "answers 503", "HTTP 503", answer(GOOD, 503)),
         # It does not end, or too early
-        bad("endless", "never ends", "more than 4194304 bytes", stream(HEAD, b"# endless\n" * 1000, 10**5)),
-        bad("line", "sends a line of 10 MB", "more than 4194304 bytes", answer(LONG_LINE + GOOD)),
-        bad("lines", "sends too many samples", "metrics far larger than vLLM's", answer(f"{WAITING} 1\n" * 10**5)),
-        bad("short", "closes mid-way", "the answer broke off", stream(LESS_THAN_PROMISED)),
-        bad("chunk", "closes in a chunk", "the answer broke off", stream(CHUNKED + b"fff\r\nvllm:")),
-        bad("length", "sends chunks of no length", "the answer broke off", stream(CHUNKED + b"many\r\n")),
+        Bad("short", "closes mid-way", "the answer broke off", stream(LESS_THAN_PROMISED)),
+        Bad("chunk", "closes in a chunk", "the answer broke off", stream(CHUNKED + b"fff\r\nvllm:")),
+        Bad("length", "sends chunks of no length", "the answer broke off", stream(CHUNKED + b"many\r\n")),
         # It does not speak HTTP
-        bad("silent", "closes without a word", "closed without an answer (1 of 3)", stream(b"")),
-        bad("garbage", "answers in HTTP/0.9", "the answer is not http (1 of 3)", stream(b"\x00\xffhello\r\n" * 9)),
-        bad(
+        Bad("silent", "closes without a word", "closed without an answer (1 of 3)", stream(b"")),
+        Bad("garbage", "answers in HTTP/0.9", "the answer is not http (1 of 3)", stream(b"\x00\xffhello\r\n" * 9)),
+        # Its answer is something else
+        Bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),
+        Bad("html-as-text", "answers HTML as text", f"no {KV}", answer("<html>")),
+        Bad("not-utf-8", "answers in no UTF-8", "not in the Prometheus text format", changed('"m"', '"\udcff"')),
+        # Its figures cannot be
+        Bad("nan", "has a KV usage of NaN", f"{KV} is nan", changed("0.8", "NaN")),
+        Bad("inf", "has a KV usage of +Inf", f"{KV} is inf", changed("0.8", "+Inf")),
+        Bad("minus-inf", "has -Inf waiting", f"{WAITING} is -inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -Inf")),
+        Bad("negative", "has -1 waiting", f"{WAITING} is -1", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -1")),
+        Bad("1e400", "has 1e400 waiting", f"{WAITING} is inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} 1e400")),
+        Bad("missing", "lacks a metric", f"no {WAITING}", changed(WAITING, "vllm:other")),
+        Bad("twice", "sends a sample twice", f"{KV} comes twice with the same labels", answer(GOOD + GOOD)),
+    ],
+    # These keep a tick busy, or waiting.
+    [
+        # It takes its time
+        Bad("hang", "accepts and says nothing", "no answer within 3 s (1 of 3)", stream(b"", b"", 1, 6)),
+        Bad("drip", "drips, a byte at a time", "no complete answer within 3 s", stream(HEAD, b"#", 100, 0.05)),
+        Bad("slow-head", "drips its headers", "no answer within 3 s (1 of 3)", stream(HEAD[:-2], b"x", 100, 0.05)),
+        # It does not end, or too early
+        Bad("endless", "never ends", "more than 4194304 bytes", stream(HEAD, b"# endless\n" * 1000, 10**5)),
+        Bad("line", "sends a line of 10 MB", "more than 4194304 bytes", answer(LONG_LINE + GOOD)),
+        Bad("lines", "sends too many samples", "metrics far larger than vLLM's", answer(f"{WAITING} 1\n" * 10**5)),
+        # It does not speak HTTP
+        Bad(
             "headers",
             "sends 100,000 headers",
             "the answer is not http (1 of 3)",
             stream(HEAD[:-2], b"X-More: 1\r\n", 10**5),
         ),
-        bad(
+        Bad(
             "header",
             "sends a header without end",
             "the answer is not http (1 of 3)",
             stream(HEAD[:-2], b"x" * 10**4, 10**4),
         ),
-        bad("continue", "says 100 Continue for ever", "… (1 of 3)", stream(b"", HEAD.replace(b"200", b"100"), 10**6)),
+        Bad("continue", "says 100 Continue for ever", "… (1 of 3)", stream(b"", HEAD.replace(b"200", b"100"), 10**6)),
         # Its answer is something else
-        bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),
-        bad("html-as-text", "answers HTML as text", f"no {KV}", answer("<html>")),
-        bad(
+        Bad(
             "gzip", "answers a gzip bomb", "compressed although asked not to be", answer(BOMB, Content_Encoding="gzip")
         ),
-        bad("bomb", "answers a gzip bomb as text", f"no {KV}", answer(BOMB)),
-        bad("not-utf-8", "answers in no UTF-8", "not in the Prometheus text format", changed('"m"', '"\udcff"')),
-        # Its figures cannot be
-        bad("nan", "has a KV usage of NaN", f"{KV} is nan", changed("0.8", "NaN")),
-        bad("inf", "has a KV usage of +Inf", f"{KV} is inf", changed("0.8", "+Inf")),
-        bad("minus-inf", "has -Inf waiting", f"{WAITING} is -inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -Inf")),
-        bad("negative", "has -1 waiting", f"{WAITING} is -1", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -1")),
-        bad("1e400", "has 1e400 waiting", f"{WAITING} is inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} 1e400")),
-        bad("missing", "lacks a metric", f"no {WAITING}", changed(WAITING, "vllm:other")),
-        bad("twice", "sends a sample twice", f"{KV} comes twice with the same labels", answer(GOOD + GOOD)),
+        Bad("bomb", "answers a gzip bomb as text", f"no {KV}", answer(BOMB)),
     ],
 )
-def test_a_node_that_cannot_be_read_holds_its_weight(stack: Stack, behaviour: Behaviour) -> None:
-    stack.config["scrape"]["timeout_seconds"] = 1
-    stack.nodes[1].load["kv"] = 0.8
-    stack.run()
-    stack.nodes[1].answer = behaviour
-    stack.nodes[0].load["kv"] = 0.95
-    stack.run()
-    assert stack.weights() == {"node-a": 10, "node-b": 60, "node-c": 100}
-    assert stack.status()["outcome"] == "reloaded"
-    assert_ingress_answers(stack)
+
+
+def each_row() -> pytest.MarkDecorator:
+    """Make a test of each row of the tables. What is said of its node becomes a row of docs/reliability.md."""
+    keeps = "its weight, the others are weighed, the ingress answers"
+    return pytest.mark.parametrize(
+        ("table", "row"),
+        [
+            pytest.param(
+                number, row, id=row.name, marks=fault(row.what, f"…: unknown: {row.reason}, last weight held", keeps)
+            )
+            for number, rows in enumerate(TABLES)
+            for row in rows
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """What came of a tick in which each node of a table did what its row says."""
+
+    said: list[str]
+    outcome: str
+    weights: dict[str, int]
+    answered: set[str]
+
+
+@pytest.fixture(scope="module")
+def site_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Site]:
+    """Return a function that runs the ticks of a table once, for all tests of its rows."""
+
+    @functools.cache
+    def run(table: int) -> Site:
+        """Let all nodes of a table be good in one tick and do what their rows say in the next."""
+        with standing(tmp_path_factory.mktemp("site"), []) as stack:
+            stack.config["scrape"]["timeout_seconds"] = 3
+            stack.nodes.pop(1).stop()
+            stack.config["pools"][0]["nodes"].pop(1)
+            for row in TABLES[table]:
+                add_node(stack, FakeNode(row.name)).load["kv"] = 0.8
+            stack.run()
+            for row, node in zip(TABLES[table], stack.nodes[2:], strict=True):
+                node.answer = row.behaviour
+            stack.nodes[0].load["kv"] = 0.95
+            said = stack.run()
+            answered = {fetch(stack.ingress_port, "/v1/models") for _ in range(20)}
+            return Site(said.splitlines(), stack.status()["outcome"], stack.weights(), answered)
+
+    return run
+
+
+@each_row()
+def test_a_node_that_cannot_be_read_holds_its_weight(
+    site_of: Callable[[int], Site], table: int, row: Bad, heard: list[str]
+) -> None:
+    site = site_of(table)
+    heard += [line for line in site.said if f"/{row.name}: " in line]
+    assert site.weights[row.name] == 60
+    assert (site.weights["node-a"], site.weights["node-c"]) == (10, 100)
+    assert site.outcome == "reloaded"
+    assert site.answered <= set(site.weights), "each request is answered, by one of the nodes"
 
 
 @fault(

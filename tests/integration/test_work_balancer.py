@@ -27,24 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POOL = "llm_cluster"
-SETTINGS: dict[str, Any] = {
-    "refresh_seconds": 0.5,
-    "dict": "vllm_nginx_lb",
-    "stream_bytes": 1000,
-    "ingresses": 1,
-    "max_request_bytes": 65536,
-    "tries": 3,
-    "ramp_seconds": 0,
-    "stall_seconds": 60,
-    "affinity": "off",
-    "session_header": "x-session-id",
-    "affinity_factor": 2,
-    "affinity_slack_bytes": 8192,
-    "prefix_dict": "vllm_nginx_lb_prefixes",
-    "prefix_bytes": 16384,
-    "prefix_seconds": 600,
-    "backoff": {"first": 0.5, "longest": 4, "memory": 30, "probe": 5},
-}
+# What differs from the defaults that settings.lua declares: nodes have all of their weight at once.
+SETTINGS: dict[str, Any] = {"ramp_seconds": 0, "backoff": {"longest": 4}}
+PHASES = 'require("vllm_nginx_lb.phases")'
 
 
 class StreamingNode(FakeNode):
@@ -99,6 +84,7 @@ class WorkStack(Stack):
     """An nginx with our Lua in it."""
 
     settings: dict[str, Any] = field(default_factory=dict)
+    dict_size: str = "10m"
 
     @property
     def stock(self) -> Path:
@@ -108,18 +94,17 @@ class WorkStack(Stack):
     def write_nginx(self, extra: str = "") -> None:
         """Write nginx.conf; `extra` stands for what somebody else configures in the same nginx."""
         settings = json.dumps(SETTINGS | {"file": str(self.upstream), "upstream_file": str(self.stock)} | self.settings)
-        balancer = 'require("vllm_nginx_lb.balancer")'
         (self.directory / "nginx.conf").write_text(f"""
             {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes 2; events {{}}
             http {{
                 access_log off; {extra}
                 lua_package_path "{LUA}/?.lua;;";
-                lua_shared_dict vllm_nginx_lb 10m; lua_shared_dict vllm_nginx_lb_prefixes 1m;
-                init_by_lua_block {{ {balancer}.configure([==[{settings}]==]) }}
-                init_worker_by_lua_block {{ {balancer}.start() }}
+                lua_shared_dict vllm_nginx_lb {self.dict_size}; lua_shared_dict vllm_nginx_lb_prefixes 1m;
+                init_by_lua_block {{ {PHASES}.init([==[{settings}]==]) }}
+                init_worker_by_lua_block {{ {PHASES}.init_worker() }}
                 upstream {POOL} {{
                     server 0.0.0.1;
-                    balancer_by_lua_block {{ {balancer}.balance("{POOL}") }}
+                    balancer_by_lua_block {{ {PHASES}.balance("{POOL}") }}
                     keepalive 64; keepalive_timeout 2s;
                 }}
                 server {{ listen 127.0.0.1:{self.status_port} reuseport;
@@ -138,6 +123,8 @@ class WorkStack(Stack):
                     error_page 502 @no_node;
                     location / {{ proxy_pass http://{POOL}; }}
                     location @no_node {{ return 502 "no node"; }}
+                    location = /v1/again {{ error_page 502 = @again; proxy_pass http://{POOL}; }}
+                    location @again {{ proxy_pass http://{POOL}; }}
                 }}
             }}""")
 
@@ -176,6 +163,12 @@ class WorkStack(Stack):
         said = {fetch(self.status_port, "/generation").strip() for _ in range(20)}
         return len(said) == 2 and all(each.startswith(f"{generation} ") for each in said)
 
+    def full(self) -> dict[str, float]:
+        """Return how many writes did not fit into each shared dictionary."""
+        families = text_string_to_metric_families(fetch(self.status_port, "/work/metrics"))
+        [family] = [each for each in families if each.name == "vllm_nginx_lb_work_dict_full"]
+        return {sample.labels["dict"]: sample.value for sample in family.samples}
+
     def memory(self) -> tuple[int, int]:
         """Return what the fuller worker keeps in Lua, in bytes, and how many keys the dictionary has."""
         said = [fetch(self.status_port, "/memory").split() for _ in range(20)]
@@ -185,12 +178,14 @@ class WorkStack(Stack):
         """Return nginx's error log."""
         return (self.directory / "error.log").read_text()
 
-    def post(self, size: int = 100, session: str | None = None, body: bytes | None = None) -> Answer:
+    def post(
+        self, size: int = 100, session: str | None = None, body: bytes | None = None, path: str = "/v1/completions"
+    ) -> Answer:
         """Send a prompt and read the answer to its end."""
         headers = {"X-Session-Id": session} if session else {}
         connection = http.client.HTTPConnection("127.0.0.1", self.ingress_port, timeout=30)
         with contextlib.closing(connection):
-            connection.request("POST", "/v1/completions", body or b"x" * size, headers)
+            connection.request("POST", path, body or b"x" * size, headers)
             answer = connection.getresponse()
             return Answer(answer.status, answer.read().decode(), answer.headers["X-Choice"])
 
@@ -258,6 +253,15 @@ def streaming(it: WorkStack, name: str) -> StreamingNode:
     found = next(node for node in it.nodes if node.name == name)
     assert isinstance(found, StreamingNode)
     return found
+
+
+def test_a_setting_that_there_is_not_or_that_is_wrong_is_refused_by_its_name(work: WorkStack) -> None:
+    work.settings = {"trys": 3, "stall_seconds": "60"}
+    work.write_nginx()
+    done = subprocess.run([*work.nginx, "-g", "daemon off;"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    said = done.stderr + work.log()
+    assert "stall_seconds: expected a number of at least 0.001 s; trys: there is no such setting" in said
 
 
 def test_before_the_first_weights_there_is_no_node(work: WorkStack) -> None:
@@ -395,6 +399,25 @@ def test_what_nginx_knows_of_its_nodes_can_be_read(work: WorkStack) -> None:
         "vllm_nginx_lb_work_backoff_seconds": 0,
         "vllm_nginx_lb_work_picks_total": 3,
     }
+    assert work.full() == {"vllm_nginx_lb": 0, "vllm_nginx_lb_prefixes": 0}
+
+
+def test_what_does_not_fit_into_shared_memory_is_counted_and_said_once(work: WorkStack) -> None:
+    work.dict_size = "64k"
+    work.write_nginx()
+    work.stop()
+    work.start()
+    content = file_of(work, {"node-2": 100}, "0a")
+    for number in range(2000):
+        address = f"127.1.{number // 250}.{1 + number % 250}"
+        content["pools"][0]["nodes"].append({"name": f"idle-{number}", "address": address, "port": 1, "weight": 0})
+    work.write(json.dumps(content))
+    work.await_generation("0a")
+    assert work.full()["vllm_nginx_lb"] > 0
+    assert {work.post().node for _ in range(20)} == {"node-2"}
+    said = "the shared dictionary vllm_nginx_lb is full"
+    assert 1 <= work.log().count(said) <= 2  # each worker for itself
+    assert "raise nginx_ingress_work_memory_mib" in work.log()
 
 
 def test_the_next_prompt_goes_where_the_least_work_is(work: WorkStack) -> None:
@@ -476,6 +499,14 @@ def test_when_no_node_is_left_the_client_is_told(work: WorkStack) -> None:
     answers = [work.post() for _ in range(5)]
     assert {(answer.status, answer.text) for answer in answers} == {(502, "no node")}
     assert work.idle()
+
+
+def test_a_request_that_an_error_page_sends_to_a_node_again_is_counted_out_twice(work: WorkStack) -> None:
+    work.publish({"node-2": 100, "node-3": 100})
+    for name in ("node-2", "node-3"):
+        streaming(work, name).stop()
+    assert [work.post(path="/v1/again").status for _ in range(5)] == [502] * 5
+    wait_for(work.idle)
 
 
 @pytest.mark.slow

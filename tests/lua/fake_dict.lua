@@ -1,4 +1,5 @@
---- A shared dictionary of nginx in a table, with a clock that the test moves.
+--- A shared dictionary of nginx in a table, with a clock that the test moves. A test sets `lacks_memory` to say what a
+-- new key does: it "drops" others, or "fails".
 
 local Dict = {}
 Dict.__index = Dict
@@ -15,29 +16,39 @@ function Dict:get(key)
 end
 
 function Dict:set(key, value, seconds)
+    local is_new = self:get(key) == nil
+    if is_new and self.lacks_memory == "fails" then
+        return false, "no memory", false
+    end
     self.values[key], self.ends[key] = value, seconds and seconds > 0 and self.now + seconds or nil -- 0: never
-    return true
+    return true, nil, is_new and self.lacks_memory == "drops"
 end
 
 function Dict:add(key, value, seconds)
     if self:get(key) ~= nil then
-        return false, "exists"
+        return false, "exists", false
     end
     return self:set(key, value, seconds)
 end
 
 function Dict:incr(key, by, first, seconds)
     local was = self:get(key)
-    if was == nil then
-        self:set(key, first + by, seconds)
-        return first + by
+    if was == nil and first == nil then
+        return nil, "not found"
+    elseif was == nil then
+        local done, problem, dropped = self:set(key, first + by, seconds)
+        return done and first + by or nil, problem, dropped
     end
     self.values[key] = was + by
     return was + by
 end
 
 function Dict:expire(key, seconds)
+    if self:get(key) == nil then
+        return nil, "not found"
+    end
     self.ends[key] = self.now + seconds
+    return true
 end
 
 function Dict:delete(key)

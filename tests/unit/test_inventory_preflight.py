@@ -6,12 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from roles.inventory_preflight.filter_plugins.inventory_preflight import preflight_problems
+from roles.inventory_preflight.filter_plugins.variable_names import ROLES, misspelt_variables
 from tests.playbook import ROOT, play
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.unmeasured
@@ -36,19 +39,19 @@ def test_text_is_as_good_as_numbers() -> None:
     assert problems(node(port="18090", capacity="0.5", drain="False"), node("node-b", drain="yes")) == []
 
 
+UP_TO_65535 = "allowed is a number from 0 to 65535"
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"port": 0}, "node-a: vllm_port is 0; allowed is 1 to 65535; correct vllm_port"),
-        ({"port": 70000}, "node-a: vllm_port is 70000; allowed is 1 to 65535; correct vllm_port"),
-        ({"port": "http"}, "node-a: vllm_port is 'http'; allowed is 1 to 65535; correct vllm_port"),
-        ({"port": True}, "node-a: vllm_port is True; allowed is 1 to 65535; correct vllm_port"),
-        ({"port": 80.5}, "node-a: vllm_port is 80.5; allowed is 1 to 65535; correct vllm_port"),
-        ({"scheme": "ftp"}, "node-a: vllm_scheme is 'ftp'; allowed is http or https; correct vllm_scheme"),
-        (
-            {"max_conns": -1},
-            "node-a: vllm_max_conns is -1; allowed is 0 (any number) to 65535; correct vllm_max_conns",
-        ),
+        ({"port": 0}, "node-a: vllm_port is 0; allowed is a number from 1 to 65535; correct vllm_port"),
+        ({"port": 70000}, "node-a: vllm_port is 70000; allowed is a number from 1 to 65535; correct vllm_port"),
+        ({"port": "http"}, "node-a: vllm_port is 'http'; allowed is a number from 1 to 65535; correct vllm_port"),
+        ({"port": True}, "node-a: vllm_port is True; allowed is a number from 1 to 65535; correct vllm_port"),
+        ({"port": 80.5}, "node-a: vllm_port is 80.5; allowed is a number from 1 to 65535; correct vllm_port"),
+        ({"scheme": "ftp"}, "node-a: vllm_scheme is 'ftp'; allowed is one of http, https; correct vllm_scheme"),
+        ({"max_conns": -1}, f"node-a: vllm_max_conns is -1; {UP_TO_65535}; correct vllm_max_conns (0 is any number)"),
         ({"drain": "maybe"}, "node-a: vllm_drain is 'maybe'; allowed is true or false; correct vllm_drain"),
     ],
 )
@@ -60,7 +63,7 @@ def test_value_out_of_range(changes: dict[str, Any], line: str) -> None:
 def test_capacity_out_of_range(capacity: object) -> None:
     (line,) = problems(node(capacity=capacity))
     assert line.startswith(f"node-a: vllm_capacity is {capacity!r}; allowed is a number from 0.01 to 100")
-    assert line.endswith("correct vllm_capacity (to take a node out, set vllm_drain: true)")
+    assert line.endswith("correct vllm_capacity (1.0 is the usual node; to take a node out, set vllm_drain: true)")
 
 
 @pytest.mark.parametrize(
@@ -151,16 +154,68 @@ def test_ingress_of_a_pool_without_nodes() -> None:
     )
 
 
-def test_misspelt_variable_is_found_and_the_right_one_guessed() -> None:
-    known = ["ansible_host", "vllm_port", "vllm_node", "vllm_nginx_lb_policy", "vllm_extra", "inventory_hostname"]
-    found = problems(
-        node(), host_variables={"node-a": [*known, "vllm_prot", "vllm_zzz"]}, extra_host_variables=["vllm_extra"]
-    )
-    allowed = "allowed are vllm_capacity, vllm_drain, vllm_max_conns, vllm_pool, vllm_port, vllm_scheme"
-    assert found == [
-        f"node-a: vllm_prot is not a setting of a vLLM node; {allowed}; did you mean vllm_port?",
-        f"node-a: vllm_zzz is not a setting of a vLLM node; {allowed}; remove or rename it",
+NO_SETTING = (
+    "is not a setting of a vLLM node; allowed are "
+    "vllm_capacity, vllm_drain, vllm_max_conns, vllm_pool, vllm_port, vllm_scheme"
+)
+NO_VARIABLE = "is not a variable of {}; docs/configuration.md has all of them"
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "guess"),
+    [
+        ("vllm_prot", None, "vllm_port"),
+        ("vllm_zzz", None, None),
+        ("vllm_lb_policy", "any role", "vllm_nginx_lb_policy"),
+        ("vllm_nginx_lb_polcy", "the role vllm_nginx_lb", "vllm_nginx_lb_policy"),
+        ("vllm_nginx_lb_listen_port", "the role vllm_nginx_lb", "nginx_ingress_listen_port"),
+        ("vllm_nginx_lb_rolling_comand", "the role vllm_nginx_lb", "vllm_nginx_lb_rolling_command"),
+        ("nginx_ingress_lisen_port", "the role nginx_ingress", "nginx_ingress_listen_port"),
+        ("nginx_ingress_qqq", "the role nginx_ingress", None),
+        ("ngnix_ingress_balancer", "any role", "nginx_ingress_balancer"),
+        ("keepalived_adress", "the role keepalived", "keepalived_address"),
+        ("inventory_preflight_node", "the role inventory_preflight", "inventory_preflight_nodes"),
+    ],
+)
+def test_misspelt_variable_is_found_and_the_right_one_guessed(name: str, role: str | None, guess: str | None) -> None:
+    what = NO_VARIABLE.format(role) if role else NO_SETTING
+    remedy = f"did you mean {guess}?" if guess else "correct its name or remove it"
+    assert misspelt_variables({"host-1": ["ansible_host", name]}) == [f"host-1: {name} {what}; {remedy}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "successor"),
+    [
+        ("vllm_nginx_lb_balancer", "nginx_ingress_balancer, which both roles read"),
+        ("vllm_host", "ansible_host"),
+        ("vllm_name", "the name of the host in the inventory"),
+    ],
+)
+def test_former_variable_is_told_its_successor(name: str, successor: str) -> None:
+    assert misspelt_variables({"host-1": [name]}) == [
+        f"host-1: {name} is not a variable; in its place is {successor}; remove {name}"
     ]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_of_a_role_is_known(role: str) -> None:
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+    names = {name for spec in specs["argument_specs"].values() for name in spec.get("options", {})}
+    assert len(names) > 4
+    assert misspelt_variables({"host-1": sorted(names)}) == []
+
+
+def test_variables_of_others_are_no_misspellings() -> None:
+    others = [
+        *("vllm_node", "vllm_node_name", "ansible_port", "inventory_hostname", "group_names", "nginx_port"),
+        *("__vllm_nginx_lb_balancer", "node", "rolling_command", "ingress_peer", "vllm_extra"),
+    ]
+    assert misspelt_variables({"host-1": others}, ["vllm_extra"]) == []
+
+
+def test_a_misspelling_of_many_hosts_is_told_once() -> None:
+    found = misspelt_variables({f"node-{letter}": ["vllm_prot"] for letter in "abcde"})
+    assert [line.split(": ")[0] for line in found] == ["node-a, node-b, node-c and 2 more"]
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -170,10 +225,12 @@ def test_every_problem_is_told_at_once() -> None:
 # --- The playbook itself, with the example's group_vars ---------------------------------------------------------
 
 
-def run_preflight(folder: Path, hosts: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the playbook on an inventory of these hosts; it must not connect anywhere."""
+def run_preflight(
+    folder: Path, hosts: dict[str, Any], *options: str, name: str = "preflight"
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on an inventory of these hosts; it must not connect anywhere."""
     # Any attempt to connect fails at once.
-    return play(folder, hosts, ROOT / "playbooks" / "preflight.yml", *options, ansible_ssh_executable="/bin/false")
+    return play(folder, hosts, ROOT / "playbooks" / f"{name}.yml", *options, ansible_ssh_executable="/bin/false")
 
 
 def groups(*, ingress: dict[str, Any] | None = None, vllm: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -197,7 +254,7 @@ def test_playbook_tells_everything_at_once(tmp_path: Path) -> None:
         "5 problem(s) in the inventory:",
         "inventory: there is no ingress host",
         "node-a: ansible_host is not set",
-        "node-a: vllm_port is 99999; allowed is 1 to 65535",
+        "node-a: vllm_port is 99999; allowed is a number from 1 to 65535",
         "node-b: ansible_host is 'a b'",
         "node-a: vllm_prot is not a setting of a vLLM node",
     ):
@@ -235,8 +292,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"vllm_nginx_lb_policy": "magic"},
-        'HOST: vllm_nginx_lb_policy is "magic"; allowed is capacity, stepped, static; correct it',
+        "value of vllm_nginx_lb_policy must be one of: capacity, stepped, static, got: magic",
     ),
+    (
+        {"vllm_nginx_lb_method": "magic"},
+        "value of vllm_nginx_lb_method must be one of: least_conn, round_robin, random_two_least_conn,",
+    ),
+    ({"nginx_ingress_balancer": "magic"}, "value of nginx_ingress_balancer must be one of: work, upstream, got: magic"),
+    (
+        {"nginx_ingress_work_affinity": "magic"},
+        "value of nginx_ingress_work_affinity must be one of: off, session, prefix, got: magic",
+    ),
+    ({"nginx_ingress_work_affinity": False}, "HOST: nginx_ingress_work_affinity is false, which is how YAML reads off"),
+    (
+        {"nginx_ingress_upstream_scheme": "ftp"},
+        "value of nginx_ingress_upstream_scheme must be one of: http, https, got: ftp",
+    ),
+    ({"nginx_ingress_server_names": "a,b"}, 'HOST: nginx_ingress_server_names is "a,b"; allowed is a list; correct it'),
+    ({"nginx_ingress_listen_port": "http"}, "argument 'nginx_ingress_listen_port' is of type"),
+    ({"nginx_ingress_listen_port": 0}, "HOST: nginx_ingress_listen_port is 0; allowed is 1 to 65535; correct it"),
+    ({"vllm_nginx_lb_interval_seconds": "10s"}, "argument 'vllm_nginx_lb_interval_seconds' is of type"),
+    ({"keepalived_address": "192.0.2.9", "keepalived_router_id": "one"}, "argument 'keepalived_router_id' is of type"),
     (
         {"vllm_nginx_lb_pools": {"chat": {"policy": "static"}}},
         'HOST: vllm_nginx_lb_pools has settings for "chat", and no node is in that pool; allowed is',
@@ -293,10 +369,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         'vllm_nginx_lb_upstream_template_file is "mine.j2"; work needs the URL, which alone says',
     ),
     (
-        {"vllm_nginx_lb_balancer": "upstream"},
-        "HOST: vllm_nginx_lb_balancer is upstream and nginx_ingress_balancer is work; they must be the same",
-    ),
-    (
         {"nginx_ingress_work_prefix_bytes": 131072},
         "HOST: nginx_ingress_work_prefix_bytes is 131072; allowed is up to 65536, which is",
     ),
@@ -321,3 +393,52 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_playbook_checks_the_ingress_settings(refusals: dict[str, str], number: int) -> None:
     host = f"ingress-{number}"
     assert REFUSED[number][1].replace("HOST", host) in refusals[host]
+
+
+# --- Misspelt variables, wherever they are set ----------------------------------------------------------------------
+
+MISSPELT = "nginx_ingress_lisen_port is not a variable of the role nginx_ingress;"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["preflight", "drain"])
+@pytest.mark.parametrize("level", ["host", "group", "extra"])
+def test_playbooks_find_a_misspelt_variable_at_every_level(tmp_path: Path, level: str, name: str) -> None:
+    ingress: dict[str, Any] = {"ingress-1": {}, "ingress-2": {}}
+    inventory, options = groups(ingress=ingress), []
+    if level == "host":
+        ingress["ingress-2"] = {"nginx_ingress_lisen_port": 80}
+    elif level == "group":
+        inventory["ingress"]["vars"] = {"nginx_ingress_lisen_port": 80}
+    else:
+        options = ["-e", "nginx_ingress_lisen_port=80"]
+    result = run_preflight(tmp_path, inventory, *options, name=name)
+    assert result.returncode == 2
+    hosts = {"host": "ingress-2", "group": "ingress-1, ingress-2", "extra": "ingress-1, ingress-2, node-a"}[level]
+    assert f"{hosts}: {MISSPELT}" in result.stdout
+    assert "did you mean nginx_ingress_listen_port?" in result.stdout
+
+
+@pytest.mark.slow
+def test_playbook_names_the_successor_of_a_former_variable(tmp_path: Path) -> None:
+    result = run_preflight(tmp_path, groups(ingress={"ingress-1": {"vllm_nginx_lb_balancer": "upstream"}}))
+    assert result.returncode == 2
+    assert (
+        "ingress-1: vllm_nginx_lb_balancer is not a variable; in its place is nginx_ingress_balancer" in result.stdout
+    )
+
+
+def names_in(data: object) -> Iterator[str]:
+    """Yield the keys of all mappings in what a YAML file holds."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield str(key)
+            yield from names_in(value)
+
+
+@pytest.mark.parametrize("folder", ["inventory", "demo/inventory", "molecule"])
+def test_no_inventory_of_the_project_has_a_misspelt_variable(folder: str) -> None:
+    files = [file for file in (ROOT / folder).rglob("*.yml") if "inventory" in file.parts]
+    names = {name for file in files for name in names_in(yaml.safe_load(file.read_text(encoding="utf-8")))}
+    assert any(name.startswith("nginx_ingress_") for name in names)
+    assert misspelt_variables({folder: sorted(names)}) == []

@@ -74,6 +74,18 @@ def test_systemd_finds_nothing_wrong_with_the_units() -> None:
     stack.on_ingress("systemd-analyze", "security", "--threshold=20", "vllm-nginx-lb.service")
 
 
+def test_the_modules_are_compiled_for_the_python_of_the_host_and_ticks_write_no_bytecode() -> None:
+    library = "/usr/local/lib/vllm-nginx-lb"
+    difference = (
+        "import pathlib, importlib.util as u; "
+        f"found = {{str(path) for path in pathlib.Path('{library}/').rglob('*.pyc')}}; "
+        f"modules = pathlib.Path('{library}/vllm_lb').rglob('*.py'); "
+        "print(*found ^ {u.cache_from_source(str(module)) for module in modules})"
+    )
+    assert stack.on_ingress("python3", "-c", difference).split() == []
+    assert "Compiling" not in stack.on_ingress("python3", "-m", "compileall", f"{library}/vllm_lb"), "up to date"
+
+
 def test_nodes_are_read_without_privileges_and_applied_as_root() -> None:
     owners = stack.on_ingress(
         "stat", "--format=%n %U", "/var/lib/vllm-nginx-lb/plan.json", stack.STATUS_FILE, stack.published_file()
@@ -94,5 +106,5 @@ def test_a_wrong_inventory_is_refused_before_anything_is_touched(tmp_path: Path)
     done = stack.play("-i", hosts, "site.yml")
 
     assert done.returncode != 0
-    assert "node-b: vllm_port is 70000; allowed is 1 to 65535" in done.stdout
+    assert "node-b: vllm_port is 70000; allowed is a number from 1 to 65535" in done.stdout
     assert "PLAY [Put nginx" not in done.stdout

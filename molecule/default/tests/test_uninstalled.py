@@ -20,13 +20,14 @@ import stack
         "/usr/local/bin/vllm_nginx_lb_view.py",
         "/usr/local/bin/__pycache__",
         "/usr/local/bin/vllm-nginx-lb",
+        "/usr/local/lib/vllm-nginx-lb*",
         "/usr/local/share/man/man8/vllm-nginx-lb.8",
         "/usr/local/share/bash-completion/completions/vllm-nginx-lb",
         "/usr/local/share/zsh/site-functions/_vllm-nginx-lb",
     ],
 )
 def test_nothing_is_left_at(path: str) -> None:
-    stack.on_ingress("sh", "-c", f"! test -e {path} -o -L {path}")
+    assert stack.on_ingress("sh", "-c", f"ls --directory {path}", check=False) == ""
 
 
 def test_the_user_is_gone() -> None:

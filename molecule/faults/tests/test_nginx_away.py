@@ -13,7 +13,7 @@ import ticks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Clients
+    from clients import Clients
 
 NGINX = "nginx.service"
 

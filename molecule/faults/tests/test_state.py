@@ -10,7 +10,7 @@ import stack
 import ticks
 
 if TYPE_CHECKING:
-    from conftest import Clients
+    from clients import Clients
 
 STATE = "/var/lib/vllm-nginx-lb"
 

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 SERVICE, TIMER = "vllm-nginx-lb.service", "vllm-nginx-lb.timer"
 WARNING = "4"
+INVENTORY = stack.EPHEMERAL / "edited-inventory"
+VAULT = f"--vault-password-file={stack.EPHEMERAL / 'vault_password'}"
 # With these an operator runs a playbook here.
-OPERATOR = (
-    f"--inventory={stack.EPHEMERAL / 'edited-inventory' / 'hosts.yml'}",
-    f"--vault-password-file={stack.EPHEMERAL / 'vault_password'}",
-)
+OPERATOR = (f"--inventory={INVENTORY / 'hosts.yml'}", VAULT)
 # Without what is installed already.
 QUICKLY = ("--tags=vllm_nginx_lb_configure,vllm_nginx_lb_run",)
 

@@ -1,76 +1,75 @@
 # ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
-"""The checks of the role inventory_preflight: what single values cannot show, in words that name the fix."""
+"""The checks of the role inventory_preflight: nodes, pools and ingress hosts, in words that name the fix.
+
+The rules of a single node are those of config.yml: the package of the script declares them.
+"""
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
+import dataclasses
 import math
 import re
+import sys
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "files"))  # where the role has the package
+
+from vllm_lb import schema, settings
+from vllm_lb.addresses import canonical, is_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Node = dict[str, Any]
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-HOSTNAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*")
-SCHEMES = ("http", "https")
-CAPACITY_RANGE = (0.01, 100.0)
-# Spellings that Ansible's bool filter reads, so that a quoted "yes" works and a typing slip does not.
-TRUE = {"true", "yes", "on", "1", "y", "t"}
-FALSE = {"false", "no", "off", "0", "n", "f"}
-
-# What a vLLM host may set in the inventory.
-SETTABLE = ("vllm_capacity", "vllm_drain", "vllm_max_conns", "vllm_pool", "vllm_port", "vllm_scheme")
-# Present on a vLLM host without being a setting of it: the dict built from the settings, and what is given
-# with -e on the command line, which every host has.
-TOLERATED = {"vllm_node", "vllm_node_name"}
+# Spellings that Ansible's filter `bool` reads.
+BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.fromkeys(
+    ("false", "no", "off", "0", "n", "f"), False
+)
+SOUND_NODE = {"name": "node", "host": "node"}
+KINDS = get_type_hints(settings.Node)
+# What to do, where "correct" and the name of the variable do not say it all.
+HINTS = {
+    "host": " (an IPv6 address has no brackets and no zone; the port belongs in vllm_port)",
+    "capacity": " (1.0 is the usual node; to take a node out, set vllm_drain: true)",
+    "max_conns": " (0 is any number)",
+}
 
 
-def as_integer(value: object) -> int | None:
-    """Return a whole number given as such or as text (ansible-core 2.16 makes text of it), else None."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+def plain(value: object, kind: type) -> object:
+    """Return a value as its kind where it is a text that can be read so: ansible-core 2.16 makes texts of values."""
+    if kind is bool:
+        return BOOLEANS.get(str(value).strip().lower(), value)
+    if kind is int and isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return int(value)
-    return None
+    if kind is float and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else value
+    return value
 
 
-def as_number(value: object) -> float | None:
-    """Return a finite number given as such or as text, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def node_value(node: Node, key: str) -> object:
+    """Return a value of a node, or the default of config.yml."""
+    default = next(each.default for each in dataclasses.fields(settings.Node) if each.name == key)
+    return plain(node.get(key, default), KINDS[key])
 
 
-def as_boolean(value: object) -> bool | None:
-    """Return a truth value given as such or in one of Ansible's spellings, else None."""
-    text = str(value).strip().lower()
-    if text in TRUE:
-        return True
-    return False if text in FALSE else None
+def allowed(record: type, key: str) -> str:
+    """Return the words of config.yml for what a field of a dataclass allows."""
+    words = next(each.metadata.get("allowed") for each in dataclasses.fields(record) if each.name == key)
+    return str(words or schema.WORDS[get_type_hints(record)[key]])
 
 
-def as_address(value: object) -> str | None:
-    """Return the one spelling of an IP address or host name, or None when nginx could not take it."""
-    text = str(value)
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        looks_like_ipv4 = re.fullmatch(r"[0-9.]+", text) is not None
-        return text.lower() if HOSTNAME.fullmatch(text) and not looks_like_ipv4 else None
-    unusable = address.is_unspecified or address.is_multicast or "%" in text
-    return None if unusable else str(address)
+def fits(record: type, values: Mapping[str, Any]) -> bool:
+    """Tell whether config.yml takes the values for a dataclass."""
+    problems: list[str] = []
+    schema.build(record, values, "", problems)
+    return not problems
 
 
 def check_ingresses(ingress_hosts: Sequence[str]) -> Iterator[str]:
@@ -91,90 +90,41 @@ def check_nodes_exist(nodes: Sequence[Node]) -> Iterator[str]:
 def check_name(node: Node) -> Iterator[str]:
     """The name stands in nginx's files and in metric labels."""
     name = str(node.get("name", ""))
-    if not NAME.fullmatch(name):
+    if not fits(settings.Node, {**SOUND_NODE, "name": name}):
         yield (
-            f"{name!r}: the inventory name of this vLLM node is not usable; allowed are 1 to 63 of "
-            "A-Z a-z 0-9 . _ -; rename the host (its address belongs in ansible_host)"
+            f"{name!r}: the inventory name of this vLLM node is not usable; allowed are "
+            f"{allowed(settings.Node, 'name')}; rename the host (its address belongs in ansible_host)"
         )
 
 
-def check_host(node: Node) -> Iterator[str]:
-    """The address stands in nginx's files, and the balancer scrapes it."""
-    host = node.get("host", "")
-    if host in ("", None):
-        yield (
-            f"{node.get('name')}: ansible_host is not set; allowed is an IP address or a host name; "
-            "add ansible_host to the host's line"
-        )
-    elif as_address(host) is None:
-        yield (
-            f"{node.get('name')}: ansible_host is {host!r}; allowed is an IP address (IPv6 without brackets or zone) "
-            "or a host name, without port or scheme; correct ansible_host (the port belongs in vllm_port)"
-        )
-
-
-def check_port(node: Node) -> Iterator[str]:
-    """The port vLLM listens on."""
-    port = as_integer(node.get("port"))
-    if port is None or not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
-        yield f"{node.get('name')}: vllm_port is {node.get('port')!r}; allowed is 1 to 65535; correct vllm_port"
-
-
-def check_scheme(node: Node) -> Iterator[str]:
-    """How nginx and the balancer speak to the node."""
-    if node.get("scheme") not in SCHEMES:
-        yield (
-            f"{node.get('name')}: vllm_scheme is {node.get('scheme')!r}; allowed is http or https; correct vllm_scheme"
-        )
-
-
-def check_capacity(node: Node) -> Iterator[str]:
-    """How much a node can do, relative to the others."""
-    capacity = as_number(node.get("capacity"))
-    low, high = CAPACITY_RANGE
-    if capacity is None or not low <= capacity <= high:
-        yield (
-            f"{node.get('name')}: vllm_capacity is {node.get('capacity')!r}; allowed is a number from {low} to "
-            f"{high:g}, 1.0 being the usual node; correct vllm_capacity (to take a node out, set vllm_drain: true)"
-        )
-
-
-def check_max_conns(node: Node) -> Iterator[str]:
-    """How many requests nginx may have at the node at once."""
-    most = as_integer(node.get("max_conns", 0))
-    if most is None or not 0 <= most <= 65535:  # noqa: PLR2004 - what nginx's balancers take
-        yield (
-            f"{node.get('name')}: vllm_max_conns is {node.get('max_conns')!r}; allowed is 0 (any number) to 65535; "
-            "correct vllm_max_conns"
-        )
+def check_settings(node: Node) -> Iterator[str]:
+    """Each setting of a node is one that config.yml takes."""
+    for key in KINDS:
+        value, variable = node.get(key), "ansible_host" if key == "host" else f"vllm_{key}"
+        if key == "name" or (key not in node and key != "host"):
+            continue
+        if key == "host" and value in ("", None):
+            yield (
+                f"{node.get('name')}: ansible_host is not set; allowed is {allowed(settings.Node, key)}; "
+                "add ansible_host to the host's line"
+            )
+        elif not fits(settings.Node, {**SOUND_NODE, key: plain(value, KINDS[key])}):
+            yield (
+                f"{node.get('name')}: {variable} is {value!r}; allowed is {allowed(settings.Node, key)}; "
+                f"correct {variable}{HINTS.get(key, '')}"
+            )
 
 
 def check_pool(node: Node) -> Iterator[str]:
     """The pool becomes the name of an nginx upstream."""
     pool = node.get("pool")
-    if not isinstance(pool, str) or not POOL.fullmatch(pool):
+    if not fits(settings.Pool, {"name": pool, "nodes": [SOUND_NODE]}):
         yield (
-            f"{node.get('name')}: vllm_pool is {pool!r}; allowed is a letter, then up to 62 of "
-            "A-Z a-z 0-9 _; correct vllm_pool"
+            f"{node.get('name')}: vllm_pool is {pool!r}; allowed is {allowed(settings.Pool, 'name')}; correct vllm_pool"
         )
 
 
-def check_drain(node: Node) -> Iterator[str]:
-    """Whether a node is to get no new requests."""
-    if as_boolean(node.get("drain")) is None:
-        yield f"{node.get('name')}: vllm_drain is {node.get('drain')!r}; allowed is true or false; correct vllm_drain"
-
-
-NODE_CHECKS: tuple[Callable[[Node], Iterator[str]], ...] = (
-    check_name,
-    check_host,
-    check_port,
-    check_scheme,
-    check_capacity,
-    check_max_conns,
-    check_pool,
-    check_drain,
-)
+NODE_CHECKS: tuple[Callable[[Node], Iterator[str]], ...] = (check_name, check_settings, check_pool)
 
 
 def check_duplicate_names(nodes: Sequence[Node]) -> Iterator[str]:
@@ -188,9 +138,9 @@ def check_duplicate_addresses(nodes: Sequence[Node]) -> Iterator[str]:
     """Nginx accepts the same server twice and doubles its share in silence."""
     owners: dict[tuple[str, int], list[str]] = defaultdict(list)
     for node in nodes:
-        address, port = as_address(node.get("host", "")), as_integer(node.get("port"))
-        if address is not None and port is not None:
-            owners[address, port].append(str(node.get("name")))
+        host, port = str(node.get("host", "")), node_value(node, "port")
+        if is_host(host) and isinstance(port, int):
+            owners[canonical(host), port].append(str(node.get("name")))
     for (address, port), names in owners.items():
         if len(names) > 1:
             yield (
@@ -210,9 +160,11 @@ def nodes_by_pool(nodes: Sequence[Node]) -> dict[str, list[Node]]:
 def check_pool_schemes(nodes: Sequence[Node]) -> Iterator[str]:
     """Nginx speaks to all nodes of an upstream in one way."""
     for pool, members in nodes_by_pool(nodes).items():
-        used = {scheme: [str(n.get("name")) for n in members if n.get("scheme") == scheme] for scheme in SCHEMES}
-        if all(used.values()):
-            told = "; ".join(f"{scheme} on {', '.join(names)}" for scheme, names in used.items())
+        used: dict[str, list[str]] = defaultdict(list)
+        for node in members:
+            used[str(node_value(node, "scheme"))].append(str(node.get("name")))
+        if {"http", "https"} <= used.keys():
+            told = "; ".join(f"{scheme} on {', '.join(used[scheme])}" for scheme in ("http", "https"))
             yield (
                 f"pool {pool}: vllm_scheme differs ({told}); allowed is one scheme per pool; "
                 "give all its nodes the same vllm_scheme, or the others a vllm_pool of their own"
@@ -222,7 +174,7 @@ def check_pool_schemes(nodes: Sequence[Node]) -> Iterator[str]:
 def check_pool_drained(nodes: Sequence[Node]) -> Iterator[str]:
     """A pool without a node that takes requests answers nothing."""
     for pool, members in nodes_by_pool(nodes).items():
-        if all(as_boolean(node.get("drain")) for node in members):
+        if all(node_value(node, "drain") is True for node in members):
             names = ", ".join(str(node.get("name")) for node in members)
             yield (
                 f"pool {pool}: vllm_drain is true on all of its nodes ({names}); at least 1 must take requests; "
@@ -241,33 +193,17 @@ def check_ingress_pools(nodes: Sequence[Node], ingress_pools: Mapping[str, str])
             )
 
 
-def check_host_variables(host_variables: Mapping[str, Sequence[str]], extra: Sequence[str]) -> Iterator[str]:
-    """A misspelt setting would be ignored without a word."""
-    allowed = {*SETTABLE, *TOLERATED, *extra}
-    for host, names in host_variables.items():
-        for name in sorted(names):
-            if not name.startswith("vllm_") or name.startswith("vllm_nginx_lb_") or name in allowed:
-                continue
-            guess = difflib.get_close_matches(name, SETTABLE, n=1)
-            remedy = f"did you mean {guess[0]}?" if guess else "remove or rename it"
-            yield f"{host}: {name} is not a setting of a vLLM node; allowed are {', '.join(SETTABLE)}; {remedy}"
-
-
 def preflight_problems(
     nodes: Sequence[Node],
     ingress_hosts: Sequence[str],
     ingress_pools: Mapping[str, str] | None = None,
-    host_variables: Mapping[str, Sequence[str]] | None = None,
-    extra_host_variables: Sequence[str] = (),
 ) -> list[str]:
     """Return one line per problem of an inventory; an empty list means that it is sound.
 
     Args:
-        nodes: The vLLM nodes; each a dict with name, host, port, scheme, capacity, pool and drain.
+        nodes: The vLLM nodes; each a dict with name, host, pool and any setting of a node in config.yml.
         ingress_hosts: Names of the hosts that run nginx.
         ingress_pools: The pool each ingress host forwards to.
-        host_variables: The names of the variables each vLLM host has, to find misspelt ones.
-        extra_host_variables: Names beginning with ``vllm_`` that something else uses.
     """
     return [
         *check_ingresses(ingress_hosts),
@@ -278,7 +214,6 @@ def preflight_problems(
         *check_pool_schemes(nodes),
         *check_pool_drained(nodes),
         *check_ingress_pools(nodes, ingress_pools or {}),
-        *check_host_variables(host_variables or {}, extra_host_variables),
     ]
 
 

@@ -1,0 +1,83 @@
+"""The version before the script became a package: its tree, its inventory, and the files on an ingress.
+
+Run as a program, it lists the files that are on the ingress now: `former.py LIST`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import stack
+
+COMMIT = "59effa1b804a958bc31f6af73e49d9a60073d338"
+# The balancer keeps copies of what was live beside the published file; their names change with each tick.
+COPIES = ".upstream.conf.*", ".weights.json.*"
+# Only the former version has these.
+SCRIPT, VIEW = "/usr/local/bin/vllm_nginx_lb.py", "/usr/local/bin/vllm_nginx_lb_view.py"
+
+
+def check_out(folder: Path) -> Path:
+    """Write the tree of the former version below a folder, and return where it is.
+
+    Raises:
+        AssertionError: this clone does not have the commit.
+    """
+    tree = folder / "former"
+    tree.mkdir()
+    # Root runs the tests, and the clone may be somebody else's.
+    git = ["git", "-c", "safe.directory=*", "-C", str(stack.PROJECT)]
+    archive = folder / "former.tar"
+    made = subprocess.run([*git, "archive", f"--output={archive}", COMMIT], check=False, capture_output=True, text=True)
+    assert made.returncode == 0, (
+        f"the upgrade is tested from commit {COMMIT}, which this clone does not have: {made.stderr.strip()}; "
+        "a shallow clone gets it with `git fetch --unshallow`, CI with `fetch-depth: 0`"
+    )
+    subprocess.run(["tar", "--extract", f"--file={archive}", f"--directory={tree}"], check=True)  # noqa: S607
+    return tree
+
+
+def inventory(tree: Path, scenario: Path) -> Path:
+    """Write a scenario's inventory with the variables of the former version, and return its hosts.yml.
+
+    Args:
+        tree: what check_out() returned.
+        scenario: a scenario's inventory, the operator's own variables among the group variables.
+    """
+    folder = tree.parent / "former-inventory"
+    shutil.copytree(scenario, folder, ignore=shutil.ignore_patterns("group_vars"))
+    shutil.copytree(tree / "inventory" / "group_vars", folder / "group_vars")
+    vault = scenario / "group_vars" / "ingress" / "vault.yml"
+    if vault.exists():
+        shutil.copy(vault, folder / "group_vars" / "ingress")
+    return folder / "hosts.yml"
+
+
+def files() -> set[str]:
+    """Return what is installed and configured on the ingress: every path below /etc and /usr/local.
+
+    The balancer's copies of published files are left out.
+    """
+    unnamed = " ".join(f"! -name '{pattern}'" for pattern in COPIES)
+    return set(stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}").splitlines())
+
+
+def assert_live() -> None:
+    """Make sure that the timer runs, that a tick succeeds, and that nginx serves what it decided."""
+    assert stack.on_ingress("systemctl", "is-active", "vllm-nginx-lb.timer").strip() == "active"
+    stack.wait_until(
+        lambda: stack.attempt("ingress-1", "systemctl", "start", "vllm-nginx-lb.service").returncode == 0,
+        within_seconds=60,
+        what="a tick succeeds",
+    )
+    stack.wait_until(
+        lambda: stack.generation() == stack.status()["generation"], within_seconds=30, what="nginx has these weights"
+    )
+    assert stack.status()["error"] is None
+    assert set(stack.shares(30)) == set(stack.nodes())
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text("\n".join(sorted(files())), encoding="utf-8")

@@ -1,0 +1,36 @@
+--- What the status server answers of the balancer `work`; each function is a content_by_lua.
+
+local cjson = require "cjson.safe"
+local node_report = require "vllm_nginx_lb.node_report"
+local worker = require "vllm_nginx_lb.worker"
+
+local admin = {}
+
+local function rows()
+    return node_report.rows(worker.weights:pools(), worker)
+end
+
+--- /generation: that of the weights in use, and this worker's process id. The script waits for it.
+function admin.generation()
+    ngx.say(worker.weights:generation(), " ", ngx.worker.pid())
+end
+
+--- /work: what is known of each node, as JSON.
+function admin.work()
+    local found = rows()
+    ngx.header["Content-Type"] = "application/json"
+    local nodes = #found > 0 and cjson.encode(found) or "[]"
+    ngx.say('{"generation":"', worker.weights:generation(), '","nodes":', nodes, "}")
+end
+
+--- /work/metrics: the same for Prometheus, and how full shared memory is.
+function admin.metrics()
+    local dicts = {}
+    for i, dict in ipairs(worker.dicts) do
+        dicts[i] = { dict = dict.name, full = dict:count_full() }
+    end
+    ngx.header["Content-Type"] = "text/plain; version=0.0.4"
+    ngx.print(node_report.prometheus(rows(), dicts))
+end
+
+return admin

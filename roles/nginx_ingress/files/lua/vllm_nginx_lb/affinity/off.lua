@@ -1,0 +1,50 @@
+--- No affinity: each request goes where the least work is. The other affinities have the same functions.
+
+local NOTHING_CACHED = {}
+
+---@class Affinity what sends requests to nodes that are likely to have their prompts cached
+local Off = {}
+Off.__index = Off
+
+local off = {}
+
+---@return Affinity
+function off.new()
+    return setmetatable({}, Off)
+end
+
+--- Note in a new request what it belongs together with.
+---@param request Request
+---@param header fun(name: string): any the value of a header, nil if there is none, a table if there are several
+---@param body RequestBody
+function Off.prepare() end
+
+--- How many bytes of a request's prompt which nodes are likely to have cached.
+---@param request Request
+---@return table<string, number> bytes by the node's address
+function Off.cached()
+    return NOTHING_CACHED
+end
+
+--- The node that a request belongs to.
+---@param request Request
+---@param pool table of nodes
+---@param may_take fun(node: table): boolean
+---@param least number the least score of the pool's nodes
+---@return table|nil node nil if it belongs to none
+---@return number|nil limit the highest score with which the node is still to be preferred
+function Off.preferred()
+    return nil
+end
+
+--- Note which node a request is sent to.
+---@param request Request
+---@param node table
+function Off.note() end
+
+--- Prepare for a pool's new list of nodes.
+---@param pool table
+---@param former table|nil the pool as it was before
+function Off.on_nodes() end
+
+return off

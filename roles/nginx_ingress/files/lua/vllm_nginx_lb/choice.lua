@@ -1,0 +1,89 @@
+--- Which node a request goes to, and why: the least outstanding work among those that may be taken, or the node that
+-- the request belongs to.
+
+local least_work = require "vllm_nginx_lb.least_work"
+
+---@class Choice
+local Choice = {}
+Choice.__index = Choice
+
+local choice = {}
+
+---@class ChoiceParts
+---@field settings table see least_work.score
+---@field ejection Ejection
+---@field affinity Affinity
+---@field random fun(n: integer): integer from 1 to n
+
+---@param parts ChoiceParts
+---@return Choice
+function choice.new(parts)
+    return setmetatable({ parts = parts }, Choice)
+end
+
+--- Whether a node can take one more request.
+local function has_room(node, totals)
+    return node.max_conns == 0 or totals[2 * node.slot + 1] < node.max_conns
+end
+
+--- Whether a request was not tried on a node that can take it.
+local function is_untried(request, node, totals)
+    return not request.tried[node.peer] and has_room(node, totals)
+end
+
+--- Choose when all nodes have failed lately: the least loaded is the best guess. When each has been tried there is one
+-- more try: the node may have closed an idle connection.
+function Choice:last_resort(request, nodes, totals)
+    local settings, random = self.parts.settings, self.parts.random
+    local node = least_work.best(nodes, totals, request, settings, function(candidate)
+        return is_untried(request, candidate, totals)
+    end, random)
+    if not node and not request.is_tried_again then
+        request.is_tried_again = true
+        node = least_work.best(nodes, totals, request, settings, function(candidate)
+            return has_room(candidate, totals)
+        end, random)
+    end
+    return node, "last resort"
+end
+
+--- Choose a node for a request.
+---@param request Request `bytes`, `cached`, and `tried`: addresses of nodes that have had it
+---@param pool table its `nodes`
+---@param totals number[] in_flight.lua
+---@return table|nil node nil if there is none
+---@return string why as $vllm_nginx_lb_choice has it
+function Choice:pick(request, pool, totals)
+    local settings, ejection, affinity = self.parts.settings, self.parts.ejection, self.parts.affinity
+    local any_failed = ejection:any_failed()
+    local function may_take(node)
+        return is_untried(request, node, totals) and (not any_failed or ejection:may_take(node.peer))
+    end
+    local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, self.parts.random)
+    if not node then
+        return self:last_resort(request, pool.nodes, totals)
+    end
+    local preferred, limit = affinity:preferred(request, pool, may_take, least)
+    if not preferred then
+        return node, request.cached[node.peer] and "least work, cached prefix" or "least work"
+    elseif least_work.score(preferred, totals, request, settings) <= limit then
+        return preferred, "affinity"
+    end
+    return node, "least work, off its affinity"
+end
+
+--- Whether there is a node left for a request that it was not tried on.
+---@param request Request see Choice:pick
+---@param pool table its `nodes`
+---@param totals number[] in_flight.lua
+---@return boolean
+function Choice.has_untried(_, request, pool, totals)
+    for _, node in ipairs(pool.nodes) do
+        if node.effective_weight > 0 and is_untried(request, node, totals) then
+            return true
+        end
+    end
+    return false
+end
+
+return choice

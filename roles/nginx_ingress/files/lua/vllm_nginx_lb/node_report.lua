@@ -1,0 +1,79 @@
+--- What is known of each node, as rows and as Prometheus reads it. Pure.
+
+local least_work = require "vllm_nginx_lb.least_work"
+
+local node_report = {}
+
+local NO_REQUEST = { bytes = 0, cached = {} } -- adds no work
+-- Of each node: the key of its row, the metric's name without the common part, its type and its help.
+local METRICS = {
+    { "weight", "weight", "gauge", "Weight by the balancer's script, 0 to 100." },
+    { "capacity", "capacity", "gauge", "Effective weight: less than the weight while a node is in slow start." },
+    { "pending_bytes", "pending_bytes", "gauge", "Bytes of prompts without a first byte of their answer." },
+    { "streams", "streams", "gauge", "Open requests." },
+    { "score", "score", "gauge", "Outstanding work per effective weight: the next request goes where it is least." },
+    { "backoff_seconds", "backoff_seconds", "gauge", "Seconds for which it is still ejected because it failed." },
+    { "picks", "picks_total", "counter", "Requests it was chosen for." },
+}
+-- Of each shared dictionary, likewise.
+local DICT_METRICS = {
+    { "full", "dict_full_total", "counter", "Writes that failed or dropped something else for lack of shared memory." },
+}
+
+--- What is known of every node, pool by pool in the order of the file.
+---@param pools table by name, each with `nodes`
+---@param parts table `settings`, `in_flight`, `ejection`, `counts`
+---@return table[] rows `pool`, `node`, `address`, and what METRICS names; no `score` for one that serves nobody
+function node_report.rows(pools, parts)
+    local rows, totals = {}, parts.in_flight:totals()
+    for name, pool in pairs(pools) do
+        for _, node in ipairs(pool.nodes) do
+            local serves = node.effective_weight > 0
+            rows[#rows + 1] = {
+                pool = name,
+                node = node.name,
+                address = node.peer,
+                weight = node.weight,
+                capacity = node.effective_weight,
+                pending_bytes = totals[2 * node.slot],
+                streams = totals[2 * node.slot + 1],
+                score = serves and least_work.score(node, totals, NO_REQUEST, parts.settings) or nil,
+                backoff_seconds = parts.ejection:seconds_left(node.peer),
+                picks = parts.counts:times_chosen(node.peer),
+            }
+        end
+    end
+    return rows
+end
+
+--- Add the lines of some metrics to a list.
+local function add_metrics(lines, metrics, rows, labels_of)
+    for _, metric in ipairs(metrics) do
+        local key, name, kind, help = unpack(metric)
+        name = "vllm_nginx_lb_work_" .. name
+        lines[#lines + 1] = "# HELP " .. name .. " " .. help
+        lines[#lines + 1] = "# TYPE " .. name .. " " .. kind
+        for _, row in ipairs(rows) do
+            if row[key] then
+                lines[#lines + 1] = ("%s{%s} %.17g"):format(name, labels_of(row), row[key])
+            end
+        end
+    end
+end
+
+--- The text of /work/metrics.
+---@param rows table[] see node_report.rows
+---@param dicts table[] of the shared dictionaries: `dict`, the name, and `full`, how many writes did not fit
+---@return string
+function node_report.prometheus(rows, dicts)
+    local lines = {}
+    add_metrics(lines, METRICS, rows, function(row)
+        return ('pool="%s",node="%s"'):format(row.pool, row.node)
+    end)
+    add_metrics(lines, DICT_METRICS, dicts, function(row)
+        return ('dict="%s"'):format(row.dict)
+    end)
+    return table.concat(lines, "\n") .. "\n"
+end
+
+return node_report

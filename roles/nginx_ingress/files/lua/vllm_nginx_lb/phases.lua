@@ -1,0 +1,114 @@
+--- What each phase of nginx calls. Here is what touches nginx's variables; what happens to a request is in request.lua.
+
+local request_body = require "vllm_nginx_lb.request_body"
+local router = require "vllm_nginx_lb.router"
+local worker = require "vllm_nginx_lb.worker"
+-- Loaded here, before there are workers: a worker must never load a file that an upgrade has changed since.
+require "vllm_nginx_lb.admin"
+
+local NO_LIVE_NODE = -3 -- NGX_BUSY, of which nginx makes a 502; another status would become a 500
+
+local phases = {}
+
+--- init_by_lua: take the settings.
+---@param json string see worker.configure
+function phases.init(json)
+    worker.configure(json)
+end
+
+--- init_worker_by_lua: start.
+function phases.init_worker()
+    worker.start()
+end
+
+--- Let other requests have their turn.
+local function pause()
+    ngx.sleep(0)
+end
+
+--- The value of a header of this request.
+local function header(name)
+    return ngx.req.get_headers()[name]
+end
+
+--- Answer a client instead of a node.
+local function say(answer)
+    ngx.status = answer.status
+    ngx.header["Content-Type"] = "application/json"
+    ngx.say(answer.json)
+    return ngx.exit(answer.status)
+end
+
+--- Begin the record of a request.
+local function accept()
+    local request = worker.requests.accept()
+    ngx.ctx.vllm_nginx_lb = request
+    return request
+end
+
+--- access_by_lua: accept a request, find its pool, and what it belongs together with.
+function phases.access()
+    local request, body = accept(), request_body.new()
+    if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
+        local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function()
+            return body:read()
+        end, pause)
+        if answer then
+            return say(answer)
+        end
+        request.pool_name = pool_name
+    end
+    worker.affinity:prepare(request, header, body)
+end
+
+--- balancer_by_lua: choose a node for a request, or another one when a try has failed.
+---@param pool_name string of which nodes, unless the request's model says otherwise
+function phases.balance(pool_name)
+    local request = ngx.ctx.vllm_nginx_lb or accept()
+    pool_name = request.pool_name or pool_name
+    local pool = worker.weights:pools()[pool_name]
+    if not pool then
+        ngx.log(ngx.ERR, "vllm-nginx-lb: no nodes are known of ", pool_name, "; see ", worker.settings.file)
+        return ngx.exit(NO_LIVE_NODE)
+    end
+    local var = ngx.var
+    if not request.number then
+        -- Where an error page sends a request to a node again, its record begins anew.
+        worker.requests:finish(tonumber(var.vllm_nginx_lb_request))
+        worker.requests:begin(request, tonumber(var.content_length) or tonumber(var.request_length) or 0)
+        var.vllm_nginx_lb_request, var.vllm_nginx_lb_pool_name = request.number, pool_name
+    end
+    local why = worker.requests:send(request, pool)
+    if not why then
+        return ngx.exit(NO_LIVE_NODE)
+    end
+    var.vllm_nginx_lb_choice = why
+end
+
+--- header_filter_by_lua: see the headers of an answer.
+function phases.header_filter()
+    local request = ngx.ctx.vllm_nginx_lb
+    if request then
+        worker.requests:see_headers(request)
+    end
+end
+
+--- body_filter_by_lua: see a piece of an answer.
+function phases.body_filter()
+    local request = ngx.ctx.vllm_nginx_lb
+    if request and ngx.arg[1] ~= "" then
+        local is_good = ngx.status < ngx.HTTP_INTERNAL_SERVER_ERROR
+        if worker.requests:see_piece(request, is_good) then
+            ngx.var.vllm_nginx_lb_first_byte_time = ("%.3f"):format(ngx.now() - ngx.req.start_time())
+        end
+    end
+end
+
+--- log_by_lua: count a request out.
+function phases.log()
+    local var = ngx.var
+    local status = (var.upstream_status or ""):match "(%d+)$" -- "-": the client has gone meanwhile
+    worker.requests:finish(tonumber(var.vllm_nginx_lb_request), tonumber(status))
+end
+
+return phases

@@ -1,0 +1,55 @@
+--- Which pool a request is for, by the model that its body asks for. Pure.
+--
+-- It matters where pools name their models. Where none does, and where nginx has found the pool itself (by path, name
+-- or X-Model), the pool of nginx stays.
+
+local cjson = require "cjson.safe"
+local model = require "vllm_nginx_lb.model"
+
+local router = {}
+
+---@class Answer what a client is answered instead of a node's answer
+---@field status integer of HTTP
+---@field json string
+
+--- As OpenAI answers when there is no such model.
+local function no_such_model(name)
+    local message = "The model `" .. name .. "` does not exist."
+    local problem = { message = message, type = "invalid_request_error", param = "model", code = "model_not_found" }
+    return { status = 404, json = cjson.encode { error = problem } }
+end
+
+--- The models of all pools.
+local function list_of_models(models)
+    local listed = {}
+    for name in pairs(models) do
+        listed[#listed + 1] = { id = name, object = "model", created = 0, owned_by = "vllm" }
+    end
+    table.sort(listed, function(a, b)
+        return a.id < b.id
+    end)
+    return { status = 200, json = cjson.encode { object = "list", data = listed } }
+end
+
+--- Find a request's pool.
+---@param models table<string, string> the pool of each model
+---@param path string of the request
+---@param read_body fun(): string|nil
+---@param pause fun() lets other requests have their turn while a long body is searched
+---@return string|nil pool nil: the one that nginx has found
+---@return Answer|nil answer for the client, whose request then goes to no node
+function router.route(models, path, read_body, pause)
+    if not next(models) then
+        return nil
+    elseif path == "/v1/models" then
+        return nil, list_of_models(models)
+    end
+    local body = read_body()
+    local name = body and model.of(body, pause)
+    if name and not models[name] then
+        return nil, no_such_model(name)
+    end
+    return models[name]
+end
+
+return router

@@ -1,0 +1,110 @@
+--- Every write to a shared dictionary of nginx goes through here. What does not fit is counted over all workers, and
+-- each worker says it once.
+--
+-- A full dictionary makes room by dropping what was used least recently. So a write that succeeded may still have cost
+-- something else its place; it counts as one that did not fit, too.
+
+local FULL = "full" -- in the dictionary: how many writes did not fit
+local HARMLESS = { exists = true, ["not found"] = true } -- why a write changes nothing, but not for lack of memory
+
+---@class SharedDict
+---@field name string as nginx.conf has it
+local SharedDict = {}
+SharedDict.__index = SharedDict
+
+local shared_dict = {}
+
+---@class SharedDictOptions
+---@field name string as nginx.conf has it
+---@field may_forget boolean|nil true: it is a cache, so what is dropped is not worth a line in the log
+---@field advice string what to do when it is full
+---@field log fun(text: string)
+
+--- Use a dictionary.
+---@param dict table an nginx shared dictionary
+---@param options SharedDictOptions
+---@return SharedDict
+function shared_dict.open(dict, options)
+    dict:add(FULL, 0) -- now, because to count on takes no memory
+    return setmetatable({ dict = dict, name = options.name, options = options, is_said = false }, SharedDict)
+end
+
+--- Look at how a write went, and hand on its first two results.
+function SharedDict:checked(done, problem, dropped_others)
+    local has_failed = problem and not HARMLESS[problem]
+    if has_failed or dropped_others then
+        self.dict:incr(FULL, 1, 0)
+        if not self.is_said and (has_failed or not self.options.may_forget) then
+            self.is_said = true
+            local what = has_failed and "a write failed (" .. problem .. ")" or "a write dropped something else"
+            self.options.log(("the shared dictionary %s is full, %s; %s"):format(self.name, what, self.options.advice))
+        end
+    end
+    return done, problem
+end
+
+--- Set a value.
+---@param key string
+---@param value string|number|boolean
+---@param seconds number|nil for how long; nil or 0: for ever
+---@return boolean done
+---@return string|nil problem
+function SharedDict:set(key, value, seconds)
+    return self:checked(self.dict:set(key, value, seconds))
+end
+
+--- Set a value where there is none.
+---@return boolean done false if there is one
+---@return string|nil problem
+function SharedDict:add(key, value, seconds)
+    return self:checked(self.dict:add(key, value, seconds))
+end
+
+--- Add to a number that begins with 0.
+---@param key string
+---@param by number
+---@return number|nil sum nil if there is no room for it
+---@return string|nil problem
+function SharedDict:incr(key, by)
+    return self:checked(self.dict:incr(key, by, 0))
+end
+
+--- Keep what is there for so many seconds from now.
+---@return boolean|nil done nil if there is nothing
+---@return string|nil problem
+function SharedDict:expire(key, seconds)
+    return self:checked(self.dict:expire(key, seconds))
+end
+
+--- Remove a value.
+---@param key string
+function SharedDict:delete(key)
+    self.dict:delete(key)
+end
+
+--- A value, or nil.
+---@param key string
+function SharedDict:get(key)
+    return (self.dict:get(key))
+end
+
+--- Seconds until a value is forgotten; nil if there is none.
+---@param key string
+---@return number|nil
+function SharedDict:ttl(key)
+    return (self.dict:ttl(key))
+end
+
+--- All keys, of this module's too.
+---@return string[]
+function SharedDict:get_keys()
+    return self.dict:get_keys(0)
+end
+
+--- How many writes did not fit, of all workers, since nginx started.
+---@return number
+function SharedDict:count_full()
+    return self.dict:get(FULL) or 0
+end
+
+return shared_dict

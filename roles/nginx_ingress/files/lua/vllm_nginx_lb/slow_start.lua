@@ -1,0 +1,74 @@
+--- Slow start: a node that comes back has a tenth of its weight at first, and all of it after some time. Pure.
+--
+-- What a node has is its effective weight. Work is counted per effective weight, so a node with less gets less.
+
+local slow_start = {}
+
+local FIRST_SHARE = 0.1 -- of its weight
+
+--- Set a node's effective weight as of now.
+---@param node table `weight`, 0 to 100, and `slow_since`, Unix seconds, while it is in slow start
+---@param now number Unix seconds
+---@param seconds number how long slow start lasts
+local function set_effective_weight(node, now, seconds)
+    local share = 1
+    if node.slow_since then
+        local passed = math.max(0, now - node.slow_since) / seconds -- a clock can go back
+        share = math.min(1, FIRST_SHARE + (1 - FIRST_SHARE) * passed)
+        if share >= 1 then
+            node.slow_since = nil
+        end
+    end
+    node.effective_weight = node.weight * share
+end
+
+--- The nodes of some pools by pool and address. A server can be there under two names, of which one serves: that one.
+local function by_address(pools)
+    local found = {}
+    for name, pool in pairs(pools) do
+        for _, node in ipairs(pool.nodes) do
+            local key = name .. " " .. node.peer
+            if node.weight > 0 or not found[key] then
+                found[key] = node
+            end
+        end
+    end
+    return found
+end
+
+--- Begin slow start for the nodes of a new list that did not serve by the former one, and go on with it for those that
+-- are in it already.
+---@param pools table by name, each with `nodes`
+---@param former table|nil the pools of the list before; nil: this worker has just begun, and no node is new
+---@param now number Unix seconds
+---@param seconds number how long slow start lasts; 0: there is none
+function slow_start.begin(pools, former, now, seconds)
+    local before = former and by_address(former)
+    for name, pool in pairs(pools) do
+        for _, node in ipairs(pool.nodes) do
+            local was = before and before[name .. " " .. node.peer]
+            if was and was.weight > 0 then
+                node.slow_since = was.slow_since
+            elseif before and seconds > 0 then
+                node.slow_since = now
+            end
+            set_effective_weight(node, now, seconds)
+        end
+    end
+end
+
+--- Raise the effective weight of the nodes in slow start to what it is by now.
+---@param pools table by name, each with `nodes`
+---@param now number Unix seconds
+---@param seconds number how long slow start lasts
+function slow_start.go_on(pools, now, seconds)
+    for _, pool in pairs(pools) do
+        for _, node in ipairs(pool.nodes) do
+            if node.slow_since then
+                set_effective_weight(node, now, seconds)
+            end
+        end
+    end
+end
+
+return slow_start

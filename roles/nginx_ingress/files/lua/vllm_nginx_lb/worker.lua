@@ -1,0 +1,142 @@
+--- One worker process of nginx: what it serves requests with, made once at its start, and what it does twice a second.
+--
+-- This table is the one that belongs to the worker; everything else gets what it needs from here.
+
+local choice = require "vllm_nginx_lb.choice"
+local ejection = require "vllm_nginx_lb.ejection"
+local in_flight = require "vllm_nginx_lb.in_flight"
+local node_counts = require "vllm_nginx_lb.node_counts"
+local off = require "vllm_nginx_lb.affinity.off"
+local prefix = require "vllm_nginx_lb.affinity.prefix"
+local request = require "vllm_nginx_lb.request"
+local session = require "vllm_nginx_lb.affinity.session"
+local settings = require "vllm_nginx_lb.settings"
+local shared_dict = require "vllm_nginx_lb.shared_dict"
+local weights_file = require "vllm_nginx_lb.weights_file"
+
+local ffi = require "ffi"
+local peers = require "ngx.balancer"
+
+ffi.cdef "int kill(int pid, int signal);"
+
+local NO_SUCH_PROCESS = 3 -- ESRCH
+
+---@class Worker
+---@field settings table see settings.lua
+---@field weights WeightsFile
+---@field in_flight InFlight
+---@field ejection Ejection
+---@field counts NodeCounts
+---@field affinity Affinity
+---@field requests Requests
+---@field dicts SharedDict[]
+local worker = {}
+
+local function is_alive(pid)
+    return ffi.C.kill(pid, 0) == 0 or ffi.errno() ~= NO_SUCH_PROCESS
+end
+
+--- A name of 16 characters for a text.
+local function short_name(text)
+    return ngx.md5(text):sub(1, 16)
+end
+
+--- A number from 0 to 2^32 - 1 for a text. CRC would put texts that differ only in their end side by side on a ring.
+local function hash32(text)
+    return tonumber(ngx.md5(text):sub(1, 8), 16)
+end
+
+local function log_error(text)
+    ngx.log(ngx.ERR, "vllm-nginx-lb: ", text)
+end
+
+local function open_dict(name, variable, may_forget)
+    local advice = "raise " .. variable
+    local options = { name = name, may_forget = may_forget, advice = advice, log = log_error }
+    return shared_dict.open(ngx.shared[name], options)
+end
+
+--- The affinity of the settings, as an object with the functions of affinity/off.lua.
+local function new_affinity(wanted, prefixes)
+    if wanted.affinity == "session" then
+        return session.new(wanted, hash32)
+    elseif wanted.affinity == "prefix" then
+        return prefix.new(wanted, prefixes, ngx.md5_bin)
+    end
+    return off.new()
+end
+
+--- Let everything know a new list of nodes.
+local function use_nodes(found, former)
+    for name, pool in pairs(found.pools) do
+        worker.affinity:on_nodes(pool, former and former.pools[name])
+    end
+    local before = former and former.peers or {}
+    if not former or table.concat(before, "\n") ~= table.concat(found.peers, "\n") then
+        worker.counts:forget(before, found.peers)
+        worker.in_flight:use_nodes(found.peers)
+    end
+end
+
+--- What is done every `refresh_seconds`.
+local function tick(is_shutting_down)
+    if is_shutting_down then
+        return
+    end
+    worker.weights:refresh()
+    worker.weights:go_on()
+    worker.in_flight:find_rows()
+    worker.requests:eject_stalled()
+end
+
+--- Take the settings, before there are workers.
+---@param json string an object of the settings that differ from their defaults (settings.lua)
+function worker.configure(json)
+    local wanted, problems = settings.read(json)
+    if not wanted then
+        error("vllm-nginx-lb: settings of init_by_lua: " .. problems, 0)
+    end
+    worker.settings = wanted
+end
+
+--- Start in a worker. The weights are there before its first request.
+function worker.start()
+    local wanted = worker.settings
+    math.randomseed(ngx.now() * 1000 + ngx.worker.pid()) -- or each worker would break ties alike
+    local dict = open_dict(wanted.dict, "nginx_ingress_work_memory_mib", false)
+    local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
+    worker.dicts = { dict, prefixes }
+    worker.ejection = ejection.new(dict, wanted.backoff)
+    worker.counts = node_counts.new(dict, wanted.stall_seconds)
+    worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
+    worker.affinity = new_affinity(wanted, prefixes)
+    worker.requests = request.follow {
+        settings = wanted,
+        in_flight = worker.in_flight,
+        ejection = worker.ejection,
+        counts = worker.counts,
+        affinity = worker.affinity,
+        choice = choice.new {
+            settings = wanted,
+            ejection = worker.ejection,
+            affinity = worker.affinity,
+            random = math.random,
+        },
+        peers = peers,
+        now = ngx.now,
+        log = log_error,
+    }
+    worker.weights = weights_file.new {
+        path = wanted.file,
+        upstream_path = wanted.upstream_file,
+        dict = dict,
+        slow_start_seconds = wanted.ramp_seconds,
+        now = ngx.now,
+        log = log_error,
+        on_change = use_nodes,
+    }
+    worker.weights:refresh()
+    assert(ngx.timer.every(wanted.refresh_seconds, tick))
+end
+
+return worker

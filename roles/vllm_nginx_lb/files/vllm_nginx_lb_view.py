@@ -1,1 +1,0 @@
-../../../files/vllm_nginx_lb_view.py

@@ -1,0 +1,59 @@
+local node_report = require "vllm_nginx_lb.node_report"
+
+describe("node_report", function()
+    it("has a row for each node", function()
+        local node = { name = "node-a", peer = "127.0.0.2:8000", weight = 50, effective_weight = 5, slot = 0 }
+        local out = { name = "node-b", peer = "127.0.0.3:8000", weight = 0, effective_weight = 0, slot = 1 }
+        local parts = {
+            settings = { stream_bytes = 100, ingresses = 1 },
+            in_flight = {
+                totals = function()
+                    return { [0] = 300, 2, 0, 0 }
+                end,
+            },
+            ejection = {
+                seconds_left = function(_, peer)
+                    return peer == node.peer and 3 or 0
+                end,
+            },
+            counts = {
+                times_chosen = function()
+                    return 7
+                end,
+            },
+        }
+        local rows = node_report.rows({ llm_cluster = { nodes = { node, out } } }, parts)
+        assert.same({
+            pool = "llm_cluster",
+            node = "node-a",
+            address = "127.0.0.2:8000",
+            weight = 50,
+            capacity = 5,
+            pending_bytes = 300,
+            streams = 2,
+            score = 100,
+            backoff_seconds = 3,
+            picks = 7,
+        }, rows[1])
+        assert.is_nil(rows[2].score)
+        assert.same({ "node-b", 0, 0 }, { rows[2].node, rows[2].weight, rows[2].streams })
+    end)
+
+    it("is what Prometheus reads", function()
+        local text = node_report.prometheus({
+            { pool = "llm_cluster", node = "node-a", weight = 100, streams = 2, picks = 7, score = 0.5 },
+            { pool = "llm_cluster", node = "node-b", weight = 0, streams = 0, picks = 0 },
+        }, { { dict = "vllm_nginx_lb", full = 2 } })
+        for _, line in ipairs {
+            "# TYPE vllm_nginx_lb_work_picks_total counter",
+            "# TYPE vllm_nginx_lb_work_dict_full_total counter",
+            'vllm_nginx_lb_work_dict_full_total{dict="vllm_nginx_lb"} 2',
+            'vllm_nginx_lb_work_picks_total{pool="llm_cluster",node="node-a"} 7',
+            'vllm_nginx_lb_work_weight{pool="llm_cluster",node="node-b"} 0',
+            'vllm_nginx_lb_work_score{pool="llm_cluster",node="node-a"} 0.5',
+        } do
+            assert.is_truthy(text:find(line .. "\n", 1, true), line)
+        end
+        assert.is_nil(text:find('score{pool="llm_cluster",node="node-b"}', 1, true)) -- of one that serves nobody
+    end)
+end)

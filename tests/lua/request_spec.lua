@@ -1,0 +1,239 @@
+local choice = require "vllm_nginx_lb.choice"
+local ejection = require "vllm_nginx_lb.ejection"
+local in_flight = require "vllm_nginx_lb.in_flight"
+local new_dict = require "fake_dict"
+local node_counts = require "vllm_nginx_lb.node_counts"
+local off = require "vllm_nginx_lb.affinity.off"
+local request = require "vllm_nginx_lb.request"
+local shared_dict = require "vllm_nginx_lb.shared_dict"
+
+local SETTINGS = { max_request_bytes = 5000, tries = 3, stall_seconds = 60, stream_bytes = 100, ingresses = 1 }
+
+describe("request", function()
+    local fake, work, nodes_out, counts, requests, pool, refused, more_tries, said, noted
+
+    --- Nodes node-0, node-1, … of weight 1.
+    local function pool_of(count)
+        local nodes, addresses = {}, {}
+        for i = 1, count do
+            local name = "node-" .. i - 1
+            nodes[i] = {
+                name = name,
+                host = name,
+                port = 80,
+                peer = name .. ":80",
+                effective_weight = 1,
+                max_conns = 0,
+                slot = i - 1,
+            }
+            addresses[i] = nodes[i].peer
+        end
+        work:use_nodes(addresses)
+        return { nodes = nodes }
+    end
+
+    --- Pending bytes and streams of each node.
+    local function counted()
+        local found, totals = {}, work:totals()
+        for i = 1, #pool.nodes do
+            found[i] = { totals[2 * i - 2], totals[2 * i - 1] }
+        end
+        return found
+    end
+
+    local function sent(bytes)
+        local it = requests.accept()
+        requests:begin(it, bytes)
+        return it, requests:send(it, pool)
+    end
+
+    before_each(function()
+        fake, refused, more_tries, said, noted = new_dict(), {}, 0, {}, {}
+        local dict = shared_dict.open(fake, { name = "test" })
+        work = in_flight.open(dict, 1, function()
+            return true
+        end, function()
+            return "0123456789abcdef"
+        end)
+        nodes_out = ejection.new(dict, { first = 1, longest = 8, memory = 60, probe = 10 })
+        counts = node_counts.new(dict, 60)
+        local affinity = off.new()
+        affinity.note = function(_, _, node)
+            noted[#noted + 1] = node.peer
+        end
+        requests = request.follow {
+            settings = SETTINGS,
+            in_flight = work,
+            ejection = nodes_out,
+            counts = counts,
+            affinity = affinity,
+            choice = choice.new {
+                settings = SETTINGS,
+                ejection = nodes_out,
+                affinity = affinity,
+                random = function()
+                    return 2 -- of several that are as good, the first
+                end,
+            },
+            peers = {
+                set_current_peer = function(host)
+                    return not refused[host], refused[host]
+                end,
+                set_more_tries = function(count)
+                    more_tries = more_tries + count
+                end,
+            },
+            now = function()
+                return fake.now
+            end,
+            log = function(text)
+                said[#said + 1] = text
+            end,
+        }
+        pool = pool_of(2)
+    end)
+
+    it("counts as pending until its first byte, and as a stream until its end", function()
+        local it, why = sent(3000)
+        assert.same({ "sent", "least work", 1 }, { it.stage, why, it.number })
+        assert.same({ { 3000, 1 }, { 0, 0 } }, counted())
+        requests:see_headers(it)
+        assert.same({ { 3000, 1 }, { 0, 0 } }, counted())
+        assert.is_true(requests:see_piece(it, true))
+        assert.same({ { 0, 1 }, { 0, 0 } }, counted())
+        assert.is_false(requests:see_piece(it, true))
+        assert.same({ { 0, 1 }, { 0, 0 } }, counted())
+        requests:finish(it.number, 200)
+        assert.same({ { 0, 0 }, { 0, 0 } }, counted())
+        assert.equal("ended", it.stage)
+        requests:finish(it.number, 200)
+        assert.same({ { 0, 0 }, { 0, 0 } }, counted())
+        assert.same({}, requests.by_number)
+        assert.same({ 1, { "node-0:80" } }, { counts:times_chosen "node-0:80", noted })
+    end)
+
+    it("counts no more than a request may", function()
+        sent(9000)
+        assert.same({ { 5000, 1 }, { 0, 0 } }, counted())
+    end)
+
+    it("is kept by nobody before it is sent to a node", function()
+        requests.accept()
+        assert.same({}, requests.by_number)
+    end)
+
+    it("moves to another node when a try fails, and the failed one is ejected", function()
+        local it = sent(3000)
+        assert.equal("least work", requests:send(it, pool))
+        assert.same({ { 0, 0 }, { 3000, 1 } }, counted())
+        assert.is_false(nodes_out:may_take "node-0:80")
+        assert.is_true(nodes_out:may_take "node-1:80")
+    end)
+
+    it("is tried as often as it may, and once more on a node that had it when all had it", function()
+        local it = sent(100)
+        assert.equal(1, more_tries)
+        requests:send(it, pool)
+        assert.equal(2, more_tries)
+        assert.equal("last resort", requests:send(it, pool))
+        assert.equal(2, more_tries) -- three tries are all
+        assert.is_nil(requests:send(it, pool))
+        assert.same({ { 0, 0 }, { 0, 0 } }, counted())
+        assert.equal("accepted", it.stage)
+        requests:finish(it.number, nil)
+        assert.same({}, requests.by_number)
+    end)
+
+    it("is not tried again after its last resort, but where a node is left", function()
+        pool = pool_of(1)
+        local it = sent(100)
+        assert.equal(1, more_tries)
+        assert.equal("last resort", requests:send(it, pool))
+        assert.equal(1, more_tries)
+        pool = pool_of(2)
+        assert.equal("least work", requests:send(it, pool))
+        assert.equal(1, more_tries) -- no other is left
+    end)
+
+    it("goes past a node that nginx does not take", function()
+        refused["node-0"] = "bad address"
+        local it = sent(100)
+        assert.same({ "node-1:80", { "node node-0: bad address" } }, { it.peer, said })
+        refused["node-1"] = "bad address"
+        it = requests.accept()
+        requests:begin(it, 1)
+        assert.is_nil(requests:send(it, pool))
+    end)
+
+    it("ejects a node whose last answer is a gateway's error, but not one that was left", function()
+        local it = sent(100)
+        requests:finish(it.number, 503)
+        assert.is_false(nodes_out:may_take "node-0:80")
+        it = sent(100)
+        assert.equal("node-1:80", it.peer)
+        requests:finish(it.number, nil)
+        it = sent(100)
+        requests:finish(it.number, 500)
+        assert.is_true(nodes_out:may_take "node-1:80")
+    end)
+
+    it("forgets a node's failures with a good first byte, not with a bad one", function()
+        nodes_out:failed "node-0:80"
+        fake.now = 2
+        local it = sent(100)
+        assert.equal("node-0:80", it.peer)
+        requests:see_piece(it, false)
+        assert.is_false(nodes_out:may_take "node-0:80") -- it is on trial
+        assert.equal(0, counts:last_first_byte "node-0:80")
+        requests:finish(it.number, 200)
+        fake.now = 20
+        it = sent(100)
+        requests:see_piece(it, true)
+        assert.is_true(nodes_out:may_take "node-0:80")
+        assert.equal(20, counts:last_first_byte "node-0:80")
+    end)
+
+    it("ejects a node that has sent headers and then nothing to anybody for too long", function()
+        local it = sent(100)
+        fake.now = 61
+        requests:eject_stalled()
+        assert.is_true(nodes_out:may_take "node-0:80") -- without headers: an answer that is no stream
+        requests:see_headers(it)
+        counts:sent_first_byte("node-0:80", 50)
+        requests:eject_stalled()
+        assert.is_true(nodes_out:may_take "node-0:80")
+        fake.now = 111
+        requests:eject_stalled()
+        assert.is_false(nodes_out:may_take "node-0:80")
+        assert.is_true(nodes_out:may_take "node-1:80")
+    end)
+
+    it("ends with a count of zero, whatever becomes of it", function()
+        math.randomseed(1)
+        local open = {}
+        for _ = 1, 5000 do
+            open[#open + 1] = sent(math.random(9000))
+            local it = open[math.random(#open)]
+            local what = math.random(6)
+            if what == 1 then
+                requests:see_headers(it)
+            elseif what == 2 then
+                requests:see_piece(it, math.random(2) == 1)
+            elseif what == 3 and it.stage ~= "body" then
+                requests:send(it, pool)
+            elseif what == 4 then
+                pool = pool_of(math.random(4))
+            else
+                local ended = table.remove(open, math.random(#open))
+                requests:finish(ended.number, ({ nil, 200, 502 })[math.random(3)])
+            end
+            fake.now = fake.now + 0.1
+        end
+        for _, it in ipairs(open) do
+            requests:finish(it.number, 200)
+        end
+        pool = pool_of(4)
+        assert.same({ { 0, 0 }, { 0, 0 }, { 0, 0 }, { 0, 0 } }, counted())
+        assert.same({}, requests.by_number)
+    end)
+end)

@@ -1,0 +1,54 @@
+--- The rooms of the Lua, lowest first: a module requires only what stands above it here.
+
+local LAYERS = {
+    { "files", "model", "settings", "shared_dict", "slow_start", "weights_format" },
+    { "least_work", "in_flight", "ejection", "node_counts", "request_body", "router", "weights_file" },
+    { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
+    { "request" },
+    { "worker" },
+    { "admin" },
+    { "phases" },
+}
+local DIRECTORY = "roles/nginx_ingress/files/lua/vllm_nginx_lb/"
+local LONGEST = 200 -- lines
+
+--- The lines of a module's file.
+local function lines_of(name)
+    local lines = {}
+    for line in assert(io.lines(DIRECTORY .. name:gsub("%.", "/") .. ".lua")) do
+        lines[#lines + 1] = line
+    end
+    return lines
+end
+
+describe("the rooms", function()
+    local level_of = {}
+    for level, names in ipairs(LAYERS) do
+        for _, name in ipairs(names) do
+            level_of[name] = level
+        end
+    end
+
+    it("are all listed", function()
+        local found = {}
+        for path in io.popen("cd " .. DIRECTORY .. " && find . -name '*.lua'"):lines() do
+            local name = path:sub(3, -5):gsub("/", ".")
+            found[#found + 1] = name
+            assert.is_truthy(level_of[name], name)
+        end
+        assert.is_true(#found >= 20)
+    end)
+
+    for name, level in pairs(level_of) do
+        it("require only what is below: " .. name, function()
+            for _, line in ipairs(lines_of(name)) do
+                local wanted = line:match 'require%s*%(?%s*"vllm_nginx_lb%.([%w_.]+)"'
+                assert.is_true(wanted == nil or level_of[wanted] < level, wanted)
+            end
+        end)
+
+        it("are short: " .. name, function()
+            assert.is_true(#lines_of(name) <= LONGEST)
+        end)
+    end
+end)
