@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import pytest
+
 from vllm_lb import causes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"

@@ -295,7 +295,6 @@ def check_pool(pool: PoolPlan, seen: dict[str, Sample], before: dict[str, int | 
 
 
 @given(st.lists(STEPS, min_size=1, max_size=8))
-@settings(max_examples=50)
 def test_no_decision_looks_into_a_sentence(steps: list[tuple[tuple[Any, ...], set[str], float, bool]]) -> None:
     configuration = config(pools=THREE_POOLS)
     memories: list[dict[str, NodeMemory]] = [{}, {}]
