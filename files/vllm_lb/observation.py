@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm_lb.causes import ScrapeCause
 
-MAX_ENGINES = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:

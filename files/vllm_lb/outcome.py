@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from vllm_lb.causes import DeferredCause, FailureCause
@@ -33,14 +32,14 @@ class Outcome:
     """What became of a tick, and how the ticks before it went."""
 
     decided_at: str = text(TIME, "an RFC 3339 time")
-    generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    generation: str | None = text(r"[0-9a-z]{1,64}", "a generation")
     applied: bool
     outcome: str = choice(*OUTCOMES)
     deferred_cause: str | None = choice(*DeferredCause, default=None)
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     draining_generations: int = number(0, 2**22, 0)
     error_cause: str | None = choice(*FailureCause, default=None)
-    error: str | None = text(re.compile(r"[ -~]*"), "printable text")
+    error: str | None = text(r"[ -~]*", "printable text")
     interval_seconds: float = number(1, 86400, 10.0)
     succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
     changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # when something was last to go live

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.addresses import canonical, is_ip
 from vllm_lb.causes import FailureCause, HeldCause, NodeCause, ScrapeCause
 from vllm_lb.errors import FailureError
-from vllm_lb.observation import MAX_ENGINES
 from vllm_lb.schema import build, choice, number, setting, text
-from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME
 from vllm_lb.text import PRINTABLE, printable
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Config, Pool
 
 STATES = ("up", "down", "unknown", "drained")
-TIME = re.compile(r"[0-9T:.Z+-]{20,40}")
+TIME = r"[0-9T:.Z+-]{20,40}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Config
 
 SEED = "seed"  # the generation of the file that the role nginx_ingress makes; it serves nobody
-DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = r"[0-9a-f]{64}"
 # nginx refuses an upstream without any server.
 NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0, "max_conns": 0}
 
@@ -35,7 +34,7 @@ class Record:
     """What a published file has."""
 
     version: int = number(1, 1, 1)
-    generation: str = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    generation: str = text(r"[0-9a-z]{1,64}", "a generation")
     sha256: str = text(DIGEST, "a SHA-256")  # of the file
     membership: str = text(DIGEST, "a SHA-256")  # of all that is in the file but the weights of nodes in rotation
     weights: dict[str, dict[str, int]]  # by pool and node, in the order of the file

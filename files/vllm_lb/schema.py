@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import MISSING, field
+from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from vllm_lb.text import quoted
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable
 
 MAX_PROBLEMS = 100  # a file with more of them is not read on: somebody may have made it with millions
@@ -38,9 +39,9 @@ def choice(*options: str, default: Any = MISSING) -> Any:
     return setting("one of " + ", ".join(options), lambda v: v in options, default)
 
 
-def text(pattern: re.Pattern[str], allowed: str, default: Any = MISSING) -> Any:
-    """Declare a text that a pattern matches from end to end."""
-    return setting(allowed, lambda v: bool(pattern.fullmatch(v)), default)
+def text(pattern: str, allowed: str, default: Any = MISSING) -> Any:
+    """Declare a text that a regular expression matches from end to end; it is compiled when a value is checked."""
+    return setting(allowed, lambda v: bool(re.fullmatch(pattern, v)), default)
 
 
 def absolute_path(default: Any = MISSING) -> Any:
@@ -106,7 +107,7 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     problems += [
         f"{prefix}{quoted(key)}: unknown key: expected one of {', '.join(fields)}" for key in value if key not in fields
     ]
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     found: dict[str, Any] = {}
     for name, each in fields.items():
         allowed = each.metadata.get("allowed", "")
@@ -121,6 +122,12 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{prefix}{name}: {quoted(value[name])}: expected {allowed}")
             found[name] = MISSING
     return MISSING if MISSING in found.values() else kind(**found)
+
+
+@cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields."""
+    return get_type_hints(kind)
 
 
 def is_finite(value: Any) -> bool:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from vllm_lb.addresses import is_host
 from vllm_lb.schema import absolute_path, at_least_one, choice, number, setting, text
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-MODEL = re.compile(r"[^\x00-\x1f\x7f\"\\]{1,256}")  # needs no escapes in JSON and in nginx
-URL = re.compile(r"https?://[!-~]+")
+NAME = r"[A-Za-z0-9._-]{1,63}"
+POOL_NAME = r"[A-Za-z][A-Za-z0-9_]{0,62}"
+MODEL = r"[^\x00-\x1f\x7f\"\\]{1,256}"  # needs no escapes in JSON and in nginx
+URL = r"https?://[!-~]+"
 MAX_WEIGHT = 100
+MAX_ENGINES = 4096  # of one node
+CONFIG_FILE = "/etc/vllm-nginx-lb/config.yml"
 BALANCERS = ("upstream", "work")
 METHODS = ("least_conn", "round_robin", "random_two_least_conn", "consistent_hash")
 POLICIES = ("capacity", "stepped", "static")
@@ -24,7 +26,7 @@ POLICIES = ("capacity", "stepped", "static")
 class Scrape:
     """How /metrics is read. timeout_seconds bounds one whole response."""
 
-    path: str = text(re.compile(r"/[!-~]*"), "a path that starts with /", "/metrics")
+    path: str = text(r"/[!-~]*", "a path that starts with /", "/metrics")
     timeout_seconds: float = number(0.1, 60, 5.0)
     max_bytes: int = number(1024, 2**28, 4 * 2**20)
     workers: int = number(1, 1024, 32)
@@ -43,7 +45,7 @@ class NginxSettings:
 
     balancer: str = choice(*BALANCERS, default="upstream")
     upstream_file: str = text(
-        re.compile(r"/([^/\0\n]+/)*[^/\0\n]+"), "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
+        r"/([^/\0\n]+/)*[^/\0\n]+", "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
     )
     upstream_template: str | None = absolute_path(None)
     test_command: tuple[str, ...] = at_least_one("word", ("nginx", "-t"))
@@ -87,7 +89,7 @@ class Pool:
 
     name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
     method: str = choice(*METHODS, default="least_conn")
-    hash_header: str = text(re.compile(r"[A-Za-z0-9-]{1,63}"), "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
+    hash_header: str = text(r"[A-Za-z0-9-]{1,63}", "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
     keepalive: int = number(0, 65535, 64)
     keepalive_timeout_seconds: int = number(1, 3600, 2)
     max_fails: int = number(0, 10**6, 10)
@@ -95,7 +97,7 @@ class Pool:
     policy: str = choice(*POLICIES, default="capacity")
     models: tuple[str, ...] = setting(
         "names of models: 1 to 256 printable characters without quotes and backslashes",
-        lambda v: all(MODEL.fullmatch(name) for name in v),
+        lambda v: all(re.fullmatch(MODEL, name) for name in v),
         (),
     )
     nodes: tuple[Node, ...] = at_least_one("node")

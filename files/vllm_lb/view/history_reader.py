@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,9 @@ from vllm_lb.errors import FailureError
 from vllm_lb.files import read_file
 from vllm_lb.history import MAX_SEGMENT_BYTES, History
 from vllm_lb.journal import WARNING, log
-from vllm_lb.observation import MAX_ENGINES
 from vllm_lb.outcome import OUTCOMES
 from vllm_lb.plan import STATES, TIME
-from vllm_lb.settings import MAX_WEIGHT
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT
 from vllm_lb.text import PRINTABLE, printable, seconds_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def one_of(codes: type[StrEnum]) -> Check:
 
 def is_printable(value: Any) -> bool:
     """Tell whether a value is a text fit for a terminal, or None."""
-    return value is None or (isinstance(value, str) and bool(PRINTABLE.fullmatch(value)))
+    return value is None or (isinstance(value, str) and bool(re.fullmatch(PRINTABLE, value)))
 
 
 # Not by schema.build(), which is for a file, not for a million rows.
@@ -172,7 +172,7 @@ def past_tick(line: dict[str, Any], columns: Sequence[str], memory: Any) -> Past
 
 def is_time(value: Any) -> bool:
     """Tell whether a value is a time that every function of datetime takes."""
-    return isinstance(value, str) and bool(TIME.fullmatch(value)) and 0 < seconds_of(value) < 2**33
+    return isinstance(value, str) and bool(re.fullmatch(TIME, value)) and 0 < seconds_of(value) < 2**33
 
 
 def outcome_before(found: Any) -> dict[str, Any]:
