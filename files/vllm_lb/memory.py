@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from typing import Any
 
 from vllm_lb.addresses import is_host, is_ip
+from vllm_lb.data import data
 from vllm_lb.schema import build, number, setting
 from vllm_lb.settings import MAX_WEIGHT
 
@@ -16,7 +17,7 @@ MOST_FLAPS = 5
 FORMER_NAMES = {"setbacks": "flap_count", "figures": "fingerprint", "moved_at": "changed_at"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Means:
     """Moving averages (EWMA) of what a node did; numbers of requests are per engine."""
 
@@ -38,7 +39,7 @@ class Means:
         return Means(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Learned:
     """What the policy `capacity` remembers of a node."""
 
@@ -53,7 +54,7 @@ class Learned:
     steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NodeMemory:
     """What is remembered of one node."""
 

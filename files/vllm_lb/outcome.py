@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vllm_lb.causes import DeferredCause, FailureCause
+from vllm_lb.data import data
 from vllm_lb.plan import TIME, Plan
 from vllm_lb.schema import choice, number, text
 from vllm_lb.text import PRINTABLE, seconds_of
@@ -15,7 +14,7 @@ LIVE = ("reloaded", "published")  # what was decided went live
 CHANGES = (*LIVE, "rolled_back", "failed")  # something was to go live
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Totals:
     """How many ticks ended in which way."""
 
@@ -27,7 +26,7 @@ class Totals:
     failed: int = number(0, 2**53, 0)
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Plan
+@data(kw_only=True, slots=False)  # without slots: Status inherits from this and from Plan
 class Outcome:
     """What became of a tick, and how the ticks before it went."""
 
@@ -47,7 +46,7 @@ class Outcome:
     totals: Totals = Totals()
 
 
-@dataclass(frozen=True, kw_only=True)
+@data(kw_only=True, slots=False)
 class Status(Plan, Outcome):
     """status.json: a plan, and what became of it."""
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.addresses import canonical, is_ip
 from vllm_lb.causes import FailureCause, HeldCause, NodeCause, ScrapeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.schema import build, choice, number, setting, text
 from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME
@@ -22,7 +23,7 @@ STATES = ("up", "down", "unknown", "drained")
 TIME = r"[0-9T:.Z+-]{20,40}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NodePlan:
     """What is decided for one node, and why. Weight 0 is written as nginx's `down`."""
 
@@ -43,7 +44,7 @@ class NodePlan:
     error: str | None = text(PRINTABLE, "printable text")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class PoolPlan:
     """One pool's nodes, and why its weights are held although its readings ask for others."""
 
@@ -53,7 +54,7 @@ class PoolPlan:
     nodes: tuple[NodePlan, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Outcome
+@data(kw_only=True, slots=False)  # without slots: Status inherits from this and from Outcome
 class Plan:
     """The decision of one tick."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.addresses import bracketed
+from vllm_lb.data import data
 from vllm_lb.schema import build, number, text
 from vllm_lb.text import sha256
 
@@ -29,7 +30,7 @@ DIGEST = r"[0-9a-f]{64}"
 NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0, "max_conns": 0}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Record:
     """What a published file has."""
 

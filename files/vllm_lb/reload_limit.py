@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_lb.causes import DeferredCause
+from vllm_lb.data import data
 from vllm_lb.published import largest_change
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONGEST_WAIT_SECONDS = 600  # some streams never end, and a weight must not wait for ever
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Workers:
     """nginx's workers, sorted by the reload that started them; the last ones serve."""
 
@@ -29,7 +29,7 @@ class Workers:
         return max(0, len(self.generations) - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Deferral:
     """Why a change waits."""
 

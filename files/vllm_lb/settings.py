@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 
 from vllm_lb.addresses import is_host
+from vllm_lb.data import data
 from vllm_lb.schema import absolute_path, at_least_one, choice, number, setting, text
 
 NAME = r"[A-Za-z0-9._-]{1,63}"
@@ -22,7 +22,7 @@ METHODS = ("least_conn", "round_robin", "random_two_least_conn", "consistent_has
 POLICIES = ("capacity", "stepped", "static")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Scrape:
     """How /metrics is read. timeout_seconds bounds one whole response."""
 
@@ -34,7 +34,7 @@ class Scrape:
     ca_file: str | None = absolute_path(None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NginxSettings:
     """Where the published file goes, and how nginx is tested, reloaded and asked what is live.
 
@@ -58,7 +58,7 @@ class NginxSettings:
     max_draining_generations: int = number(1, 1000, 5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Health:
     """When a node goes down (fall), when it comes back (rise), and when its last reading is too old."""
 
@@ -67,7 +67,7 @@ class Health:
     stale_after_seconds: float = number(1, 86400, 180.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Node:
     """One vLLM server. max_conns limits the requests that nginx has there at once; 0 is no limit."""
 
@@ -80,7 +80,7 @@ class Node:
     drain: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Pool:
     """One upstream block: its nodes, its balancing method and the policy that weighs them.
 
@@ -103,7 +103,7 @@ class Pool:
     nodes: tuple[Node, ...] = at_least_one("node")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class KvStep:
     """One step of the ladder: from this usage of the KV cache on (a ratio), this weight."""
 
@@ -111,7 +111,7 @@ class KvStep:
     weight: int = number(1, MAX_WEIGHT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Stepped:
     """The policy `stepped`: KV usage picks a level, and each further sign of load moves it one level down."""
 
@@ -130,7 +130,7 @@ class Stepped:
     downgrade_on_preemption: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Capacity:
     """The policy `capacity`, which learns what each node can do.
 
@@ -145,7 +145,7 @@ class Capacity:
     min_change_ratio: float = number(0.01, 10, 0.15)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Policies:
     """The settings of each policy that has any."""
 
@@ -153,7 +153,7 @@ class Policies:
     capacity: Capacity = Capacity()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Config:
     """config.yml as a whole."""
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause, NodeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import locked, read_json, write_atomically
 from vllm_lb.journal import WARNING, log
@@ -30,7 +30,7 @@ MAX_WORKERS_BYTES = 2**18
 NO_WORKERS = Workers()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Result:
     """What became of a plan."""
 
@@ -43,7 +43,7 @@ class Result:
     workers: Workers = NO_WORKERS
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class State:
     """The state directory."""
 
@@ -61,8 +61,8 @@ class State:
             yield
 
     def write(self, name: str, data: Any, *, sync: bool = False) -> None:
-        """Write one JSON file."""
-        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", 0o644, sync=sync)
+        """Write one JSON file, in one line: json.dumps is ten times faster without an indent."""
+        write_atomically(self.directory / name, json.dumps(data) + "\n", 0o644, sync=sync)
 
     def drained(self) -> set[str]:
         """Return the names drained by `drain`; if their file is damaged, those of the last tick."""

@@ -10,12 +10,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.addresses import is_ip
 from vllm_lb.causes import DeferredCause, FailureCause, NodeCause, ScrapeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import read_file
 from vllm_lb.history import MAX_SEGMENT_BYTES, History
@@ -76,7 +76,7 @@ NEW_COLUMNS = {"cause", "error_cause"}  # 0.1.0 had none
 NEEDED = ("kv_cache_usage", "waiting", "running", "preemptions", "engines", "awake")  # all of them, or none
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Past:
     """One tick of the history."""
 
