@@ -26,20 +26,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # What runs as root, of ours. A module more has to be wanted here, too.
 OURS = {
-    *(
-        "addresses",
-        "apply",
-        "backups",
-        "causes",
-        "commands",
-        "config_file",
-        "data",
-        "errors",
-        "files",
-        "journal",
-        "live",
-    ),
-    *("nginx", "outcome", "plan", "publish", "published", "reload_limit", "render"),
+    *("addresses", "apply", "backups", "causes", "commands", "config_file", "data", "errors", "files"),
+    *("journal", "live", "nginx", "outcome", "plan", "publish", "published", "reload_limit", "render"),
     *("schema", "settings", "state", "text"),
 }
 NEVER = {
