@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one tick remembers of each node for the next one. Times are seconds of the monotonic clock."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import MISSING
-from typing import Any
+from typing import Any, Self
 
 from vllm_lb.addresses import is_host, is_ip
 from vllm_lb.data import data
@@ -33,10 +31,10 @@ class Means:
         """All requests: in a batch or queued."""
         return self.running + self.waiting
 
-    def updated(self, new: Means, share: float) -> Means:
+    def updated(self, new: Self, share: float) -> Self:
         """Return the averages after one more value, which counts `share` (0 to 1) of the result."""
         names = [each.name for each in dataclasses.fields(self)]
-        return Means(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
+        return type(self)(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
 
 
 @data(kw_only=True)

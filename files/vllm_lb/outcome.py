@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a plan, and status.json, which says it."""
 
-from __future__ import annotations
-
 from vllm_lb.causes import DeferredCause, FailureCause
 from vllm_lb.data import data
 from vllm_lb.plan import TIME, Plan

@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `collect` decides and hands to `apply`, and what `apply` believes of it."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_lb.addresses import canonical, is_ip
 from vllm_lb.causes import FailureCause, HeldCause, NodeCause, ScrapeCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.schema import build, choice, number, setting, text
-from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME, Config, Pool
 from vllm_lb.text import PRINTABLE, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vllm_lb.settings import Config, Pool
 
 STATES = ("up", "down", "unknown", "drained")
 TIME = r"[0-9T:.Z+-]{20,40}"

@@ -5,24 +5,19 @@ A file is compared with another one by its record, never by reading it back. The
 a file that somebody has edited has no record.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_lb.addresses import bracketed
 from vllm_lb.data import data
+from vllm_lb.plan import PoolPlan
 from vllm_lb.schema import build, number, text
+from vllm_lb.settings import Config
 from vllm_lb.text import sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm_lb.plan import PoolPlan
-    from vllm_lb.settings import Config
 
 SEED = "seed"  # the generation of the file that the role nginx_ingress makes; it serves nobody
 DIGEST = r"[0-9a-f]{64}"

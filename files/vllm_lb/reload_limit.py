@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a change that only changes weights may go out: deadband, cooldown, and old workers that still drain."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from vllm_lb.causes import DeferredCause
 from vllm_lb.data import data
-from vllm_lb.published import largest_change
-
-if TYPE_CHECKING:
-    from vllm_lb.published import Record
-    from vllm_lb.settings import NginxSettings
+from vllm_lb.published import Record, largest_change
+from vllm_lb.settings import NginxSettings
 
 LONGEST_WAIT_SECONDS = 600  # some streams never end, and a weight must not wait for ever
 

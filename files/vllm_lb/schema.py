@@ -3,6 +3,9 @@
 
 A dataclass declares each field with `number`, `choice`, `text` and so on. `build` turns plain data (YAML, JSON) into
 the dataclass. Of each value that does not fit it says where it is, what it is, and what is allowed.
+
+Modules that declare such data have no `from __future__ import annotations`: a field's type must be the type itself, not
+its text, which would take milliseconds to evaluate at each start.
 """
 
 from __future__ import annotations
@@ -11,9 +14,8 @@ import dataclasses
 import math
 import re
 from dataclasses import MISSING, field
-from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from vllm_lb.text import quoted
 
@@ -107,7 +109,6 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     problems += [
         f"{prefix}{quoted(key)}: unknown key: expected one of {', '.join(fields)}" for key in value if key not in fields
     ]
-    hints = hints_of(kind)
     found: dict[str, Any] = {}
     for name, each in fields.items():
         allowed = each.metadata.get("allowed", "")
@@ -116,18 +117,12 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
                 problems.append(f"{prefix}{name}: missing: expected {allowed or 'a value'}")
                 found[name] = MISSING
             continue
-        found[name] = built = build(hints[name], value[name], prefix + name, problems, allowed)
+        found[name] = built = build(each.type, value[name], prefix + name, problems, allowed)
         check = each.metadata.get("check")
         if built is not MISSING and built is not None and check and not check(built):
             problems.append(f"{prefix}{name}: {quoted(value[name])}: expected {allowed}")
             found[name] = MISSING
     return MISSING if MISSING in found.values() else kind(**found)
-
-
-@cache
-def hints_of(kind: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields."""
-    return get_type_hints(kind)
 
 
 def is_finite(value: Any) -> bool:

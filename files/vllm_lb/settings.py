@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of config.yml, with its type, its range and its default."""
 
-from __future__ import annotations
-
 import itertools
 import re
 
