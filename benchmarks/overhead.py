@@ -87,17 +87,17 @@ def ask(url: str, connections: int, seconds: float, script: Path) -> tuple[float
     """Load a URL with wrk; return the median and p99 latency in ms, and how many requests were answered.
 
     Raises:
-        ContestantError: wrk is missing or says what cannot be read, or answers had errors.
+        ContestantError: wrk is missing, its output cannot be read, or some answers had another status than 2xx.
     """
     wrk = shutil.which("wrk")
     if wrk is None:
         raise ContestantError("wrk is not installed: tools/system-packages bench")
     words = [wrk, "--latency", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
-    said = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds + 60).stdout
-    found = {name: re.search(rf"{name}%\s+([\d.]+)(us|ms|s)", said) for name in ("50", "99")}
-    count = re.search(r"(\d+) requests in", said)
-    if count is None or not all(found.values()) or "Non-2xx" in said:
-        raise ContestantError(f"wrk at {url}: {' '.join(said.split())[-300:]}")
+    output = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds + 60).stdout
+    found = {name: re.search(rf"{name}%\s+([\d.]+)(us|ms|s)", output) for name in ("50", "99")}
+    count = re.search(r"(\d+) requests in", output)
+    if count is None or not all(found.values()) or "Non-2xx" in output:
+        raise ContestantError(f"wrk at {url}: {' '.join(output.split())[-300:]}")
     p50, p99 = (float(match[1]) * UNITS[match[2]] for match in found.values() if match)
     return p50, p99, int(count[1])
 

@@ -59,7 +59,7 @@ def await_condition(condition: Callable[[], bool], what: str, process: subproces
     while not condition():
         if time.monotonic() > deadline or process.poll() is not None:
             tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
-            raise ContestantError(f"{what}: not so within {START_SECONDS} s: " + " | ".join(tail))
+            raise ContestantError(f"{what}: not within {START_SECONDS} s, or its process ended: " + " | ".join(tail))
         time.sleep(0.05)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RECORDING = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "vllm-0.32.0-busy.txt"
 # Half a tick, run from a module. A bare one neither writes history and metrics nor carries totals in its status: by
 # half, the lines that change that.
-TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); {}from vllm_lb.cli import main; sys.exit(main())"
+TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); {}from vllm_lb.commands import main; sys.exit(main())"
 NO_TOTALS = "import vllm_lb.state as s; s.State.last = lambda _: None; "
 BARE = {
     "collect": NO_TOTALS + "import vllm_lb.collect as c; c.History.add = lambda *_: None; c.metrics = lambda *_: ''; ",

@@ -14,6 +14,6 @@ if __name__ == "__main__":
         from vllm_lb import __version__
 
         sys.exit(print(f"vllm-nginx-lb {__version__}"))
-    from vllm_lb.cli import main
+    from vllm_lb.commands import main
 
     sys.exit(main(description=(__doc__ or "").splitlines()[0]))

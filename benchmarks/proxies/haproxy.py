@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-# In the site's directory, where HAProxy runs: a whole path may be too long for a socket.
+# Relative to the site's directory, in which HAProxy runs: a whole path may be too long for a socket.
 HAPROXY_SOCKET = "haproxy.sock"
 
 
@@ -35,12 +35,12 @@ def haproxy_config(site: Site) -> str:
 global
     nbthread 2
     stats socket unix@{HAPROXY_SOCKET} mode 600 level admin
-    # What does not fit into a buffer is never tried again, and the longest prompts have 60 kB.
+    # A request that does not fit into a buffer is not tried again, and the longest prompts have 60 kB.
     tune.bufsize 131072
 
 defaults
     mode http
-    # Else the pieces of a stream wait up to 200 ms for the next one, to fill packets.
+    # Without this option a piece of a stream waits up to 200 ms for the next one, to fill a packet.
     option http-no-delay
     timeout connect 5s
     timeout client 600s
@@ -55,7 +55,7 @@ frontend fe
 backend {BACKEND}
     balance leastconn
     http-reuse safe
-    # Only a request that has come in full is tried again, and a POST arrives in several pieces.
+    # HAProxy tries a request again only if it has received all of it. A POST arrives in several pieces.
     option http-buffer-request
     retries 2
     retry-on conn-failure empty-response 503
@@ -73,7 +73,7 @@ class HaproxyLeastconn(Contestant):
     label = "HAProxy, leastconn, equal weights"
 
     def missing(self) -> str | None:
-        """Say so if HAProxy is not installed."""
+        """Return a message if HAProxy is not installed."""
         return None if find_program("haproxy") else "haproxy is not installed: tools/system-packages bench"
 
     @contextmanager

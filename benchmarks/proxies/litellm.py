@@ -14,9 +14,9 @@ from benchmarks.proxies.packaged import Packaged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Nothing is reported, and nothing fetched: prices, headers and templates are those in the package.
+# It reports nothing and fetches nothing: prices, headers and templates are those of the package.
 OFFLINE = {
-    # The simulated node says "word" for each token, which LiteLLM takes for a model in a loop after 100 of them.
+    # Every token of the simulated node is the same word. After 100 equal pieces LiteLLM assumes a model in a loop.
     "REPEATED_STREAMING_CHUNK_LIMIT": "1000000000",
     "LITELLM_TELEMETRY_DISABLED": "True",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -30,8 +30,8 @@ OFFLINE = {
 class LiteLlm(Packaged):
     """The proxy of LiteLLM; in its answers the header x-litellm-model-id names the node.
 
-    It has no health checks by default: a node that fails is out for cooldown_time. Without a master key it starts only
-    when told so; it listens on loopback alone.
+    By default it has no health checks, and leaves out a node that fails for cooldown_time. A setting lets it start
+    without a master key, because it listens on loopback alone.
     """
 
     package = "litellm"

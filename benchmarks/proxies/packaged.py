@@ -22,7 +22,7 @@ def environment_of(package: str) -> Path:
 def install(package: str) -> str | None:
     """Make the virtual environment of a package unless it is there; return why that failed, in one line.
 
-    Once: a failure is not tried again for the next contestant of the same package.
+    A failure is not tried again for the next contestant of the same package.
     """
     requirements, directory = ROOT / "requirements" / f"bench-{package}.txt", environment_of(package)
     made = directory / ".made"
@@ -40,8 +40,8 @@ def install(package: str) -> str | None:
         )
         made.write_text(wanted)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().splitlines() or ["no output"]
-        why = next((line for line in said if line.startswith("ERROR")), said[-1])
+        output = (error.stderr or error.stdout).strip().splitlines() or ["no output"]
+        why = next((line for line in output if line.startswith("ERROR")), output[-1])
         return f"{package} cannot be installed: {why}"
     except OSError as error:
         return f"{package} cannot be installed: {error}"
@@ -60,7 +60,7 @@ class Packaged(Contestant):
     program: tuple[str, ...]
 
     def missing(self) -> str | None:
-        """Install it, and say why that failed."""
+        """Install it, and return why that failed."""
         return install(self.package)
 
     def command(self) -> list[str]:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def whole_seconds(seconds: float, site: Site) -> str:
-    """Return seconds of the model in real ones, for an option that takes whole seconds, of which 0 is none."""
+    """Return seconds of the model as whole real seconds, at least 1: to these options 0 means never."""
     return str(max(1, round(seconds * site.scale)))
 
 
 class Router(Packaged):
-    """vllm-router and its parent sglang-router, which still have most options in common.
+    """vllm-router and sglang-router, from which it was forked; most of their options are the same.
 
-    Health checks, the circuit breaker and its window take whole seconds: a small scale makes them longer than life.
+    Health checks, the circuit breaker and its window take whole seconds: a small scale makes them too long.
     """
 
     ready: str  # the path that answers with 200 as soon as there are nodes to ask
@@ -65,13 +65,13 @@ class VllmRouter(Router):
 
     package = "vllm-router"
     program = ("vllm-router",)
-    ready = "/health"  # it opens its port when the nodes are there
+    ready = "/health"  # it opens its port once it has the nodes
 
 
 class SglangRouter(Router):
-    """The router of the SGLang project, of which it takes any OpenAI-compatible node.
+    """The router of the SGLang project, which takes any OpenAI-compatible node.
 
-    `cache_aware` works with any, by the text of the prompts. `power_of_two` is a random choice here: it counts no
+    `cache_aware` compares the texts of prompts. `power_of_two` is a random choice here: it counts no
     requests of its own (only `cache_aware` does), and the loads it compares are what SGLang serves at /get_load.
     """
 

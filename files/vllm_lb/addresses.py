@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
+HOSTNAME = r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?"
 
 
 def is_ip(value: str) -> bool:
@@ -26,7 +26,7 @@ def is_host(value: str) -> bool:
     if is_ip(value):
         address = ipaddress.ip_address(value)
         return not (address.is_unspecified or address.is_multicast)
-    return bool(HOSTNAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value))
+    return bool(re.fullmatch(HOSTNAME, value) and not re.fullmatch(r"[0-9.]+", value))
 
 
 def canonical(host: str) -> str:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import decoded, put_in_place, read_file, read_json, stage, write_atomically
 from vllm_lb.published import record_of_json
@@ -33,7 +33,7 @@ KINDS = ("json", "bak", "edited")
 LEFTOVERS = ("new", "copy.new", "back.new", "failed")
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Backup:
     """A file that was live: its content and its record."""
 
@@ -41,7 +41,7 @@ class Backup:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Backups:
     """The files beside one published file."""
 

@@ -18,6 +18,7 @@ from vllm_lb.files import write_atomically
 from vllm_lb.history import History, Tick
 from vllm_lb.journal import NOTICE, WARNING, log
 from vllm_lb.memory import NodeMemory
+from vllm_lb.memory_file import read_memory
 from vllm_lb.plan import Plan
 from vllm_lb.prometheus import metrics
 from vllm_lb.scrape import scrape_all
@@ -55,7 +56,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
 def scrape_and_decide(config: Config, state: State) -> Tick:
     """Do what a tick does without writing anything."""
     check_ca_file(config.scrape)
-    memory, last, drained = state.memory(), state.last(), state.drained()
+    memory, last, drained = read_memory(state.directory / "memory.json"), state.last(), state.drained()
     nodes = [node for pool in config.pools for node in pool.nodes]
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
     addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from vllm_lb.addresses import canonical
 from vllm_lb.causes import FailureCause
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from vllm_lb.settings import NginxSettings, Pool, Stepped
 
+COMMENTS = re.compile(rb"\A(?:#[^\n]*\n|\s)+")  # before the first line that says something
+
 
 def load_config(path: Path) -> Config:
     """Read and check the configuration.
@@ -32,13 +35,24 @@ def load_config(path: Path) -> Config:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; raise a FailureError with exit code 2 if that is not possible."""
-    # The C loader reads 1,000 nodes in a tenth of the time; some builds of PyYAML lack it.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - both loaders are safe ones
+        content = path.read_bytes()
     except OSError as error:
         problem = f"{path}: {error.strerror}: expected a readable configuration"
         raise FailureError(FailureCause.CONFIG_UNREADABLE, problem, EXIT_USAGE) from error
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(COMMENTS.sub(b"", content))
+    return parsed_yaml(content, path)
+
+
+def parsed_yaml(content: bytes, path: Path) -> Any:
+    """Return what a YAML text says. Ansible writes JSON, which is YAML and is read ten times faster, without PyYAML."""
+    import yaml
+
+    # The C loader reads 1,000 nodes in a tenth of the time; some builds of PyYAML lack it.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(content, Loader=loader)  # noqa: S506 - both loaders are safe ones
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         problem = f"{path}: not YAML: {' '.join(str(error).split())}"
         raise FailureError(FailureCause.CONFIG_UNREADABLE, problem, EXIT_USAGE) from error

@@ -10,10 +10,10 @@ import os
 import re
 import stat
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import read_file, write_atomically
 from vllm_lb.memory import NodeMemory
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Tick:
     """All that one `collect` saw and decided."""
 
@@ -54,7 +54,7 @@ class Tick:
     after: Mapping[str, NodeMemory]  # what the next tick begins with
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class History:
     """The files of the history.
 

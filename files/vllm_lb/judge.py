@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_lb.causes import NodeCause
+from vllm_lb.data import data
 from vllm_lb.health import frozen_for_seconds, good_scrapes_needed
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Health
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Judgement:
     """A node's state and weight, and why."""
 
@@ -27,7 +27,7 @@ class Judgement:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Levels:
     """The weights of a node that has not earned one."""
 

@@ -11,20 +11,21 @@ import os
 import re
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.text import printable
 
 MAX_ANSWER_BYTES = 4096
-OK = re.compile(rb"HTTP/1\.[01] 200[ \r]")
-ANSWER = re.compile(r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*")
+OK = rb"HTTP/1\.[01] 200[ \r]"
+ANSWER = r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*"
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Live:
     """What nginx answers: the generation that its workers serve, and which worker answered."""
 
@@ -44,7 +45,7 @@ def ask(url: str, timeout_seconds: float) -> Live:
         why = printable(str(getattr(error, "strerror", None) or error or type(error).__name__)).lower()
         problem = f"nginx does not answer at {url} ({why}): is it running?"
         raise FailureError(FailureCause.NGINX_SILENT, problem) from error
-    match = ANSWER.fullmatch(body or "")
+    match = re.fullmatch(ANSWER, body or "")
     return Live(match[1], int(match[2]) if match[2] else None) if match else Live(None)
 
 
@@ -62,7 +63,9 @@ def get(url: str, timeout_seconds: float) -> str | None:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
     answer = b""
-    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout_seconds) as connection:
+    # As bytes: for a text Python loads the tables of international domain names.
+    address: Any = ((parts.hostname or "").encode(), parts.port or 80)
+    with socket.create_connection(address, timeout_seconds) as connection:
         connection.sendall(request.encode())
         while len(answer) < MAX_ANSWER_BYTES:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
@@ -73,7 +76,7 @@ def get(url: str, timeout_seconds: float) -> str | None:
     if not answer:
         raise OSError(0, "closed without an answer")
     head, _, body = answer.partition(b"\r\n\r\n")
-    return body.decode("ascii", errors="replace") if OK.match(head) else None
+    return body.decode("ascii", errors="replace") if re.match(OK, head) else None
 
 
 def get_by_tls(url: str, timeout_seconds: float) -> str | None:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one tick remembers of each node for the next one. Times are seconds of the monotonic clock."""
 
-from __future__ import annotations
-
 import dataclasses
-from dataclasses import MISSING, dataclass
-from typing import Any
+from dataclasses import MISSING
+from typing import Any, Self
 
 from vllm_lb.addresses import is_host, is_ip
+from vllm_lb.data import data
 from vllm_lb.schema import build, number, setting
 from vllm_lb.settings import MAX_WEIGHT
 
@@ -16,7 +15,7 @@ MOST_FLAPS = 5
 FORMER_NAMES = {"setbacks": "flap_count", "figures": "fingerprint", "moved_at": "changed_at"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Means:
     """Moving averages (EWMA) of what a node did; numbers of requests are per engine."""
 
@@ -32,13 +31,13 @@ class Means:
         """All requests: in a batch or queued."""
         return self.running + self.waiting
 
-    def updated(self, new: Means, share: float) -> Means:
+    def updated(self, new: Self, share: float) -> Self:
         """Return the averages after one more value, which counts `share` (0 to 1) of the result."""
         names = [each.name for each in dataclasses.fields(self)]
-        return Means(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
+        return type(self)(**{name: (1 - share) * getattr(self, name) + share * getattr(new, name) for name in names})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Learned:
     """What the policy `capacity` remembers of a node."""
 
@@ -53,7 +52,7 @@ class Learned:
     steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NodeMemory:
     """What is remembered of one node."""
 

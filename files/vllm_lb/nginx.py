@@ -7,12 +7,12 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_lb.backups import Backups
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import decoded
 from vllm_lb.live import Live, ask, processes_of_group
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COMMAND_TIMEOUT_SECONDS = 30
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Nginx:
     """The running nginx, and the one file of its configuration that is ours."""
 

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vllm_lb.data import data
 
 if TYPE_CHECKING:
     from vllm_lb.causes import ScrapeCause
 
-MAX_ENGINES = 4096
 
-
-@dataclass(frozen=True, slots=True)
+@data()
 class Reading:
     """What a node reports of itself, over all its engines."""
 
@@ -38,7 +37,7 @@ class Reading:
         return f"{self.kv_cache_usage} {self.waiting} {self.running} {counters}"
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Sample:
     """The result of one scrape."""
 

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a plan, and status.json, which says it."""
 
-from __future__ import annotations
-
-import re
-from dataclasses import dataclass
-
 from vllm_lb.causes import DeferredCause, FailureCause
+from vllm_lb.data import data
 from vllm_lb.plan import TIME, Plan
 from vllm_lb.schema import choice, number, text
 from vllm_lb.text import PRINTABLE, seconds_of
@@ -16,7 +12,7 @@ LIVE = ("reloaded", "published")  # what was decided went live
 CHANGES = (*LIVE, "rolled_back", "failed")  # something was to go live
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Totals:
     """How many ticks ended in which way."""
 
@@ -28,19 +24,19 @@ class Totals:
     failed: int = number(0, 2**53, 0)
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Plan
+@data(kw_only=True, slots=False)  # without slots: Status inherits from this and from Plan
 class Outcome:
     """What became of a tick, and how the ticks before it went."""
 
     decided_at: str = text(TIME, "an RFC 3339 time")
-    generation: str | None = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    generation: str | None = text(r"[0-9a-z]{1,64}", "a generation")
     applied: bool
     outcome: str = choice(*OUTCOMES)
     deferred_cause: str | None = choice(*DeferredCause, default=None)
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     draining_generations: int = number(0, 2**22, 0)
     error_cause: str | None = choice(*FailureCause, default=None)
-    error: str | None = text(re.compile(r"[ -~]*"), "printable text")
+    error: str | None = text(r"[ -~]*", "printable text")
     interval_seconds: float = number(1, 86400, 10.0)
     succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
     changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # when something was last to go live
@@ -48,7 +44,7 @@ class Outcome:
     totals: Totals = Totals()
 
 
-@dataclass(frozen=True, kw_only=True)
+@data(kw_only=True, slots=False)
 class Status(Plan, Outcome):
     """status.json: a plan, and what became of it."""
 

@@ -1,30 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `collect` decides and hands to `apply`, and what `apply` believes of it."""
 
-from __future__ import annotations
-
-import re
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import MISSING
+from typing import Any
 
 from vllm_lb.addresses import canonical, is_ip
 from vllm_lb.causes import FailureCause, HeldCause, NodeCause, ScrapeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
-from vllm_lb.observation import MAX_ENGINES
 from vllm_lb.schema import build, choice, number, setting, text
-from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME, Config, Pool
 from vllm_lb.text import PRINTABLE, printable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vllm_lb.settings import Config, Pool
-
 STATES = ("up", "down", "unknown", "drained")
-TIME = re.compile(r"[0-9T:.Z+-]{20,40}")
+TIME = r"[0-9T:.Z+-]{20,40}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NodePlan:
     """What is decided for one node, and why. Weight 0 is written as nginx's `down`."""
 
@@ -45,7 +38,7 @@ class NodePlan:
     error: str | None = text(PRINTABLE, "printable text")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class PoolPlan:
     """One pool's nodes, and why its weights are held although its readings ask for others."""
 
@@ -55,7 +48,7 @@ class PoolPlan:
     nodes: tuple[NodePlan, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots: Status inherits from this and from Outcome
+@data(kw_only=True, slots=False)  # without slots: Status inherits from this and from Outcome
 class Plan:
     """The decision of one tick."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_lb.backups import Backup
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError, PublishError, RolledBackError
 from vllm_lb.files import age_seconds, put_in_place, read_json, write_atomically
 from vllm_lb.journal import WARNING, log
@@ -27,7 +27,7 @@ MAX_DIFF_LINES = 40
 LONGEST_RETRY_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Present:
     """What lies in the published file now."""
 

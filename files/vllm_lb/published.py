@@ -5,37 +5,32 @@ A file is compared with another one by its record, never by reading it back. The
 a file that somebody has edited has no record.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
-import re
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import MISSING
+from typing import Any
 
 from vllm_lb.addresses import bracketed
+from vllm_lb.data import data
+from vllm_lb.plan import PoolPlan
 from vllm_lb.schema import build, number, text
+from vllm_lb.settings import Config
 from vllm_lb.text import sha256
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm_lb.plan import PoolPlan
-    from vllm_lb.settings import Config
-
 SEED = "seed"  # the generation of the file that the role nginx_ingress makes; it serves nobody
-DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = r"[0-9a-f]{64}"
 # nginx refuses an upstream without any server.
 NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "weight": 0, "max_conns": 0}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Record:
     """What a published file has."""
 
     version: int = number(1, 1, 1)
-    generation: str = text(re.compile(r"[0-9a-z]{1,64}"), "a generation")
+    generation: str = text(r"[0-9a-z]{1,64}", "a generation")
     sha256: str = text(DIGEST, "a SHA-256")  # of the file
     membership: str = text(DIGEST, "a SHA-256")  # of all that is in the file but the weights of nodes in rotation
     weights: dict[str, dict[str, int]]  # by pool and node, in the order of the file

@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a change that only changes weights may go out: deadband, cooldown, and old workers that still drain."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from vllm_lb.causes import DeferredCause
-from vllm_lb.published import largest_change
-
-if TYPE_CHECKING:
-    from vllm_lb.published import Record
-    from vllm_lb.settings import NginxSettings
+from vllm_lb.data import data
+from vllm_lb.published import Record, largest_change
+from vllm_lb.settings import NginxSettings
 
 LONGEST_WAIT_SECONDS = 600  # some streams never end, and a weight must not wait for ever
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Workers:
     """nginx's workers, sorted by the reload that started them; the last ones serve."""
 
@@ -29,7 +22,7 @@ class Workers:
         return max(0, len(self.generations) - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Deferral:
     """Why a change waits."""
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import pkgutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import EXIT_USAGE, FailureError
 from vllm_lb.published import Record, generation_for, pools_to_publish, record_for
 from vllm_lb.text import printable, sha256
@@ -24,7 +23,7 @@ HEAD = "# Written by vllm-nginx-lb; changes made here are lost.\n"
 GENERATION = 'map "" $vllm_nginx_lb_generation { default "%s"; }\n'
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Rendered:
     """A file that may be published."""
 
@@ -32,7 +31,7 @@ class Rendered:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Source:
     """All that goes into a file."""
 
@@ -63,12 +62,17 @@ def source_of(config: Config, pools: Sequence[PoolPlan]) -> Source:
 def load_template(config: Config) -> str:
     """Return the upstream template: the operator's, or ours."""
     if not config.nginx.upstream_template:
-        return (pkgutil.get_data("vllm_lb", "upstream.conf.j2") or b"").decode()
+        return bundled("upstream.conf.j2")
     try:
         return Path(config.nginx.upstream_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = f"nginx.upstream_template: {error}: expected a readable file"
         raise FailureError(FailureCause.TEMPLATE_FAULTY, problem, EXIT_USAGE) from error
+
+
+def bundled(name: str) -> str:
+    """Return a file of this package, which may lie in a .pyz; pkgutil does the same with many more imports."""
+    return str(__loader__.get_data(str(Path(__file__).with_name(name))).decode())  # type: ignore[name-defined]
 
 
 def upstream(source: Source) -> str:

@@ -3,20 +3,23 @@
 
 A dataclass declares each field with `number`, `choice`, `text` and so on. `build` turns plain data (YAML, JSON) into
 the dataclass. Of each value that does not fit it says where it is, what it is, and what is allowed.
+
+Modules that declare such data have no `from __future__ import annotations`: a field's type must be the type itself, not
+its text, which would take milliseconds to evaluate at each start.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import MISSING, field
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from vllm_lb.text import quoted
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable
 
 MAX_PROBLEMS = 100  # a file with more of them is not read on: somebody may have made it with millions
@@ -38,9 +41,9 @@ def choice(*options: str, default: Any = MISSING) -> Any:
     return setting("one of " + ", ".join(options), lambda v: v in options, default)
 
 
-def text(pattern: re.Pattern[str], allowed: str, default: Any = MISSING) -> Any:
-    """Declare a text that a pattern matches from end to end."""
-    return setting(allowed, lambda v: bool(pattern.fullmatch(v)), default)
+def text(pattern: str, allowed: str, default: Any = MISSING) -> Any:
+    """Declare a text that a regular expression matches from end to end; it is compiled when a value is checked."""
+    return setting(allowed, lambda v: bool(re.fullmatch(pattern, v)), default)
 
 
 def absolute_path(default: Any = MISSING) -> Any:
@@ -106,7 +109,6 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     problems += [
         f"{prefix}{quoted(key)}: unknown key: expected one of {', '.join(fields)}" for key in value if key not in fields
     ]
-    hints = get_type_hints(kind)
     found: dict[str, Any] = {}
     for name, each in fields.items():
         allowed = each.metadata.get("allowed", "")
@@ -115,7 +117,7 @@ def build_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
                 problems.append(f"{prefix}{name}: missing: expected {allowed or 'a value'}")
                 found[name] = MISSING
             continue
-        found[name] = built = build(hints[name], value[name], prefix + name, problems, allowed)
+        found[name] = built = build(each.type, value[name], prefix + name, problems, allowed)
         check = each.metadata.get("check")
         if built is not MISSING and built is not None and check and not check(built):
             problems.append(f"{prefix}{name}: {quoted(value[name])}: expected {allowed}")

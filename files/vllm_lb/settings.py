@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of config.yml, with its type, its range and its default."""
 
-from __future__ import annotations
-
 import itertools
 import re
-from dataclasses import dataclass
 
 from vllm_lb.addresses import is_host
+from vllm_lb.data import data
 from vllm_lb.schema import absolute_path, at_least_one, choice, number, setting, text
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-MODEL = re.compile(r"[^\x00-\x1f\x7f\"\\]{1,256}")  # needs no escapes in JSON and in nginx
-URL = re.compile(r"https?://[!-~]+")
+NAME = r"[A-Za-z0-9._-]{1,63}"
+POOL_NAME = r"[A-Za-z][A-Za-z0-9_]{0,62}"
+MODEL = r"[^\x00-\x1f\x7f\"\\]{1,256}"  # needs no escapes in JSON and in nginx
+URL = r"https?://[!-~]+"
 MAX_WEIGHT = 100
+MAX_ENGINES = 4096  # of one node
+CONFIG_FILE = "/etc/vllm-nginx-lb/config.yml"
 BALANCERS = ("upstream", "work")
 METHODS = ("least_conn", "round_robin", "random_two_least_conn", "consistent_hash")
 POLICIES = ("capacity", "stepped", "static")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Scrape:
     """How /metrics is read. timeout_seconds bounds one whole response."""
 
-    path: str = text(re.compile(r"/[!-~]*"), "a path that starts with /", "/metrics")
+    path: str = text(r"/[!-~]*", "a path that starts with /", "/metrics")
     timeout_seconds: float = number(0.1, 60, 5.0)
     max_bytes: int = number(1024, 2**28, 4 * 2**20)
     workers: int = number(1, 1024, 32)
@@ -32,7 +32,7 @@ class Scrape:
     ca_file: str | None = absolute_path(None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class NginxSettings:
     """Where the published file goes, and how nginx is tested, reloaded and asked what is live.
 
@@ -43,7 +43,7 @@ class NginxSettings:
 
     balancer: str = choice(*BALANCERS, default="upstream")
     upstream_file: str = text(
-        re.compile(r"/([^/\0\n]+/)*[^/\0\n]+"), "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
+        r"/([^/\0\n]+/)*[^/\0\n]+", "an absolute path of a file", "/etc/nginx/vllm-nginx-lb/upstream.conf"
     )
     upstream_template: str | None = absolute_path(None)
     test_command: tuple[str, ...] = at_least_one("word", ("nginx", "-t"))
@@ -56,7 +56,7 @@ class NginxSettings:
     max_draining_generations: int = number(1, 1000, 5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Health:
     """When a node goes down (fall), when it comes back (rise), and when its last reading is too old."""
 
@@ -65,7 +65,7 @@ class Health:
     stale_after_seconds: float = number(1, 86400, 180.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Node:
     """One vLLM server. max_conns limits the requests that nginx has there at once; 0 is no limit."""
 
@@ -78,7 +78,7 @@ class Node:
     drain: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Pool:
     """One upstream block: its nodes, its balancing method and the policy that weighs them.
 
@@ -87,7 +87,7 @@ class Pool:
 
     name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
     method: str = choice(*METHODS, default="least_conn")
-    hash_header: str = text(re.compile(r"[A-Za-z0-9-]{1,63}"), "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
+    hash_header: str = text(r"[A-Za-z0-9-]{1,63}", "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
     keepalive: int = number(0, 65535, 64)
     keepalive_timeout_seconds: int = number(1, 3600, 2)
     max_fails: int = number(0, 10**6, 10)
@@ -95,13 +95,13 @@ class Pool:
     policy: str = choice(*POLICIES, default="capacity")
     models: tuple[str, ...] = setting(
         "names of models: 1 to 256 printable characters without quotes and backslashes",
-        lambda v: all(MODEL.fullmatch(name) for name in v),
+        lambda v: all(re.fullmatch(MODEL, name) for name in v),
         (),
     )
     nodes: tuple[Node, ...] = at_least_one("node")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class KvStep:
     """One step of the ladder: from this usage of the KV cache on (a ratio), this weight."""
 
@@ -109,7 +109,7 @@ class KvStep:
     weight: int = number(1, MAX_WEIGHT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Stepped:
     """The policy `stepped`: KV usage picks a level, and each further sign of load moves it one level down."""
 
@@ -128,7 +128,7 @@ class Stepped:
     downgrade_on_preemption: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Capacity:
     """The policy `capacity`, which learns what each node can do.
 
@@ -143,7 +143,7 @@ class Capacity:
     min_change_ratio: float = number(0.01, 10, 0.15)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Policies:
     """The settings of each policy that has any."""
 
@@ -151,7 +151,7 @@ class Policies:
     capacity: Capacity = Capacity()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Config:
     """config.yml as a whole."""
 

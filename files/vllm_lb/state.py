@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state directory: memory, drained nodes, the plan, the status. An unprivileged user writes there."""
+"""The state directory: drained nodes, the plan, the status. An unprivileged user writes there."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause, NodeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import locked, read_json, write_atomically
 from vllm_lb.journal import WARNING, log
-from vllm_lb.memory import memory_of
 from vllm_lb.outcome import CHANGES, LIVE, Outcome, Status, Totals
 from vllm_lb.plan import check_plan
 from vllm_lb.reload_limit import Workers
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from vllm_lb.memory import NodeMemory
     from vllm_lb.plan import Plan
     from vllm_lb.settings import Config
 
@@ -32,7 +30,7 @@ MAX_WORKERS_BYTES = 2**18
 NO_WORKERS = Workers()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@data(kw_only=True)
 class Result:
     """What became of a plan."""
 
@@ -45,7 +43,7 @@ class Result:
     workers: Workers = NO_WORKERS
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class State:
     """The state directory."""
 
@@ -63,25 +61,8 @@ class State:
             yield
 
     def write(self, name: str, data: Any, *, sync: bool = False) -> None:
-        """Write one JSON file."""
-        write_atomically(self.directory / name, json.dumps(data, indent=1) + "\n", 0o644, sync=sync)
-
-    def memory(self) -> dict[str, NodeMemory]:
-        """Return what the last tick remembered, or nothing if there is no such file or it is damaged."""
-        problems: list[str] = []
-        try:
-            raw = read_json(self.directory / "memory.json")
-        except FileNotFoundError:
-            return {}
-        except FailureError as failure:
-            problems, raw = [str(failure)], {}
-        if not isinstance(raw, dict):
-            problems, raw = ["memory.json is not a mapping"], {}
-        memory = {name: each for name in raw if (each := memory_of(raw[name], name, problems))}
-        if problems:
-            log(WARNING, f"memory of earlier ticks dropped, starting afresh: {printable(problems[0])}")
-            return {}
-        return memory
+        """Write one JSON file, in one line: json.dumps is ten times faster without an indent."""
+        write_atomically(self.directory / name, json.dumps(data) + "\n", 0o644, sync=sync)
 
     def drained(self) -> set[str]:
         """Return the names drained by `drain`; if their file is damaged, those of the last tick."""

@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-PRINTABLE = re.compile(r"[ -~]{0,300}")
+PRINTABLE = r"[ -~]{0,300}"
 LONGEST_VALUE = 60  # characters of a quoted value in a message
 
 

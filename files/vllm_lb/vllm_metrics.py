@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 
 from vllm_lb.causes import ScrapeCause
-from vllm_lb.observation import MAX_ENGINES, Reading
+from vllm_lb.observation import Reading
+from vllm_lb.settings import MAX_ENGINES
 
 # vLLM's metric names without their prefix, which is "vllm:", or "vllm_" behind some scrapers. Names match exactly:
 # num_requests_waiting_by_reason and num_preemptions_created are other metrics. kv_cache_usage_perc was

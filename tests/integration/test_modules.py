@@ -26,11 +26,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # What runs as root, of ours. A module more has to be wanted here, too.
 OURS = {
-    *("addresses", "apply", "backups", "causes", "cli", "config_file", "errors", "files", "journal", "live"),
-    *("memory", "nginx", "observation", "outcome", "plan", "publish", "published", "reload_limit", "render"),
+    *("addresses", "apply", "backups", "causes", "commands", "config_file", "data", "errors", "files"),
+    *("journal", "live", "nginx", "outcome", "plan", "publish", "published", "reload_limit", "render"),
     *("schema", "settings", "state", "text"),
 }
 NEVER = {
+    "argparse",
     *("requests", "urllib3", "http.client", "ssl", "urllib.request", "prometheus_client", "rich", "gzip", "email"),
     *(f"vllm_lb.{name}" for name in ("scrape", "fetch", "network", "decide", "policies", "history", "collect", "view")),
 }

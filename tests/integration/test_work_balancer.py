@@ -285,6 +285,7 @@ def test_a_host_that_had_nginxs_own_balancer_serves_on(work: WorkStack) -> None:
 
 
 def test_the_script_publishes_without_a_reload(work: WorkStack) -> None:
+    wait_for(lambda: len(work.worker_pids()) == 2)  # nginx writes its pid file before it starts them
     workers = work.worker_pids()
     assert "published: generation" in work.run()
     assert work.status()["outcome"] == "published"

@@ -23,12 +23,13 @@ from vllm_lb.decide import POLICIES, decide
 from vllm_lb.errors import FailureError
 from vllm_lb.judge import Judgement, judge
 from vllm_lb.memory import NodeMemory
-from vllm_lb.observation import MAX_ENGINES, Reading, Sample
+from vllm_lb.memory_file import read_memory
+from vllm_lb.observation import Reading, Sample
 from vllm_lb.plan import Plan, PoolPlan, check_plan
 from vllm_lb.reload_limit import sort_workers
 from vllm_lb.render import source_of
 from vllm_lb.schema import build
-from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME, Config, Node
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME, Config, Node
 from vllm_lb.state import State
 from vllm_lb.view.table import table_of_nodes
 from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
@@ -398,7 +399,7 @@ def files(honest: Any) -> st.SearchStrategy[bytes]:
 @example(b'{"a": {"up": true, "weight": 9, "learned": {"at": 1, "generation_tokens": 0, "requests": 0, "steps": 3}}}')
 def test_any_memory_is_dropped_or_used(content: bytes) -> None:
     with state_with("memory.json", content) as state:
-        memory = state.memory()
+        memory = read_memory(state.directory / "memory.json")
     decided, _ = decide(CONFIG, SEEN, memory, set(), 110.0)
     plan = Plan(version=1, decided_at=NOW, pools=decided)
     assert check_plan(json_of(plan), CONFIG) == plan

@@ -11,8 +11,9 @@ A policy is a module with two functions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from vllm_lb.data import data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Node, Policies, Pool
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Moment:
     """What is true of a tick as a whole."""
 
@@ -32,7 +33,7 @@ class Moment:
     slow_start: bool = True  # the weights have to do it; False: nginx's Lua does
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Observation:
     """What a policy sees of a node that could be read."""
 
@@ -41,7 +42,7 @@ class Observation:
     was: NodeMemory
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Verdict:
     """What a policy says of a node, and what it wants to remember of it."""
 

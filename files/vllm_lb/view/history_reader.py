@@ -7,22 +7,22 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb.addresses import is_ip
 from vllm_lb.causes import DeferredCause, FailureCause, NodeCause, ScrapeCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import read_file
 from vllm_lb.history import MAX_SEGMENT_BYTES, History
 from vllm_lb.journal import WARNING, log
-from vllm_lb.observation import MAX_ENGINES
 from vllm_lb.outcome import OUTCOMES
 from vllm_lb.plan import STATES, TIME
-from vllm_lb.settings import MAX_WEIGHT
+from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT
 from vllm_lb.text import PRINTABLE, printable, seconds_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def one_of(codes: type[StrEnum]) -> Check:
 
 def is_printable(value: Any) -> bool:
     """Tell whether a value is a text fit for a terminal, or None."""
-    return value is None or (isinstance(value, str) and bool(PRINTABLE.fullmatch(value)))
+    return value is None or (isinstance(value, str) and bool(re.fullmatch(PRINTABLE, value)))
 
 
 # Not by schema.build(), which is for a file, not for a million rows.
@@ -76,7 +76,7 @@ NEW_COLUMNS = {"cause", "error_cause"}  # 0.1.0 had none
 NEEDED = ("kv_cache_usage", "waiting", "running", "preemptions", "engines", "awake")  # all of them, or none
 
 
-@dataclass(frozen=True, slots=True)
+@data()
 class Past:
     """One tick of the history."""
 
@@ -172,7 +172,7 @@ def past_tick(line: dict[str, Any], columns: Sequence[str], memory: Any) -> Past
 
 def is_time(value: Any) -> bool:
     """Tell whether a value is a time that every function of datetime takes."""
-    return isinstance(value, str) and bool(TIME.fullmatch(value)) and 0 < seconds_of(value) < 2**33
+    return isinstance(value, str) and bool(re.fullmatch(TIME, value)) and 0 < seconds_of(value) < 2**33
 
 
 def outcome_before(found: Any) -> dict[str, Any]:

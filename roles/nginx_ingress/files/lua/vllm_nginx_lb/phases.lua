@@ -1,5 +1,6 @@
 --- What each phase of nginx calls. Here is what touches nginx's variables; what happens to a request is in request.lua.
 
+local meter = require "vllm_nginx_lb.meter"
 local request_body = require "vllm_nginx_lb.request_body"
 local router = require "vllm_nginx_lb.router"
 local worker = require "vllm_nginx_lb.worker"
@@ -99,7 +100,7 @@ function phases.body_filter()
     if request and ngx.arg[1] ~= "" then
         local is_good = ngx.status < ngx.HTTP_INTERNAL_SERVER_ERROR
         if worker.requests:see_piece(request, is_good) then
-            ngx.var.vllm_nginx_lb_first_byte_time = ("%.3f"):format(ngx.now() - ngx.req.start_time())
+            ngx.var.vllm_nginx_lb_first_byte_time = meter.first_byte_time(ngx.now(), ngx.req.start_time())
         end
     end
 end

@@ -29,7 +29,7 @@ function shared_dict.open(dict, options)
     return setmetatable({ dict = dict, name = options.name, options = options, is_said = false }, SharedDict)
 end
 
---- Look at how a write went, and hand on its first two results.
+--- Check how a write went, and hand on its first two results.
 function SharedDict:checked(done, problem, dropped_others)
     local has_failed = problem and not HARMLESS[problem]
     if has_failed or dropped_others then
