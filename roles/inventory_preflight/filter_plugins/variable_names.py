@@ -97,8 +97,10 @@ def complaint(name: str) -> str | None:
     if prefix == NODE_PREFIX and (guess is None or prefix_of(guess) == NODE_PREFIX):
         allowed = ", ".join(known_names()[NODE_PREFIX])
         return f"{name} is not a setting of a vLLM node; allowed are {allowed}; {remedy}"
-    role = f"the role {prefix.removesuffix('_')}" if prefix and prefix != NODE_PREFIX else "any role"
-    return f"{name} is not a variable of {role}; docs/configuration.md has all of them; {remedy}"
+    owner = f"the role {prefix.removesuffix('_')}" if prefix and prefix != NODE_PREFIX else "any role"
+    if prefix == ROLLING_PREFIX:
+        owner = "playbooks/rolling.yml"
+    return f"{name} is not a variable of {owner}; docs/configuration.md has all of them; {remedy}"
 
 
 def told_hosts(hosts: Sequence[str]) -> str:
