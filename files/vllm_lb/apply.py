@@ -42,7 +42,7 @@ def apply_command(config: Config, state: State) -> None:
             record_failure(config, state, plan, failure, known)
         raise
     log_result(result, state)
-    held = [pool for pool in plan.pools if pool.held]
+    held = [pool for pool in plan.pools if pool.held_cause]
     if held:
         error = "; ".join(f"pool {pool.name}: {pool.held}" for pool in held)
         result = dataclasses.replace(result, error_cause=FailureCause.POOL_HELD, error=error)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from vllm_lb.causes import FailureCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
-from vllm_lb.files import decoded, put_in_place, read_file, read_json, stage, write_atomically
+from vllm_lb.files import decoded, put_in_place, read_file, read_json, stage
 from vllm_lb.published import record_of_json
+from vllm_lb.text import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_COPIES = 10  # of each kind
 KINDS = ("json", "bak", "edited")
-LEFTOVERS = ("new", "copy.new", "back.new", "failed")
+LEFTOVERS = ("new", "record.new", "copy.new", "back.new", "edited.new", "failed.new", "failed")
 
 
 @data()
@@ -75,10 +76,6 @@ class Backups:
         newest = max((number for number, _ in self.numbered(*KINDS)), default=0)
         return self.beside(f"{newest + 1:06d}.{name}")
 
-    def are_of_former_release(self) -> bool:
-        """Tell whether only 0.1.0 has published this file, which kept no records."""
-        return bool(self.copies("bak")) and not self.copies("json")
-
     def record_path(self, content: str) -> Path | None:
         """Return where the record of a content lies, or None if we did not write it."""
         for path in self.copies("json"):
@@ -90,7 +87,9 @@ class Backups:
     def record_of(self, content: str) -> Record | None:
         """Return the record of a content, or None if we did not write it."""
         path = self.record_path(content)
-        return read_record(path) if path else None
+        if path:
+            return read_record(path)
+        return next((each.record for each in self.all() if each.content == content), None)
 
     def add_record(self, wanted: Rendered | Backup) -> Path:
         """Write down the record of a file that is about to be put in place, as the newest one; return where."""
@@ -98,7 +97,7 @@ class Backups:
         record = read_record(newest) if newest else None
         if newest is None or record is None or not record.is_of(wanted.content):
             newest = self.next_copy(f"{wanted.record.generation}.json")
-            write_atomically(newest, wanted.record.to_json(), 0o644)
+            put_in_place(stage(newest, wanted.record.to_json(), 0o644, self.beside("record.new")), newest)
         return newest
 
     def add_backup(self, staged: Path, content: str) -> None:
@@ -119,7 +118,7 @@ class Backups:
         newest = next(iter(self.copies("edited")), None)
         if newest is None or newest.is_symlink() or not newest.is_file() or decoded(newest.read_bytes()) != content:
             newest = self.next_copy("edited")
-            write_atomically(newest, content, 0o644)
+            put_in_place(self.stage("edited", content), newest)
             self.drop_old_copies()
         return newest
 
@@ -127,8 +126,8 @@ class Backups:
         """Keep MAX_COPIES backups with their records, and MAX_COPIES edits."""
         backups = self.copies("bak")
         kept = {path.stem for path in backups[:MAX_COPIES]}
-        newest = max(kept, default="")
-        records = [path for path in self.copies("json") if path.stem not in kept and path.stem < newest]
+        newest = max((number for number, _ in self.numbered("bak")), default=0)
+        records = [path for number, path in self.numbered("json") if path.stem not in kept and number < newest]
         for old in [*backups[MAX_COPIES:], *records, *self.copies("edited")[MAX_COPIES:]]:
             with contextlib.suppress(OSError):
                 old.unlink()
@@ -136,9 +135,10 @@ class Backups:
     def all(self) -> Iterator[Backup]:
         """Yield what was live, newest first; a damaged backup is left out."""
         for path in self.copies("bak"):
-            record = read_record(path.with_suffix(".json"))
             with contextlib.suppress(OSError, FailureError):
                 content = decoded(read_file(path))
+                beside = path.with_suffix(".json")
+                record = read_record(beside) if beside.exists() else former_record(path, content)
                 if record and record.is_of(content):
                     yield Backup(content, record)
 
@@ -158,3 +158,11 @@ def read_record(path: Path) -> Record | None:
     with contextlib.suppress(OSError, FailureError):
         return record_of_json(read_json(path))
     return None
+
+
+def former_record(path: Path, content: str) -> Record | None:
+    """Return a record of a backup of the release before records. Its name has the generation."""
+    *_, generation, _kind = path.name.split(".")
+    digest = sha256(content)
+    raw = {"generation": generation, "sha256": digest, "membership": digest, "weights": {}}
+    return None if generation.isdecimal() else record_of_json(raw)

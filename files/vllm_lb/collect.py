@@ -125,4 +125,4 @@ def has_new_trouble(node: NodePlan, memory: Mapping[str, NodeMemory], after: Nod
     was = memory.get(node.name, NodeMemory())
     if was.resolves and not after.resolves:
         return True
-    return bool(node.error) and (was.successes > 0 or was == NodeMemory() or was.up != after.up)
+    return node.error_cause is not None and (was.successes > 0 or was == NodeMemory() or was.up != after.up)

@@ -37,7 +37,7 @@ def decide(
     `now` is in seconds of the monotonic clock. `applied` says whether what was decided last is live, so that what the
     nodes show can be its effect.
     """
-    moment = Moment(now, applied, slow_start=config.nginx.balancer == "upstream")
+    moment = Moment(now, applied, config.nginx.balancer == "upstream", config.nginx.slow_start_seconds)
     plans: list[PoolPlan] = []
     after: dict[str, NodeMemory] = {}
     for pool in config.pools:

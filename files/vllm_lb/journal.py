@@ -23,7 +23,7 @@ def log(priority: int, message: str, **fields: Any) -> None:
     In the journal `fields` can be searched for, as VLLM_NGINX_LB_NODE=node-a and the like.
     """
     for_journal = "JOURNAL_STREAM" in os.environ
-    if fields and is_stderr_the_journal() and send(priority, message, fields):
+    if fields and is_stderr_the_journal() and all(send(priority, line, fields) for line in message.splitlines()):
         return
     with contextlib.suppress(OSError):  # a log that cannot be written must not stop what it reports
         for line in message.splitlines():

@@ -81,6 +81,7 @@ def get(url: str, timeout_seconds: float) -> str | None:
 
 def get_by_tls(url: str, timeout_seconds: float) -> str | None:
     """GET a short text over TLS, which is rare here, and loads an HTTP client."""
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -90,6 +91,8 @@ def get_by_tls(url: str, timeout_seconds: float) -> str | None:
             return str(answer.read(100).decode("ascii", errors="replace"))
     except urllib.error.HTTPError:
         return None
+    except http.client.HTTPException as error:
+        raise OSError(0, "the answer is not HTTP") from error
 
 
 def processes_of_group(member: int | None) -> tuple[int, set[int]]:

@@ -11,7 +11,7 @@ from vllm_lb.schema import build, number, setting
 from vllm_lb.settings import MAX_WEIGHT
 
 MOST_FLAPS = 5
-# Names that 0.1.0 wrote, so that an upgrade keeps what was learned.
+# Names of the release before the package, so that an upgrade keeps what was learned.
 FORMER_NAMES = {"setbacks": "flap_count", "figures": "fingerprint", "moved_at": "changed_at"}
 
 
@@ -50,6 +50,7 @@ class Learned:
     longer: Means = Means()
     earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # its weight, or the one before it left the rotation
     steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
+    slow_start_ends_at: float | None = number(0, 2**53, None)  # where nginx's Lua does the slow start
 
 
 @data(kw_only=True)

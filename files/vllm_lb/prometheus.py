@@ -65,7 +65,7 @@ def outcome_metrics(last: Outcome) -> Iterator[Metric]:
     live = dict.fromkeys(changed, last.changed_outcome in LIVE)
     totals = {(outcome,): getattr(last.totals, outcome) for outcome in OUTCOMES}
     changes = {(outcome,): getattr(last.totals, outcome) for outcome in CHANGES}
-    yield family("last_tick_success", "Whether the last tick ended without a fault.", {(): last.error is None})
+    yield family("last_tick_success", "Whether the last tick ended without a fault.", {(): last.error_cause is None})
     yield family("last_success_timestamp_seconds", "When nodes were read for the last tick without a fault.", succeeded)
     yield family("last_reload_timestamp_seconds", "When what nginx serves changed, or a tick failed.", changed)
     yield family("last_reload_success", "Whether it changed.", live)
@@ -78,7 +78,7 @@ def outcome_metrics(last: Outcome) -> Iterator[Metric]:
 
 def pool_metrics(config: Config, plan: Plan) -> Iterator[Metric]:
     """Yield the metrics of whole pools."""
-    held = {(pool.name,): pool.held is not None for pool in plan.pools}
+    held = {(pool.name,): pool.held_cause is not None for pool in plan.pools}
     lowest = {
         (pool.name, pool.policy): lowest_weight(pool, pool.nodes[0], config.policies)
         for pool in config.pools

@@ -44,7 +44,7 @@ def present_of(nginx: Nginx, live: Live | None) -> Present:
     """Return what lies in the published file; `live` is None while nginx is down."""
     content, backups = nginx.read(), nginx.backups
     record = backups.record_of(content)
-    if record or (live and live.generation == SEED) or backups.are_of_former_release():
+    if record or (live and live.generation == SEED):
         return Present(content, record)
     return Present(content, record, is_edited=bool(content) or backups.newest() is not None)
 
@@ -85,8 +85,12 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
     way_back_generation = known.record.generation if known else live.generation
     # What it takes to go back is on the disk before anything changes: later the disk may be full.
     record = backups.add_record(wanted)
-    copy, back = backups.stage("copy", wanted.content), backups.stage("back", way_back)
-    write_atomically(nginx.file, wanted.content, 0o644)
+    try:
+        copy, back = backups.stage("copy", wanted.content), backups.stage("back", way_back)
+        write_atomically(nginx.file, wanted.content, 0o644)
+    except FailureError:
+        backups.drop_record(record)
+        raise
     refused = nginx.test()
     fault = refused or nginx.reload(wanted.record.generation, anew=True)
     if fault is None:
@@ -96,6 +100,7 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
     cause = FailureCause.TEST_FAILED if refused else FailureCause.RELOAD_NOT_TAKEN
     if not way_back:
         nginx.file.unlink(missing_ok=True)
+        backups.drop_record(record)
         raise PublishError(cause, f"{fault}; there was no earlier file to go back to", fault)
     if not refused:
         remember_failure(nginx, wanted.record, fault)
@@ -120,8 +125,9 @@ def last_good(nginx: Nginx, present: Present, live: Live) -> Backup | None:
 def finish(nginx: Nginx, content: str) -> None:
     """Do what a killed run has left undone although its file is live: keep the backup, remove temporary files."""
     backups = nginx.backups
-    newest = backups.newest()
-    if newest is None or newest.content != content:
+    newest, record = backups.newest(), backups.record_of(content)
+    if record and (newest is None or newest.content != content):
+        backups.add_record(Backup(content, record))  # as the newest one: an operator may have copied an old backup back
         backups.add_backup(backups.stage("copy", content), content)
     backups.remove_leftovers()
 
@@ -130,7 +136,7 @@ def remember_failure(nginx: Nginx, record: Record, error: str) -> None:
     """Note that nginx did not take a reload, and why: each try may leave old workers behind."""
     with contextlib.suppress(FailureError):  # with a full disk it is tried again at once
         note = json.dumps({"membership": record.membership, "error": error})
-        write_atomically(nginx.backups.beside("failed"), note, 0o644)
+        put_in_place(nginx.backups.stage("failed", note), nginx.backups.beside("failed"))
 
 
 def failed_lately(nginx: Nginx, record: Record) -> str | None:

@@ -97,9 +97,18 @@ def record_for(pools: list[dict[str, Any]], template: str, content: str) -> Reco
     members = [
         pool | {"servers": [server | {"weight": server["weight"] > 0} for server in pool["servers"]]} for pool in pools
     ]
+    weights = {
+        pool["name"]: {server["name"]: weight_for_nginx(pool, server["weight"]) for server in pool["servers"]}
+        for pool in pools
+    }
     return Record(
         generation=generation_for(pools, template),
         sha256=sha256(content),
         membership=sha256(json.dumps([members, template])),
-        weights={pool["name"]: {server["name"]: server["weight"] for server in pool["servers"]} for pool in pools},
+        weights=weights,
     )
+
+
+def weight_for_nginx(pool: dict[str, Any], weight: int) -> int:
+    """Return a weight as upstream.conf.j2 writes it: with consistent_hash a tenth."""
+    return math.ceil(weight / 10) if pool["method"] == "consistent_hash" else weight

@@ -53,6 +53,7 @@ class NginxSettings:
     confirm_timeout_seconds: float = number(0.1, 60, 5.0)
     min_reload_interval_seconds: float = number(0, 86400, 30.0)
     min_weight_change_ratio: float = number(0, 1, 0.1)
+    slow_start_seconds: float = number(0, 86400, 30.0)  # of the Lua: until a node that returns has its whole weight
     max_draining_generations: int = number(1, 1000, 5)
 
 

@@ -132,7 +132,7 @@ class State:
         """Write status.json: the plan, what became of it, and how the ticks went so far."""
         before, is_change = self.last(), result.outcome in CHANGES
         totals = before.totals if before else Totals()
-        is_well = result.error is None and result.outcome != "failed"
+        is_well = result.error_cause is None and result.outcome != "failed"
         self.write(
             "status.json",
             dataclasses.asdict(plan)

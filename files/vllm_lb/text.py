@@ -20,7 +20,10 @@ def printable(value: str, limit: int = 120) -> str:
 
 def quoted(value: Any) -> str:
     """Return a value for a message, at most LONGEST_VALUE characters long."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except RecursionError:  # somebody nested it a thousand times
+        shown = type(value).__name__
     return shown if len(shown) <= LONGEST_VALUE else shown[: LONGEST_VALUE - 3] + "..."
 
 

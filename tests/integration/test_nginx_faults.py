@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from tests.integration.conftest import PYTHON, SCRIPT, SEED, FakeNode, Stack, fetch, respond, wait_for
 
@@ -571,3 +575,71 @@ def test_a_log_that_cannot_be_written_stops_nothing(stack: Stack) -> None:
         done = subprocess.run([*command, "status"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+def records(stack: Stack) -> list[str]:
+    """Return the names of the records beside the upstream file."""
+    return sorted(path.name for path in stack.upstream.parent.glob(".upstream.conf.*.json"))
+
+
+def test_what_does_not_go_live_leaves_no_record(stack: Stack) -> None:
+    stack.run()
+    before = records(stack)
+    in_the_way = stack.upstream.parent / ".upstream.conf.copy.new"
+    in_the_way.mkdir()
+    for kv in (0.95, 0.8):
+        stack.nodes[0].load["kv"] = kv
+        stack.run(1)
+    assert records(stack) == before
+    in_the_way.rmdir()
+    stack.run()
+    assert len(records(stack)) == len(before) + 1
+
+
+def test_an_old_backup_that_the_operator_puts_back_becomes_the_newest(stack: Stack) -> None:
+    stack.run()
+    first = stack.generation()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    oldest = stack.backups()[-1].read_text()
+    stack.upstream.write_text(oldest)
+    subprocess.run([*stack.nginx, "-s", "reload"], check=True)
+    stack.await_generation(first)
+    stack.nodes[0].load["kv"] = 0.1
+    stack.run()
+    assert stack.status()["outcome"] == "unchanged"
+    assert stack.backups()[0].read_text() == oldest
+    newest = stack.backups()[0].stat()
+    stack.run()
+    assert stack.backups()[0].stat() == newest, "it is written once"
+
+
+def test_with_consistent_hash_weights_that_nginx_rounds_alike_wait(stack: Stack) -> None:
+    stack.config["pools"][0]["method"] = "consistent_hash"
+    stack.config["nginx"]["min_weight_change_ratio"] = 0.1
+    stack.config["policies"] = {"stepped": {"levels": [20, 15], "kv_cache": [{"at_least": 0.9, "weight": 15}]}}
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    assert stack.script("run").returncode == 0
+    assert stack.status()["deferred_cause"] == "deadband"
+
+
+def test_a_confirm_url_that_does_not_speak_http_is_no_traceback(stack: Stack) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as server, authority.cert_pem.tempfile() as trusted:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with context.wrap_socket(connection, server_side=True) as client:
+                        client.sendall(b"220 mail\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        stack.config["nginx"]["confirm_url"] = f"https://127.0.0.1:{server.getsockname()[1]}/generation"
+        assert stack.script("collect").returncode == 0
+        done = stack.script("apply", SSL_CERT_FILE=trusted)
+    assert done.returncode == 1
+    assert "(the answer is not http): is it running?" in done.stderr

@@ -248,7 +248,7 @@ def test_the_journal_gets_changes_with_fields(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(journal_module.SOCKET)
         journal.settimeout(10)
-        log(NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
+        log(NOTICE, "p/a: weight 100 -> 60: kv\rMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
         fields = journal.recv(65536).decode().splitlines()
     assert fields == [
         "MESSAGE=p/a: weight 100 -> 60: kv?MESSAGE_ID=forged",
@@ -262,3 +262,16 @@ def test_the_journal_gets_changes_with_fields(
     assert capsys.readouterr().err == "<5>nobody listens\n"
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")  # of the service that started the shell, say
     assert not is_stderr_the_journal()
+
+
+def test_each_problem_is_a_line_of_its_own_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
+    monkeypatch.setattr(journal_module, "SOCKET", str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(journal_module.SOCKET)
+        journal.settimeout(10)
+        log(NOTICE, "first problem\nsecond problem", cause="config_invalid")
+        entries = [journal.recv(65536).decode() for _ in range(2)]
+    assert [entry.splitlines()[0] for entry in entries] == ["MESSAGE=first problem", "MESSAGE=second problem"]
+    assert all("VLLM_NGINX_LB_CAUSE=config_invalid" in entry for entry in entries)

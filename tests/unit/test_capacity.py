@@ -58,6 +58,8 @@ class Play:
         self.moves = 0
         self.capacities: dict[str, float] = {}
         self.rules: dict[str, float] = {}
+        self.nginx: dict[str, Any] = {}
+        self.ramps: dict[str, float] = {}  # shares of their weights that nginx gives nodes
         self.plan: dict[str, NodePlan] = {}
 
     @property
@@ -84,7 +86,7 @@ class Play:
             }
             samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
             self.now += TICK_SECONDS
-            settings = config(pool=pool, policies={"capacity": self.rules})
+            settings = config(pool=pool, policies={"capacity": self.rules}, nginx=self.nginx)
             plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, applied=self.applied)
             self.plan = {node.name: node for node in plans[0].nodes}
             self.moves += before != self.weights and bool(before)
@@ -92,7 +94,8 @@ class Play:
 
     def work(self) -> None:
         """Spread the requests and let the counters grow."""
-        weights = self.weights or dict.fromkeys(self.nodes, 1)
+        decided = self.weights or dict.fromkeys(self.nodes, 1)
+        weights = {name: weight * self.ramps.get(name, 1) for name, weight in decided.items()}
         for name, node in self.nodes.items():
             share = self.requests * weights.get(name, 0) / sum(weights.values())
             node.requests = (share + node.hidden) * self.jitter()
@@ -425,3 +428,24 @@ def test_nodes_that_generate_nothing_keep_their_weights() -> None:
     weights = {"a": 100.0, "b": 50.0}
     stuck = means(speed=0)
     assert corrections(Capacity(), {"a": stuck, "b": stuck}, weights, 20) == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("way_out", ["down", "drained"])
+def test_a_node_in_the_slow_start_of_lua_is_not_taken_for_a_light_one(way_out: str) -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.nginx = {"balancer": "work", "confirm_url": "http://127.0.0.1:1/generation", "slow_start_seconds": 30}
+    play.tick(20)
+    if way_out == "down":
+        play.nodes["c"].fault = refused()
+        play.tick(5)
+        play.nodes["c"].fault = None
+    else:
+        play.drained = {"c"}
+        play.tick(5)
+        play.drained = set()
+    while not play.tick()["c"]:
+        pass
+    assert play.weights["c"] == 100, "at once its whole weight"
+    for share in (0.4, 0.7, 1, 1, 1, 1, 1, 1):
+        play.ramps = {"c": share}
+        assert play.tick() == {"a": 100, "b": 100, "c": 100}

@@ -141,6 +141,17 @@ def test_mixed_schemes_in_a_pool() -> None:
     assert problems(node(), node("node-b", scheme="https", pool="other")) == []
 
 
+def test_pools_that_differ_only_in_case() -> None:
+    (line,) = problems(node(), node("node-b", pool="LLM_cluster"))
+    assert line.startswith("vllm_pool has the values LLM_cluster, llm_cluster; allowed are names that differ in more")
+
+
+def test_a_misspelt_variable_of_the_rolling_playbook() -> None:
+    (line,) = misspelt_variables({"localhost": ["rolling_node", "rolling_command", "rolling_force", "rolling_nodes"]})
+    assert line.startswith("localhost: rolling_node is not a variable of playbooks/rolling.yml; ")
+    assert line.endswith("did you mean rolling_nodes?")
+
+
 def test_pool_drained_as_a_whole() -> None:
     (line,) = problems(node(drain=True), node("node-b", drain="true"), node("node-c", pool="other"))
     assert line.startswith("pool llm_cluster: vllm_drain is true on all of its nodes (node-a, node-b); at least 1 must")

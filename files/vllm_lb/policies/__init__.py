@@ -31,6 +31,7 @@ class Moment:
     now: float  # seconds of the monotonic clock
     applied: bool = True  # what was decided last is live, so what the nodes show can be its effect
     slow_start: bool = True  # the weights have to do it; False: nginx's Lua does
+    slow_start_seconds: float = 0.0  # how long the Lua takes for it
 
 
 @data()

@@ -87,25 +87,32 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
     reading, was, before = seen.reading, seen.was, seen.was.learned
     returns = was.up is False or was.weight == 0
     steps = len(SLOW_START) if moment.slow_start else 0
+    ends_at = None if moment.slow_start else moment.now + moment.slow_start_seconds
     if before is None:
+        is_new = is_running or returns
         return Learned(
             at=moment.now,
             generation_tokens=reading.generation_tokens,
             finished=reading.finished,
             running=reading.running,
             earned_weight=first_weight,
-            steps=steps if is_running or returns else 0,
+            steps=steps if is_new else 0,
+            slow_start_ends_at=ends_at if is_new else None,
         )
+    if not returns:
+        ends_at = before.slow_start_ends_at
+    ramps = is_in_slow_start(ends_at, moment)
     after = dataclasses.replace(
         before,
         at=moment.now,
         generation_tokens=reading.generation_tokens,
         finished=reading.finished,
         running=reading.running,
-        readings=before.readings if moment.applied and not returns else 0,
+        readings=before.readings if moment.applied and not returns and not ramps else 0,
         steps=steps if returns else before.steps,
+        slow_start_ends_at=ends_at,
     )
-    means = measured(seen, before, moment.now)
+    means = None if ramps else measured(seen, before, moment.now)
     if means is None:
         return after
     readings = after.readings + 1
@@ -115,6 +122,12 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
         recent=before.recent.updated(means, 1 / min(readings, RECENT_READINGS)),
         longer=before.longer.updated(means, 1 / min(readings, LONGER_READINGS)),
     )
+
+
+def is_in_slow_start(ends_at: float | None, moment: Moment) -> bool:
+    """Tell whether nginx's Lua still gives a node less than its weight: its few requests say nothing of its speed."""
+    # The monotonic clock starts again at boot: a time too far in the future is from before it.
+    return ends_at is not None and 0 < ends_at - moment.now <= moment.slow_start_seconds
 
 
 def measured(seen: Observation, before: Learned, now: float) -> Means | None:

@@ -72,7 +72,7 @@ CHECKS: dict[str, Check] = {
     "cause": one_of(NodeCause),
     "error_cause": one_of(ScrapeCause),
 }
-NEW_COLUMNS = {"cause", "error_cause"}  # 0.1.0 had none
+NEW_COLUMNS = {"cause", "error_cause"}  # histories of the release before the package lack them
 NEEDED = ("kv_cache_usage", "waiting", "running", "preemptions", "engines", "awake")  # all of them, or none
 
 
@@ -158,7 +158,7 @@ def past_tick(line: dict[str, Any], columns: Sequence[str], memory: Any) -> Past
         past = Past(
             at=line["at"],
             now=float(line["now"]),
-            applied=line.get("applied", line.get("settled")) is True,  # 0.1.0 wrote `settled`
+            applied=line.get("applied", line.get("settled")) is True,  # the release before the package wrote `settled`
             drained=frozenset(map(str, line.get("drained", ()))),
             before=outcome_before(line.get("before")),
             columns=columns,

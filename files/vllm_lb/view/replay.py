@@ -127,7 +127,8 @@ def first_memory(past: Past) -> dict[str, NodeMemory]:
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """Return the sample that a row of the history was made from."""
-    code = row["error_cause"] or (ScrapeCause.UNEXPECTED if row["error"] else None)  # 0.1.0 wrote no code
+    # The release before the package wrote no codes.
+    code = row["error_cause"] or (ScrapeCause.UNEXPECTED if row["error"] else None)
     return Sample(
         address=row["address"],
         seconds=float(row["seconds"] or 0),

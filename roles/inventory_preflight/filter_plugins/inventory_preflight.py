@@ -182,6 +182,19 @@ def check_pool_drained(nodes: Sequence[Node]) -> Iterator[str]:
             )
 
 
+def check_pool_case(nodes: Sequence[Node]) -> Iterator[str]:
+    """Jinja groups nodes by pool without regard to case; Lua finds pools by their exact names."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for pool in nodes_by_pool(nodes):
+        spellings[pool.lower()].append(pool)
+    for names in spellings.values():
+        if len(names) > 1:
+            yield (
+                f"vllm_pool has the values {', '.join(sorted(names))}; allowed are names that differ in more than upper "
+                "and lower case; spell one pool in one way"
+            )
+
+
 def check_ingress_pools(nodes: Sequence[Node], ingress_pools: Mapping[str, str]) -> Iterator[str]:
     """Nginx does not start with an upstream that is not there."""
     pools = nodes_by_pool(nodes)
@@ -212,6 +225,7 @@ def preflight_problems(
         *check_duplicate_names(nodes),
         *check_duplicate_addresses(nodes),
         *check_pool_schemes(nodes),
+        *check_pool_case(nodes),
         *check_pool_drained(nodes),
         *check_ingress_pools(nodes, ingress_pools or {}),
     ]

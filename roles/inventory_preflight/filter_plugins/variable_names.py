@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ROLES_DIRECTORY = Path(__file__).resolve().parents[2]
 ROLES = ("inventory_preflight", "keepalived", "nginx_ingress", "vllm_nginx_lb")
 NODE_PREFIX = "vllm_"
+# What playbooks/rolling.yml takes with -e.
+ROLLING_PREFIX = "rolling_"
+ROLLING = ("rolling_command", "rolling_force", "rolling_nodes")
 # Keys of a node in vllm_nginx_lb_nodes that the inventory takes from Ansible's own variables.
 NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansible_host"}
 # Made by the example inventory from the settings of a node; given to playbooks with -e.
@@ -49,7 +52,7 @@ def known_names() -> dict[str, tuple[str, ...]]:
     node_keys = options["vllm_nginx_lb_"]["vllm_nginx_lb_nodes"]["options"]
     known = {prefix: tuple(name for name in found if name.startswith(prefix)) for prefix, found in options.items()}
     settings = sorted(f"{NODE_PREFIX}{key}" for key in node_keys if key not in NODE_IDENTITY)
-    return {**known, NODE_PREFIX: tuple(settings)}
+    return {**known, NODE_PREFIX: tuple(settings), ROLLING_PREFIX: ROLLING}
 
 
 def prefix_of(name: str) -> str:
@@ -94,8 +97,10 @@ def complaint(name: str) -> str | None:
     if prefix == NODE_PREFIX and (guess is None or prefix_of(guess) == NODE_PREFIX):
         allowed = ", ".join(known_names()[NODE_PREFIX])
         return f"{name} is not a setting of a vLLM node; allowed are {allowed}; {remedy}"
-    role = f"the role {prefix.removesuffix('_')}" if prefix and prefix != NODE_PREFIX else "any role"
-    return f"{name} is not a variable of {role}; docs/configuration.md has all of them; {remedy}"
+    owner = f"the role {prefix.removesuffix('_')}" if prefix and prefix != NODE_PREFIX else "any role"
+    if prefix == ROLLING_PREFIX:
+        owner = "playbooks/rolling.yml"
+    return f"{name} is not a variable of {owner}; docs/configuration.md has all of them; {remedy}"
 
 
 def told_hosts(hosts: Sequence[str]) -> str:
