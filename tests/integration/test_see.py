@@ -248,10 +248,12 @@ def test_the_journal_gets_changes_with_fields(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(journal_module.SOCKET)
         journal.settimeout(10)
-        log(NOTICE, "p/a: weight 100 -> 60: kv\rMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
+        log(NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
         fields = journal.recv(65536).decode().splitlines()
+        forged = journal.recv(65536).decode().splitlines()
+    assert forged[0] == "MESSAGE=MESSAGE_ID=forged", "a line break begins another message, and no field"
     assert fields == [
-        "MESSAGE=p/a: weight 100 -> 60: kv?MESSAGE_ID=forged",
+        "MESSAGE=p/a: weight 100 -> 60: kv",
         "PRIORITY=5",
         "SYSLOG_IDENTIFIER=vllm-nginx-lb",
         "VLLM_NGINX_LB_NODE=a",

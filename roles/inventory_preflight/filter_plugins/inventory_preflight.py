@@ -190,8 +190,8 @@ def check_pool_case(nodes: Sequence[Node]) -> Iterator[str]:
     for names in spellings.values():
         if len(names) > 1:
             yield (
-                f"vllm_pool has the values {', '.join(sorted(names))}; allowed are names that differ in more than upper "
-                "and lower case; spell one pool in one way"
+                f"vllm_pool has the values {', '.join(sorted(names))}; allowed are names that differ in more than "
+                "upper and lower case; spell one pool in one way"
             )
 
 
