@@ -13,7 +13,7 @@ from vllm_lb.schema import build, number, setting
 from vllm_lb.settings import MAX_WEIGHT
 
 MOST_FLAPS = 5
-# Names that 0.1.0 wrote, so that an upgrade keeps what was learned.
+# Field names of release 0.1.0 and the present names. An upgrade keeps what was learned.
 FORMER_NAMES = {"setbacks": "flap_count", "figures": "fingerprint", "moved_at": "changed_at"}
 
 
@@ -24,7 +24,7 @@ class Means:
     speed: float = number(0, 2**53, 0.0)  # generated tokens per second and running request
     running: float = number(0, 2**53, 0.0)
     waiting: float = number(0, 2**53, 0.0)
-    finished: float = number(0, 2**53, 0.0)  # from one reading to the next
+    finished: float = number(0, 2**53, 0.0)  # requests that ended between two readings
     kv_cache_usage: float = number(0, 1, 0.0)  # ratio
     engines: float = number(1, 2**53, 1.0)
 
@@ -43,22 +43,23 @@ class Means:
 class Learned:
     """What the policy `capacity` remembers of a node."""
 
-    at: float = number(0, 2**53)  # when it was read last
+    at: float = number(0, 2**53)  # when the node was read last
     generation_tokens: int | None = number(0, 2**60, None)
     finished: int | None = number(0, 2**60, None)
     running: int = number(0, 2**60)
-    readings: int = number(0, 2**53, 0)  # that the averages hold, since a weight changed last
+    readings: int = number(0, 2**53, 0)  # number of readings in the averages; 0 after a change of any weight of the
+    pool
     recent: Means = Means()
     longer: Means = Means()
-    earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # its weight, or the one before it left the rotation
-    steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
+    earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # while out or in slow start: the weight before
+    steps: int = number(0, 2, 0)  # steps of slow start that are left until the earned weight
 
 
 @data(kw_only=True)
 class NodeMemory:
     """What is remembered of one node."""
 
-    up: bool | None = None  # None: neither read nor given up so far
+    up: bool | None = None  # None: neither read nor down so far
     weight: int | None = number(0, MAX_WEIGHT, None)
     failures: int = number(0, 2**53, 0)  # scrapes without an answer, in a row
     successes: int = number(0, 2**53, 0)  # good scrapes, in a row
@@ -68,7 +69,7 @@ class NodeMemory:
     fingerprint: str | None = None  # of its last reading
     changed_at: float | None = number(0, 2**53, None)  # when the fingerprint changed last
     address: str | None = setting("an IP address", is_ip, None)
-    host: str | None = setting("a host", is_host, None)  # to which that address belongs
+    host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
     learned: Learned | None = None
 

@@ -4,7 +4,7 @@
 A policy is a module with two functions:
 
     weigh(pool, policies, seen, moment) -> {name: Verdict}     the weights, 1 to 100, of the nodes that could be read
-    lowest_weight(pool, node, policies) -> int                 what a node gets of which nothing good is known
+    lowest_weight(pool, node, policies) -> int                 the weight of a node without a good reading
 
 `seen` has an Observation of each node that could be read, by name.
 """
@@ -29,8 +29,8 @@ class Moment:
     """What is true of a tick as a whole."""
 
     now: float  # seconds of the monotonic clock
-    applied: bool = True  # what was decided last is live, so what the nodes show can be its effect
-    slow_start: bool = True  # the weights have to do it; False: nginx's Lua does
+    applied: bool = True  # the last decision is live, so the readings show its effect
+    slow_start: bool = True  # the policy has to do slow start; False: nginx's Lua does
 
 
 @data()
@@ -38,7 +38,7 @@ class Observation:
     """What a policy sees of a node that could be read."""
 
     reading: Reading
-    preemptions_delta: int  # since the reading before
+    preemptions_delta: int  # new preemptions since the reading before
     was: NodeMemory
 
 
