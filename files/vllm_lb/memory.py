@@ -47,8 +47,7 @@ class Learned:
     generation_tokens: int | None = number(0, 2**60, None)
     finished: int | None = number(0, 2**60, None)
     running: int = number(0, 2**60)
-    readings: int = number(0, 2**53, 0)  # number of readings in the averages; 0 after a change of any weight of the
-    pool
+    readings: int = number(0, 2**53, 0)  # in the averages; 0 after a weight of the pool changed
     recent: Means = Means()
     longer: Means = Means()
     earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # while out or in slow start: the weight before

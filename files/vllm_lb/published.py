@@ -37,8 +37,7 @@ class Record:
     version: int = number(1, 1, 1)
     generation: str = text(r"[0-9a-z]{1,64}", "a generation")
     sha256: str = text(DIGEST, "a SHA-256")  # of the file
-    membership: str = text(DIGEST, "a SHA-256")  # of all that the file contains, except the weights of nodes in
-    rotation
+    membership: str = text(DIGEST, "a SHA-256")  # of all but the weights of nodes in rotation
     weights: dict[str, dict[str, int]]  # by pool and node, in the order of the file
 
     def is_of(self, content: str) -> bool:
