@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def clients(quiet: None, told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - fixtures used for their effects
+def clients(quiet: None, told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - for their effects
     """Send requests during the test and read the service's journal. At the end every node must be well again."""
     began = time.time()
     with keep_asking() as them:
