@@ -21,7 +21,7 @@ from tests.playbook import play
 if TYPE_CHECKING:
     import subprocess
 
-# In one process: the tests are steps.
+# The tests run in one process, because each continues the one before.
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group("steps of the parts")]
 PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
@@ -32,7 +32,7 @@ WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", 
 
 
 class Machine:
-    """A host with nginx, as far as the role's tasks see it."""
+    """A host with nginx, as the role's tasks see it."""
 
     WRITTEN = ("etc/nginx", "var/lib/nginx", "var/log/nginx", "usr/local/share")
 
@@ -124,7 +124,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return it
 
 
-# The tests are steps: each begins with the host as the one before it leaves it.
+# Each test begins with the host in the state that the test before has left.
 
 
 def test_a_set_that_nginx_refuses_leaves_the_layout_before_the_parts(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""From the former version to this one and back, while clients ask. The sequence has uninstalled the stack before."""
+"""An upgrade from the former version and back, under load. The step before has uninstalled the stack."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def former_hosts(tree: Path) -> Path:
 
 
 def test_an_upgrade_fails_no_request_and_leaves_no_former_file(former_hosts: Path) -> None:
-    del former_hosts  # for what it installs
+    del former_hosts  # used only for its effect: the former version is installed
     assert {former.SCRIPT, former.VIEW} <= former.files()
 
     with keep_asking(streams=STREAMS):
