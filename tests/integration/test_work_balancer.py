@@ -465,9 +465,7 @@ def test_a_thousand_changes_while_streams_run_cut_none_and_leave_nothing_behind(
             work.write(json.dumps(content))
             wait_for(lambda number=number: work.generation() == f"{number}", every=0.001)  # type: ignore[misc]
             if number in (100, 1000):
-                work.publish(
-                    {"node-3": 50, "node-4": 100}, f"e{number}"
-                )  # node-2 leaves with in-flight work
+                work.publish({"node-3": 50, "node-4": 100}, f"e{number}")  # node-2 leaves with in-flight work
                 kept.append(work.memory())
         for node in work.nodes:
             assert isinstance(node, StreamingNode)

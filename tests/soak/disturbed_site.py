@@ -142,9 +142,7 @@ class DisturbedSite:
         for tick in range(1, TICKS + 1):
             due = time.monotonic() + TICK_SECONDS
             ending = [event for event in schedule if event.ends == tick]
-            for event in sorted(
-                ending, key=lambda event: event.what != "lock"
-            ):  # the other ends need the lock
+            for event in sorted(ending, key=lambda event: event.what != "lock"):  # the other ends need the lock
                 self.end(event)
             beginning = [event for event in schedule if event.begins == tick]
             for event in beginning:
