@@ -84,7 +84,7 @@ def problems_of_nginx(settings: NginxSettings) -> Iterator[str]:
     if settings.balancer == "work" and settings.upstream_template:
         yield "nginx.upstream_template: expected null with balancer: work, which reads JSON"
     if settings.balancer == "work" and not settings.confirm_url:
-        yield "nginx.confirm_url: expected a URL with balancer: work: nothing else says whether a file was taken"
+        yield "nginx.confirm_url: expected a URL with balancer: work: nothing else says whether nginx uses a file"
 
 
 def problems_of_pools(pools: tuple[Pool, ...]) -> Iterator[str]:
