@@ -48,6 +48,7 @@ def test_an_upgrade_fails_no_request_and_leaves_no_former_file(former_hosts: Pat
     installed = (stack.EPHEMERAL / "installed-files").read_text(encoding="utf-8")
     assert former.files() == set(installed.splitlines()), "an upgraded host has the files of a fresh one"
     assert stack.attempt("ingress-1", "test", "-L", former.SCRIPT).returncode == 0, "it is a link to the entry"
+    former.assert_script(stack.PROJECT)
 
 
 def test_the_way_back_fails_no_request(tree: Path, former_hosts: Path) -> None:
@@ -56,6 +57,5 @@ def test_the_way_back_fails_no_request(tree: Path, former_hosts: Path) -> None:
         former.assert_live()
 
     assert {former.SCRIPT, former.VIEW} <= former.files()
-    # The former role writes through the link; what runs is the former script.
-    shown = stack.attempt("ingress-1", "cat", former.SCRIPT).stdout
-    assert shown == (tree / "files" / "vllm_nginx_lb.py").read_text(encoding="utf-8")
+    # The former role writes it through the link.
+    former.assert_script(tree)
