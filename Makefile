@@ -1,4 +1,4 @@
-# What a developer and CI do, one target each. `make` lists them.
+# The tasks of developers and CI. `make` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,24 +9,24 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 SCENARIO := default
-# The longest first.
+# The scenarios of Molecule, the longest first.
 SCENARIOS := ingress faults default demo
-# A scenario waits half of its time: two at once keep two cores busy.
+# A scenario waits half of the time, so two at once keep two cores busy.
 SCENARIOS_AT_ONCE := 2
 BENCH := quick
-# What is random in the tests is the same each time, and new each night: see test-nightly. With this seed every kind of
-# fault comes in the soak.
+# The seed of the soak is fixed here, and new each night (test-nightly). With this seed every kind of fault occurs.
 SOAK_SEED ?= 29
 NIGHTLY_SOAKS := 5
 NIGHTLY_RELEASES := bookworm trixie forky
-# Tests wait half of their time, for nodes and for nginx.
+# Tests wait for nodes and nginx half of the time, so there are more workers than cores.
 WORKERS := $(shell echo $$(($$(nproc) * 3 / 2)))
-# By file, and not by number of tests: the slowest file has few, would come last, and the others would wait for it.
+# Workers get whole files in the order of their names. By number of tests, the slowest file would start last, because it
+# has few tests.
 IN_ORDER := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
-# Debian has nginx in a folder that is not in everybody's path.
+# Debian installs nginx to /usr/sbin, which is not in every user's PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export PYTHON
-# Containers with systemd in them are root's; nothing of root's is left in this folder.
+# Containers with systemd need root. Root must not leave files in this folder.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env --set-home env PATH="$$PATH") \
 	env PYTHONDONTWRITEBYTECODE=1
 
@@ -99,7 +99,7 @@ test-molecule: test-molecule-$(SCENARIO) ## Stand the whole stack up in containe
 .PHONY: $(SCENARIOS:%=test-molecule-%)
 $(SCENARIOS:%=test-molecule-%): test-molecule-%: venv dist
 	tools/system-packages containers
-	@# The tests that failed, and why, are said once more at the end, behind all that is torn down.
+	@# Print the failed tests and their reasons again at the end, after the lines about the removal of the containers.
 	log=$$(mktemp); trap "rm -f $$log" EXIT; $(AS_ROOT) MOLECULE_COMMAND_BORDERS=false molecule test --scenario-name $* 2>&1 | \
 		tee "$$log" || \
 		{ grep -E " (FAILED [^-]|E   )" "$$log" | tail --bytes=1500; false; }

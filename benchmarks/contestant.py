@@ -51,7 +51,7 @@ class Running:
 
     Attributes:
         processes: its own ones, without their children.
-        balancer_seconds: processor time of what decides weights, where that is none of the processes.
+        balancer_seconds: processor time of the program that decides weights, if it is none of the processes.
         reloads: reloads of nginx so far.
         peak_draining: most sets of old workers that had requests at one time.
     """
@@ -66,9 +66,9 @@ class Contestant(abc.ABC):
     """One way to balance requests.
 
     Attributes:
-        name: what tables and `--only` call it.
-        label: what it is, in one line.
-        real_time: it cannot carry a run that is faster than real time.
+        name: the contestant's name in tables and for `--only`.
+        label: a description in one line.
+        real_time: whether the contestant is too slow for a run that is faster than real time.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Contestant(abc.ABC):
     real_time: bool = False
 
     def missing(self) -> str | None:
-        """Return why it cannot run on this machine, or None."""
+        """Return why the contestant cannot run on this machine, or None."""
         return None
 
     @abc.abstractmethod
     def serve(self, site: Site) -> AbstractContextManager[Running]:
-        """Start it, wait until it serves requests, and stop it at the end.
+        """Start the contestant, wait until it serves requests, and stop it at the end.
 
         Raises:
             ContestantError: it did not come up.

@@ -1,4 +1,7 @@
-"""What the operating system charges for a process. Standard library only, as tick.py."""
+"""What a process costs: processor time, duration and memory, from the operating system.
+
+Standard library only, as tick.py.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class SimulatedNode:
         """Preemptions so far, those before a restart too."""
         if self.process is None:
             return self.lost_preemptions
-        self.await_start()  # it may have been restarted a moment ago
+        self.await_start()  # the node may have been restarted a moment ago
         return self.lost_preemptions + sum(int(engine["preemptions"]) for engine in self.control("GET")["engines"])
 
     def apply(self, event: Event) -> None:

@@ -27,7 +27,7 @@ ANSWER_SECONDS = 5
 
 
 class RefusedError(Exception):
-    """HAProxy did not take the weights; the text is its answer."""
+    """HAProxy refused the weights; the text is its answer."""
 
 
 def command(path: Path, line: str) -> str:

@@ -1,11 +1,11 @@
-"""What TLS, client keys, limits and pools add to a request, with the files that the role writes.
+"""Measure what TLS, client keys, limits and pools add to a request, with the files that the role writes.
 
     python -m benchmarks.ingress
 
 The nodes answer at once, so that latency is that of nginx; the load is wrk. Prints the latency that each ingress adds
 to that of a node, at 1 and 64 connections, for each balancer: plain, and with all options on, for a hundred clients.
-TLS connections stay open, as those of OpenAI's clients do. The client has a share in the cost of TLS that is not the
-ingress's, so the last rows compare with a node that speaks TLS.
+TLS connections stay open, as those of OpenAI's clients do. A part of the cost of TLS is the client's, so the last rows
+compare with a node that speaks TLS.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def print_row(name: str, row: list[float]) -> None:
 
 
 def minus(row: list[float], other: list[float]) -> list[float]:
-    """Return what a row has more than another one."""
+    """Return the differences between two rows."""
     return [a - b for a, b in zip(row, other, strict=True)]
 
 

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from benchmarks.contestant import Contestant
     from benchmarks.scenario import Scenario
 
-# By contestant, the only scenarios that it runs in; all others run in all. These are variants of a product, contestants
-# that differ from another one in few scenarios, and those that show what something costs. Without this list a full run
-# takes more than three hours instead of two.
+# The scenarios of some contestants; other contestants run in all. The list has variants of a product, contestants that
+# differ from another one in few scenarios, and those that show the cost of something. Without it a full run takes more
+# than three hours instead of two.
 ONLY_IN = {
     "nginx-least-conn-no-zone": {"equal-75"},
     "nginx-random-two": {"equal-75"},
     "article": {"equal-75", "unequal", "slowed", "long-streams"},
     "ours-stepped": {"equal-75", "unequal", "slowed", "frozen", "long-streams"},
-    "ours-static": {"unequal"},  # on nodes of equal capacity it is nginx-least-conn
+    "ours-static": {"unequal"},  # on nodes of equal capacity this is nginx-least-conn
     "ours-work-prefix": {"multi-turn"},
     "haproxy-weights": {"unequal", "slowed"},
     "vllm-router-power-of-two": {"equal-75", "unequal"},
@@ -27,7 +27,7 @@ ONLY_IN = {
     "litellm": {"equal-75"},
     "litellm-least-busy": {"equal-75"},
 }
-# Those that read the nodes' metrics, and the one that they are compared with.
+# The contestants that read the nodes' metrics, and the one that they are compared with.
 READS_METRICS = {"nginx-least-conn", "article", "ours-stepped", "ours-capacity", "ours-work"}
 QUICK_CONTESTANTS = ("nginx-least-conn", "ours-work", "haproxy-leastconn")
 QUICK_SCENARIOS = ("equal-75", "unequal")

@@ -1,4 +1,4 @@
-"""What a proxy adds to a request: latency at 1 and 64 connections, and processor time.
+"""Measure what a proxy adds to a request: latency at 1 and 64 connections, and processor time.
 
 The nodes are one nginx that answers at once with a fixed completion. The load is wrk, which is never the bottleneck.
 """

@@ -46,7 +46,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xlabel("p99 time to first token, s", fontsize=8)
         axis.tick_params(labelsize=7)
     picture.tight_layout()
-    # Nothing of the date or the version, so that the same results make the same file.
+    # Without date and version, so that the same results make the same file.
     picture.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
     plt.close(picture)
 

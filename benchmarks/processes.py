@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-# Before the command line of whatever decides weights. It runs ten times as often here as in production, and on the
-# processors of the nodes, which have machines of their own there.
+# The prefix of a command that decides weights. Such a command runs ten times as often here as in production, and shares
+# the processors with the nodes, which have machines of their own in production.
 LOW_PRIORITY = ("nice", "-n", "10")
 START_SECONDS = 180  # LiteLLM's two workers import for a minute when none of it is in the page cache
 

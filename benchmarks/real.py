@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.scenario import Event, Scenario
     from benchmarks.workload import Call
 
-LONGEST_END_SECONDS = 240  # of the model, from the last arrival to the end of the run
+LONGEST_END_SECONDS = 240  # seconds of the model, from the last arrival to the end of the run
 
 
 def free_ports(count: int) -> list[int]:

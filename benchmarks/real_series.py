@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from benchmarks.scenario import Scenario
 
-# Of a scenario's time, for contestants that run in real time, which take ten times as long.
+# The share of a scenario's time for contestants that run in real time and so take ten times as long.
 REAL_TIME_SHARE = 0.45
-WITHOUT_OVERHEAD = ("ours-stepped", "ours-static")  # to a request they are ours-capacity
+WITHOUT_OVERHEAD = ("ours-stepped", "ours-static")  # a request meets the same proxy as with ours-capacity
 
 
 def run_all(options: argparse.Namespace) -> Results:
@@ -103,7 +103,7 @@ def available(contestants: Sequence[Contestant]) -> tuple[list[Contestant], dict
 
 
 def measure_overhead(contestants: Sequence[Contestant], results: Results) -> None:
-    """Measure what each contestant adds to a request, and what a node takes that is asked without a proxy."""
+    """Measure what each contestant adds to a request, and a node without a proxy."""
     proxies: list[Contestant | None] = [each for each in contestants if each.name not in WITHOUT_OVERHEAD]
     for contestant in [None, *proxies]:
         name = contestant.name if contestant else "no proxy"

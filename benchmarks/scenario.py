@@ -59,8 +59,8 @@ class Scenario:
     """One situation to measure in. Times are seconds of the model.
 
     Attributes:
-        name: what tables and `--scenarios` call it.
-        title: what it is, in one line.
+        name: the scenario's name in tables and for `--scenarios`.
+        title: a description in one line.
         load: arrivals as a share of the knee of the whole fleet at its speeds.
         speeds: of the nodes, as a factor; also what the operator knows as `vllm_capacity`.
         seconds: how long requests arrive.

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORDING = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "vllm-0.32.0-busy.txt"
-# Half a tick, run from a module. A bare one neither writes history and metrics nor carries totals in its status: by
-# half, the lines that change that.
+# A half of a tick, run from a module. A bare half writes no history, no metrics and no totals: these lines switch them
+# off, by half.
 TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); {}from vllm_lb.commands import main; sys.exit(main())"
 NO_TOTALS = "import vllm_lb.state as s; s.State.last = lambda _: None; "
 BARE = {
     "collect": NO_TOTALS + "import vllm_lb.collect as c; c.History.add = lambda *_: None; c.metrics = lambda *_: ''; ",
     "apply": NO_TOTALS,
 }
-# The same of the script of one file, which a checkout of version 0.1.0 has.
+# The command for the script of one file, which a checkout of version 0.1.0 has.
 FORMER_TICK = "import sys; sys.path.insert(0, sys.argv.pop(1)); import vllm_nginx_lb as lb; {}sys.exit(lb.main())"
 FORMER_BARE = dict.fromkeys(
     BARE, "lb.History.add = lambda *_: None; lb.metrics = lambda *_: ''; lb.State.last = lambda _: None; "

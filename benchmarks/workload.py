@@ -70,7 +70,8 @@ class LogNormal:
         """Draw a count from 1 to MAX_TOKENS.
 
         With ln X ~ N(mu, sigma²): mean = exp(mu + sigma²/2) and p99 = exp(mu + z sigma), z the 99th percentile of the
-        standard normal distribution. So ln(p99 / mean) = z sigma - sigma²/2, of which the smaller sigma is taken.
+        standard normal distribution. So ln(p99 / mean) = z sigma - sigma²/2, and the smaller solution for sigma is
+        used.
         """
         z = 2.3263479
         sigma = z - math.sqrt(z * z - 2 * math.log(self.p99 / self.mean))

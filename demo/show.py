@@ -1,7 +1,7 @@
 """Send a minute of load through the demo's ingress, slow one node down meanwhile, and show what happens.
 
-The clients are the openai library, streaming. Of each node the table shows what the balancer recorded in its last tick,
-and its share of requests as the clients count it.
+The clients use the openai library and stream. For each node the table shows the balancer's last decision, and the share
+of requests that the clients count.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SLOWED = "node-c"
 REQUESTS_PER_SECOND = 6.0
 PROMPT = "Why does a load balancer need to know how busy a node is? " * 8
 TOKENS = 40
-HIDDEN_STREAMS = 24  # that do not pass nginx, to the slowed node
+HIDDEN_STREAMS = 24  # requests to the slowed node that do not pass nginx
 HEADINGS = ("NODE", "KV", "WAITING", "RUNNING", "WEIGHT", "SHARE", "REASON")
 SHARE_WINDOW_SECONDS = 10.0
-PRINT_SECONDS = 5.0  # from table to table where output is no terminal
+PRINT_SECONDS = 5.0  # time between two tables if the output is no terminal
 PHASES = (
     # seconds, name, what happens
     (15, "calm", "all nodes equal"),
@@ -46,7 +46,7 @@ PHASES = (
 
 @dataclass
 class Tally:
-    """What the clients count."""
+    """The answers that the clients counted."""
 
     answers: collections.deque[tuple[float, str]] = field(default_factory=collections.deque)  # time, node
     by_phase: dict[str, collections.Counter[str]] = field(
@@ -74,7 +74,7 @@ def shares(counts: collections.Counter[str]) -> dict[str, float]:
 
 
 def read_status(container: str) -> dict[str, Any]:
-    """Return the balancer's last decision, even if it is too old (exit code 1); without pools before the first one."""
+    """Return the balancer's last decision, even if it is too old (exit code 1); without pools before the first tick."""
     done = subprocess.run(
         ["podman", "exec", container, "vllm-nginx-lb", "status", "--json"], capture_output=True, text=True, check=False
     )
@@ -199,7 +199,7 @@ def main() -> int:
     first = f": {tally.failed[0]}" if tally.failed else ""
     print(f"  {tally.finished} streams finished, {len(tally.failed)} failed{first}")
     print(f"""
-It is still running. To look around:
+The demo is still running. To explore it:
   status page: http://{address}:18091/
   sudo podman exec {container} vllm-nginx-lb status
   sudo podman exec {container} journalctl -u vllm-nginx-lb -n 20

@@ -39,7 +39,7 @@ NODES = {
         "zsh": f"{NAMES}_vllm_nginx_lb_nodes() {{\n  compadd -- $(_vllm_nginx_lb_names)\n}}",
     },
 }
-# What completes an argument, by the name that it has in --help.
+# The completion of an argument, by the argument's name in --help.
 COMPLETED = {"NODE": NODES, "FILE": shtab.FILE, "PATH": shtab.FILE}
 
 
@@ -54,7 +54,7 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def completion(shell: str) -> str:
     """Return the file for a shell, "bash" or "zsh"."""
     sys.path.insert(0, str(ROOT / "files"))
-    from vllm_lb.cli import make_parser  # noqa: PLC0415 - its folder is found now
+    from vllm_lb.cli import make_parser  # noqa: PLC0415 - importable only now
 
     parser = make_parser()
     for action in actions(parser):

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     options.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        # Its sandbox does not start as root.
+        # Chromium's sandbox does not start as root.
         arguments_of_root = [] if os.geteuid() else ["--no-sandbox"]
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments_of_root)
         for name, settings in PICTURES.items():

@@ -9,7 +9,7 @@ and proves them live, or rolls back (root). The package vllm_lb beside this file
 import sys
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True  # the installer compiles; nothing of ours appears where others look
+    sys.dont_write_bytecode = True  # the installer compiles; a run leaves no __pycache__
     if sys.argv[1:] == ["--version"]:
         from vllm_lb import __version__
 

@@ -1,7 +1,8 @@
 """The blocks of a KV cache: which are free, and which hold the prefix of a prompt that other prompts can share.
 
 As in vLLM, the name of a block is a hash of all tokens up to its end, and prompts with equal prefixes hold the same
-blocks. A block that no request holds keeps its content until its room is needed, the least recently used first.
+blocks. A block that no request holds keeps its content until the block is needed. The least recently used block goes
+first.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class BlockPool:
             self._holders[each] = self._holders.get(each, 0) + 1
 
     def allocate(self, blocks: int) -> None:
-        """Hold free blocks, whose content is forgotten."""
+        """Hold free blocks. Their former content is lost."""
         self.free -= blocks
         while len(self._unheld) > self.free:
             del self._unheld[next(iter(self._unheld))]
@@ -56,7 +57,7 @@ class BlockPool:
         return True
 
     def release(self, hashes: Sequence[int], others: int) -> None:
-        """Release cached blocks, and `others` more. The end of a prompt will be forgotten before its beginning."""
+        """Release cached blocks, and `others` more. The last blocks of a prompt are reused first."""
         self.free += others
         for each in reversed(hashes):
             self._holders[each] -= 1

@@ -100,9 +100,9 @@ class Control:
         return await self._follow_faults(request)
 
     async def _follow_faults(self, request: web.Request) -> web.Response:
-        """Apply the faults that do more than change an answer."""
+        """Apply the faults that change the node itself, not only answers."""
         active = self.faults.active
-        if active.pop("counter_reset", None):  # it happens once
+        if active.pop("counter_reset", None):  # this fault happens once
             for lane in self.node.lanes:
                 lane.metrics.reset()
         self.page.collector.nan = "nan" in active

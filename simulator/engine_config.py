@@ -50,6 +50,6 @@ class EngineConfig:
     def longest_request(self) -> int:
         """Most prompt and output tokens of one request: it must fit the empty cache.
 
-        The last output token is never fed back, so it needs no room.
+        The last output token is never an input, so it needs no cache.
         """
         return min(self.max_model_len, self.num_blocks * self.block_size + 1)

@@ -35,7 +35,7 @@ class _Histogram:
 
 
 class EngineMetrics:
-    """Histograms and finish reasons of one engine; its counters are its own."""
+    """Histograms and finish reasons of one engine. The engine itself has its counters."""
 
     def __init__(self, engine: Engine) -> None:
         """Start at zero for an engine."""

@@ -1,4 +1,4 @@
-"""What a simulated engine keeps records of: its requests, its counters, and each step.
+"""The records of a simulated engine: requests, counters and steps.
 
 Times are seconds on the caller's clock, sizes are tokens or blocks.
 """
@@ -17,7 +17,7 @@ class Request:
     """A request and its progress. The caller sets the first four fields, the engine the others.
 
     Attributes:
-        request_id: any name; it is in error messages.
+        request_id: any name, for error messages.
         prompt_tokens: >= 1.
         max_tokens: how many tokens it generates, >= 1; nothing ends it earlier.
         prefix: for each whole block of the prompt a hash of all tokens up to its end, as far as it may be shared.

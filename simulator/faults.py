@@ -96,7 +96,7 @@ def is_connected(request: web.BaseRequest) -> bool:
 
 
 class Faults:
-    """The faults that are on; changes answers accordingly.
+    """The faults that are on, and the changes of answers that they cause.
 
     Attributes:
         active: by name; only the control endpoint changes it.

@@ -26,7 +26,7 @@ class Listener:
         self._socket: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen; nothing happens if it does already.
+        """Listen. A listener that listens already is left as it is.
 
         Raises:
             OSError: the address cannot be used.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from simulator.engine_metrics import EngineMetrics
 
-# vLLM answers a GET with the first one, and a HEAD with the second one.
+# vLLM answers a GET with CONTENT_TYPE, and a HEAD with another type.
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 CONTENT_TYPE_HEAD = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -122,7 +122,7 @@ class NodeCollector(Collector):
 
         def by_source(engine: EngineMetrics) -> Mapping[str, float]:
             total, hits = engine.engine.counters.prompt_tokens, engine.engine.counters.hit_tokens
-            # A hit counts when the prompt starts, the prompt when it is done.
+            # vLLM counts cached tokens when a prompt starts, and all its tokens when the prompt is computed.
             return dict.fromkeys(PROMPT_SOURCES, 0) | {
                 "local_compute": max(0, total - hits),
                 "local_cache_hit": hits,

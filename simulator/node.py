@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simulator.engine_config import EngineConfig
     from simulator.engine_records import Request, StepReport
 
-# An engine that is less than this behind the clock catches up step by step. Delays beyond it are lost, as they are for
+# An engine that is behind the clock by less than this catches up step by step. Longer delays are lost, as they are for
 # a real engine whose process gets no processor.
 CATCH_UP_SECONDS = 1.0
 
@@ -93,7 +93,7 @@ class Lane:
                 await self.wake.wait()
                 free_at = now()
                 continue
-            # Even a late step yields once, so that catching up does not starve the connections.
+            # Even a late step yields once, so that connections are served while the engine catches up.
             await asyncio.sleep(max(0.0, ends_at - now()))
             self._deliver(self.engine.finish())
             free_at = ends_at
@@ -102,7 +102,7 @@ class Lane:
         if self.metrics.sleep_level:
             return None
         ends_at = self.engine.begin(max(free_at, now - CATCH_UP_SECONDS))
-        if ends_at is None and self.engine.waiting:  # they arrived after the moment being caught up
+        if ends_at is None and self.engine.waiting:  # they arrived after the moment that the engine has reached
             ends_at = self.engine.begin(now)
         return ends_at
 

@@ -1,4 +1,4 @@
-"""What /v1 answers: the JSON of completions, whole and in pieces, and of embeddings."""
+"""The answers of /v1: the JSON of completions, whole and in pieces, and of embeddings."""
 
 from __future__ import annotations
 

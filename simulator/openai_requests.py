@@ -71,7 +71,7 @@ def count_prompt_tokens(prompt: object) -> int:
     """Count a completion's prompt: a text, a list of token ids, or a list holding one of these.
 
     Raises:
-        ApiError: it is none of them.
+        ApiError: the prompt is none of these.
     """
     if isinstance(prompt, str):
         return max(1, count_text_tokens(prompt))
@@ -87,7 +87,7 @@ def count_message_tokens(messages: object) -> int:
     """Count a conversation's prompt.
 
     Raises:
-        ApiError: it is not a list of messages.
+        ApiError: the value is not a list of messages.
     """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: must be a list of at least one message", "messages")
@@ -113,7 +113,7 @@ async def read_json(request: web.Request) -> object:
     """Return the JSON value of a request's body.
 
     Raises:
-        ApiError: it is not JSON.
+        ApiError: the body is not JSON.
     """
     try:
         return await request.json()

@@ -1,8 +1,8 @@
-"""Faults that tests cause, and what an operator is told of them.
+"""Faults that tests cause, and the messages that an operator gets.
 
 A test marked `@pytest.mark.fault(group, fault, sees=..., keeps=...)` becomes a row of
-docs/reliability.md. Its `sees` is not prose: the test fails unless a line with these words was heard,
-so the page says what the tests saw. In `sees`, "…" stands for any words.
+docs/reliability.md. The test fails unless a line with the words of `sees` was heard, so the page has only messages that
+the tests saw. In `sees`, "…" stands for any words.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def says(line: str, sees: str) -> bool:
 
 @pytest.fixture
 def heard() -> list[str]:
-    """Collect what an operator was told during the test, line by line."""
+    """Collect the messages to the operator during the test, line by line."""
     return []
 
 
 @pytest.fixture(autouse=True)
 def told(request: pytest.FixtureRequest, heard: list[str]) -> Iterator[None]:
-    """Fail a test of a fault whose `sees` was never said."""
+    """Fail a test of a fault if no message has the words of its `sees`."""
     marker = request.node.get_closest_marker("fault")
     yield
     if marker:

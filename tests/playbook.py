@@ -1,4 +1,4 @@
-"""Runs of ansible-playbook on this machine, as tests need them: an inventory of their own, the project's group_vars."""
+"""Runs of ansible-playbook for tests, on this machine, with an inventory of their own and the project's group_vars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def play(
     within: Sequence[str] = (),
     **variables: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a playbook on an inventory, with everything that Ansible keeps below a folder.
+    """Run a playbook on an inventory. All files of Ansible are below a folder.
 
     Args:
         folder: where hosts.yml is written.

@@ -41,5 +41,5 @@ CONTESTANTS: tuple[Contestant, ...] = (
     SglangRouter("sglang-router", "cache_aware", "cache_aware (its default)"),
     SglangRouter("sglang-router-power-of-two", "power_of_two", "power_of_two, random without SGLang's loads"),
     LiteLlm("litellm", "simple-shuffle", 2),
-    LiteLlm("litellm-least-busy", "least-busy", 1),  # it counts the requests of one process
+    LiteLlm("litellm-least-busy", "least-busy", 1),  # the strategy counts requests of one process
 )

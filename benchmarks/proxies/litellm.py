@@ -14,7 +14,7 @@ from benchmarks.proxies.packaged import Packaged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# It reports nothing and fetches nothing: prices, headers and templates are those of the package.
+# LiteLLM must not use the network: prices, headers and templates are those of the package.
 OFFLINE = {
     # Every token of the simulated node is the same word. After 100 equal pieces LiteLLM assumes a model in a loop.
     "REPEATED_STREAMING_CHUNK_LIMIT": "1000000000",
@@ -30,8 +30,8 @@ OFFLINE = {
 class LiteLlm(Packaged):
     """The proxy of LiteLLM; in its answers the header x-litellm-model-id names the node.
 
-    By default it has no health checks, and leaves out a node that fails for cooldown_time. A setting lets it start
-    without a master key, because it listens on loopback alone.
+    By default it has no health checks, and leaves out a node that fails for cooldown_time. It listens on loopback
+    alone, so a setting lets it start without a master key.
     """
 
     package = "litellm"

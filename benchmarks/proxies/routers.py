@@ -60,16 +60,16 @@ class VllmRouter(Router):
     """The router of the vLLM project.
 
     `power_of_two` compares its own counts of requests under way. `cache_aware` asks all nodes for the tokens of each
-    prompt (/v1/completions/render, /tokenize); of nodes that serve neither it takes the one with the fewest requests.
+    prompt (/v1/completions/render, /tokenize); if the nodes serve neither, it chooses the one with the fewest requests.
     """
 
     package = "vllm-router"
     program = ("vllm-router",)
-    ready = "/health"  # it opens its port once it has the nodes
+    ready = "/health"  # the router opens its port when it has the nodes
 
 
 class SglangRouter(Router):
-    """The router of the SGLang project, which takes any OpenAI-compatible node.
+    """The router of the SGLang project, which works with any OpenAI-compatible node.
 
     `cache_aware` compares the texts of prompts. `power_of_two` is a random choice here: it counts no
     requests of its own (only `cache_aware` does), and the loads it compares are what SGLang serves at /get_load.

@@ -19,7 +19,7 @@ class Contestant(abc.ABC):
     """One way to choose nodes. Times are seconds of the model.
 
     Attributes:
-        name: what tables call it.
+        name: the contestant's name in tables.
     """
 
     name: str

@@ -96,7 +96,7 @@ class Peers:
         return best
 
     def round_robin(self, tried: set[int], now: float) -> int | None:
-        """Choose as nginx does without a method."""
+        """Choose by smooth weighted round robin, nginx's default method."""
         usable = self.usable(tried, now)
         return self.connect(self.smooth(usable, None), now) if usable else None
 

@@ -1,4 +1,4 @@
-"""A node in virtual time: the simulator's engine, and what a scrape of it brings."""
+"""A node in virtual time: the simulator's engine, and the sample of a scrape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VirtualNode:
         busy: whether the engine is in a step.
         up: whether the process runs.
         blind: whether its metrics answer with an error.
-        frozen: what its metrics say while they stand still, else None.
+        frozen: the reading that its metrics keep while they are frozen, else None.
         lost_preemptions: those of engines before the present one.
         finished: requests that the present engine has finished.
     """
@@ -40,7 +40,7 @@ class VirtualNode:
         return f"node-{self.index}"
 
     def sample(self) -> Sample:
-        """Return what the script's scrape would bring."""
+        """Return the sample that the script's scrape would give."""
         if not self.up:
             cause = ScrapeCause.CONNECTION_REFUSED
             return Sample(self.address, 0.001, error="connection refused", cause=cause, answered=False)
@@ -64,7 +64,7 @@ class VirtualNode:
         return Sample(self.address, 0.02, reading)
 
     def set_frozen(self, *, frozen: bool) -> None:
-        """Let its metrics stand still from now on, or not."""
+        """Freeze the node's metrics, or let them change again."""
         self.frozen = self._read() if frozen else None
 
     @property

@@ -69,7 +69,7 @@ class OutstandingWork(ScriptWeights):
     balancer = "work"
 
     def __init__(self, name: str, policy: str, **settings: float) -> None:
-        """Weigh by a policy of the script; `settings` of the Lua differ from their defaults."""
+        """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults."""
         super().__init__(name, policy)
         self.settings = settings
 
@@ -82,11 +82,11 @@ class OutstandingWork(ScriptWeights):
         self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
 
     def publish(self, weights: Sequence[int], now: float) -> None:
-        """Let Lua take new weights."""
+        """Give new weights to Lua."""
         self.ingress.publish(now, *weights)
 
     def waits(self, *_: object) -> bool:
-        """Return False: new weights take no reload, so nothing limits them."""
+        """Return False: new weights need no reload, so no limit applies."""
         return False
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
@@ -102,7 +102,7 @@ class OutstandingWork(ScriptWeights):
         ticket[1] = 0
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
-        """Count the request out."""
+        """Release the request's work."""
         del now, failed
         self.ingress.count(ticket[0], -ticket[1], -1)
 

@@ -1,6 +1,6 @@
 """One run in virtual time: events in the order of their times, on a clock that jumps from one to the next.
 
-Everything is drawn from the seed: a run repeats exactly, and every contestant meets the same requests.
+Everything random comes from the seed, so a run repeats exactly, and every contestant gets the same requests.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ScriptWeights(StaticNginx):
     """Nginx with the weights of the script: its decide() and its limits of reloads, called as a tick calls them.
 
     Attributes:
-        balancer: as the script's setting has it; it decides who does the slow start.
+        balancer: as in the script's settings; it decides whether the weights do slow start.
     """
 
     balancer = "upstream"
@@ -73,7 +73,7 @@ class ScriptWeights(StaticNginx):
         self.published_at, self.peak_draining, self.applied = 0.0, 0, True
 
     def tick(self, now: float) -> None:
-        """Scrape, decide, and reload if that is due."""
+        """Scrape, decide, and reload if the limits of reloads allow it."""
         samples = {node.name: node.sample() for node in self.nodes}
         plans, self.memory = decide(self.config, samples, self.memory, set(), now, applied=self.applied)
         wanted = record_for(pools_to_publish(self.config, plans), template="", content="")

@@ -18,7 +18,7 @@ def is_ip(value: str) -> bool:
         ipaddress.ip_address(value)
     except ValueError:
         return False
-    return "%" not in value  # fe80::1%eth0 means something on one host only; nginx does not take it
+    return "%" not in value  # fe80::1%eth0 means something on one host only; nginx refuses it
 
 
 def is_host(value: str) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The half of a tick that runs as root: it makes a plan live if that is due, and records what became of it.
+"""The half of a tick that runs as root: it publishes a plan if nginx needs it, and records the result.
 
-It believes nothing that the unprivileged half wrote. What it loads is a short list, which a test checks: nothing that
-scrapes or decides, no HTTP client, no TLS.
+It validates everything that the unprivileged half wrote. A test checks the short list of modules that this half loads:
+nothing that scrapes or decides, no HTTP client, no TLS.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def apply_command(config: Config, state: State) -> None:
-    """Make the plan live and record how that went."""
+    """Publish the plan that `collect` left, and record the result."""
     nginx, plan, known = Nginx(config.nginx), Plan(version=1, decided_at=timestamp()), state.workers()
     try:
         with locked(nginx.lock, 0o600):
@@ -52,10 +52,12 @@ def apply_command(config: Config, state: State) -> None:
 
 
 def apply(config: Config, plan: Plan, known: Workers) -> Result:
-    """Make a plan live if that is due. `known` are the workers of the last tick.
+    """Publish a plan, unless nginx serves it already or it has to wait.
+
+    `known` are nginx's workers as of the last tick.
 
     Raises:
-        FailureError: nothing was changed, or what was changed is back (RolledBackError).
+        FailureError: nothing was changed. A RolledBackError says that a change was undone.
     """
     nginx, source = Nginx(config.nginx), source_of(config, plan.pools)
     live = live_or_restored(nginx)
@@ -92,13 +94,13 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
 
 
 def complaint_of_others(nginx: Nginx, config: Config, present: Present) -> str | None:
-    """Return what nginx says against its configuration before we touch it, if our file may be the reason; else None.
+    """Return nginx's complaint before we change a file, if our file may be the reason; None if nginx does not complain.
 
     Raises:
-        FailureError: it complains, and not about our file.
+        FailureError: nginx complains about another file.
     """
     complaint = nginx.test()
-    # A file that was edited, or lacks a new pool, may be the reason without being named.
+    # nginx may complain about another file although ours is the reason: it was edited, or it lacks a new pool.
     may_be_ours = present.record is None or any(pool.name not in present.record.weights for pool in config.pools)
     if complaint and not may_be_ours and str(nginx.file) not in complaint:
         problem = f"nothing changed, the configuration test fails already: {complaint}"
@@ -120,12 +122,12 @@ def record_failure(config: Config, state: State, plan: Plan, failure: FailureErr
     )
     try:
         state.record(plan, result, config.interval_seconds)
-    except FailureError as second:  # of a full disk, say: it must not hide what came first
+    except FailureError as second:  # for instance a full disk: it must not hide the first error
         log(ERROR, str(second), cause=second.cause)
 
 
 def log_result(result: Result, state: State) -> None:
-    """Log what became of a plan. That it waits is logged once, not in each tick."""
+    """Log the result of a plan. A plan that waits is logged once, not in each tick."""
     fields = {"outcome": result.outcome, "generation": result.generation, "cause": result.deferred_cause}
     if result.outcome == "deferred":
         before = state.last()

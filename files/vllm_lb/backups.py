@@ -6,7 +6,7 @@
     .upstream.conf.000013.edited        what somebody else wrote into the file
 
 They lie beside the file and not in the state directory: what goes live must come from where only root can write. Their
-names begin with a dot, so that no `include *` of nginx takes them in. They are numbered, because a clock may jump.
+names begin with a dot, so that no `include *` of nginx loads them. Numbers give their order, because a clock may jump.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Backups:
         return self.file.with_name(f".{self.file.name}.{name}")
 
     def stage(self, name: str, content: str) -> Path:
-        """Write a content beside the published file, from where it can be put in place."""
+        """Write content into a temporary file beside the published one, ready to be put in place."""
         return stage(self.file, content, 0o644, self.beside(f"{name}.new"))
 
     def copies(self, kind: str) -> list[Path]:
@@ -77,7 +77,7 @@ class Backups:
         return self.beside(f"{newest + 1:06d}.{name}")
 
     def record_path(self, content: str) -> Path | None:
-        """Return where the record of a content lies, or None if we did not write it."""
+        """Return the path of the record of a content, or None if we did not write that content."""
         for path in self.copies("json"):
             record = read_record(path)
             if record and record.is_of(content):
@@ -85,14 +85,14 @@ class Backups:
         return None
 
     def record_of(self, content: str) -> Record | None:
-        """Return the record of a content, or None if we did not write it."""
+        """Return the record of a content, or None if we did not write that content."""
         path = self.record_path(content)
         if path:
             return read_record(path)
         return next((each.record for each in self.all() if each.content == content), None)
 
     def add_record(self, wanted: Rendered | Backup) -> Path:
-        """Write down the record of a file that is about to be put in place, as the newest one; return where."""
+        """Write the record of a file that is about to be published, as the newest one; return its path."""
         newest = next(iter(self.copies("json")), None)
         record = read_record(newest) if newest else None
         if newest is None or record is None or not record.is_of(wanted.content):
@@ -114,7 +114,7 @@ class Backups:
                 path.unlink()
 
     def add_edit(self, content: str) -> Path:
-        """Keep what somebody else wrote into the file; return where."""
+        """Keep a copy of what somebody else wrote into the published file; return its path."""
         newest = next(iter(self.copies("edited")), None)
         if newest is None or newest.is_symlink() or not newest.is_file() or decoded(newest.read_bytes()) != content:
             newest = self.next_copy("edited")
@@ -133,7 +133,7 @@ class Backups:
                 old.unlink()
 
     def all(self) -> Iterator[Backup]:
-        """Yield what was live, newest first; a damaged backup is left out."""
+        """Yield the backups, newest first; a damaged one is left out."""
         for path in self.copies("bak"):
             with contextlib.suppress(OSError, FailureError):
                 content = decoded(read_file(path))
@@ -143,7 +143,7 @@ class Backups:
                     yield Backup(content, record)
 
     def newest(self) -> Backup | None:
-        """Return what was live last."""
+        """Return the backup of what was live last, or None."""
         return next(self.all(), None)
 
     def remove_leftovers(self) -> None:

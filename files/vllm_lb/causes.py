@@ -12,22 +12,22 @@ class NodeCause(StrEnum):
     """Why a node has its state and weight."""
 
     KV_LEVEL = "kv_level"  # stepped: the usage of its KV cache alone
-    DOWNGRADED = "downgraded"  # stepped: that, and requests waiting, preemptions or too many running
+    DOWNGRADED = "downgraded"  # stepped: lowered for waiting requests, preemptions or too many running
     CONFIGURED_CAPACITY = "configured_capacity"  # static
-    LEARNED = "learned"  # capacity: from what the nodes turned out to do
-    SLOW_START = "slow_start"  # on its way back to its weight
-    RETURNED = "returned"  # back with its whole weight: nginx's Lua does the slow start
-    RECOVERING = "recovering"  # down; it answers again, and good scrapes are counted
-    FROZEN = "frozen"  # it has requests, and nothing it reports changes
-    HELD = "held"  # not read this time; the last weight stays
+    LEARNED = "learned"  # capacity: from the measured speeds of the nodes
+    SLOW_START = "slow_start"  # the weight rises in steps to what the node had before
+    RETURNED = "returned"  # up again with its full weight: nginx's Lua does the slow start
+    RECOVERING = "recovering"  # down: the node answers again, and needs more good scrapes in a row
+    FROZEN = "frozen"  # the node has requests, and none of its metrics changes
+    HELD = "held"  # no reading in this tick: the last weight stays
     NEVER_READ = "never_read"
-    STALE = "stale"  # not read for longer than health.stale_after_seconds
-    UNREACHABLE = "unreachable"  # down: it does not answer
-    UNREADABLE = "unreadable"  # down: it answers, and the answer cannot be used
+    STALE = "stale"  # no reading for longer than health.stale_after_seconds
+    UNREACHABLE = "unreachable"  # down: the node does not answer
+    UNREADABLE = "unreadable"  # down: the node answers, and the answer cannot be used
     ASLEEP = "asleep"
     DRAINED_IN_INVENTORY = "drained_in_inventory"
     DRAINED_BY_OPERATOR = "drained_by_operator"
-    SAME_ADDRESS = "same_address"  # another node of its pool has its address and port
+    SAME_ADDRESS = "same_address"  # another node of the pool has the same address and port
 
 
 class ScrapeCause(StrEnum):
@@ -35,12 +35,12 @@ class ScrapeCause(StrEnum):
 
     CONNECTION_REFUSED = "connection_refused"
     TIMEOUT = "timeout"
-    UNRESOLVED = "unresolved"  # its name leads nowhere
+    UNRESOLVED = "unresolved"  # the node's name has no address
     CERTIFICATE = "certificate"
     NOT_HTTP = "not_http"
-    CLOSED = "closed"  # without an answer
+    CLOSED = "closed"  # the node closed the connection without an answer
     NETWORK = "network"  # any other fault of a connection
-    OWN_LIMIT = "own_limit"  # a limit of this host; it says nothing against the node
+    OWN_LIMIT = "own_limit"  # a limit of this host, not a fault of the node
     HTTP_STATUS = "http_status"
     UNAUTHORIZED = "unauthorized"
     CONTENT_TYPE = "content_type"
@@ -54,7 +54,7 @@ class ScrapeCause(StrEnum):
 
 
 class HeldCause(StrEnum):
-    """Why a pool keeps weights that its readings would not give it."""
+    """Why a pool does not get the weights that follow from its readings."""
 
     NO_NODE_READABLE = "no_node_readable"
     NO_NODE_LEFT = "no_node_left"

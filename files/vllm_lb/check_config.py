@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Config
     from vllm_lb.state import State
 
-ANY_ADDRESS = "192.0.2.1"  # of RFC 5737, only to render with
+ANY_ADDRESS = "192.0.2.1"  # stands for every node that has a name: a documentation address (RFC 5737)
 
 
 def check_config_command(config: Config) -> None:
-    """Print the effective configuration. Keys lie in files of their own, whose paths it shows."""
+    """Print the effective configuration. It has the paths of key files, never a key."""
     samples = {node.name: Sample(ANY_ADDRESS, 0.0, error="-") for pool in config.pools for node in pool.nodes}
     pools, _ = decide(config, samples, {}, set(), 0.0)
-    source_of(config, pools).render()  # a faulty template shows here, not in the next tick
+    source_of(config, pools).render()  # finds a faulty template now, not in the next tick
     print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False), end="")
 
 

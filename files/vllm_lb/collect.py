@@ -35,7 +35,7 @@ KEY = re.compile(r"[!-~]+")
 
 
 def collect_command(config: Config, state: State, config_file: Path) -> None:
-    """Scrape, decide, leave the plan for `apply`, and write down what was seen."""
+    """Scrape and decide. Write the plan for `apply`, the memory, the metrics and the history."""
     raise_open_file_limit()
     tick = scrape_and_decide(config, state)
     log_changes(tick)
@@ -49,12 +49,12 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     for write in writers:
         try:
             write()
-        except FailureError as failure:  # weights go out although metrics or history cannot be written
+        except FailureError as failure:  # must not keep the weights from going out
             log(WARNING, str(failure), cause=failure.cause)
 
 
 def scrape_and_decide(config: Config, state: State) -> Tick:
-    """Do what a tick does without writing anything."""
+    """Scrape all nodes and decide; write nothing."""
     check_ca_file(config.scrape)
     memory, last, drained = read_memory(state.directory / "memory.json"), state.last(), state.drained()
     nodes = [node for pool in config.pools for node in pool.nodes]
@@ -72,7 +72,7 @@ def raise_open_file_limit() -> None:
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may have been lowered since
+    with contextlib.suppress(OSError, ValueError):  # the hard limit may be above fs.nr_open, if somebody lowered that
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -93,7 +93,7 @@ def read_api_key(settings: Scrape) -> str | None:
 
 
 def check_ca_file(settings: Scrape) -> None:
-    """Refuse a CA file that cannot be used: else every node with TLS would seem to be down."""
+    """Refuse a CA file that cannot be used: with it, every node with TLS would seem to be down."""
     if not settings.ca_file:
         return
     import ssl

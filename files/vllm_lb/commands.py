@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a command. Each imports its own modules: what runs as root loads nothing that it does not need."""
+"""Running a command. Each command imports its own modules, so that root loads nothing that it does not need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vllm_lb.settings import CONFIG_FILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_INTERRUPTED = 130  # as shells have it
+EXIT_INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 LOCK_WAIT_SECONDS = 15
 
 
 def options_of(arguments: Sequence[str], description: str) -> Any:
     """Return the options of a command line. A usage error ends the program with code 2.
 
-    systemd runs the two halves of a tick every few seconds. For these argparse would take a tenth of the time.
+    systemd runs the two halves of a tick every few seconds. Loading argparse would take a tenth of their time.
     """
     match list(arguments):
         case ["collect" | "apply" as command]:
@@ -98,11 +98,11 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     except FailureError as failure:
         log(ERROR, str(failure), cause=failure.cause)
         return failure.code
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the program that reads our output has ended
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except OSError as error:  # a full disk behind our output, say
+    except OSError as error:  # for instance a full disk that has our output
         log(ERROR, f"{error.filename or 'output'}: {error.strerror}")
         return EXIT_FAILED
     return 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vllm_lb.settings import NginxSettings, Pool, Stepped
 
-COMMENTS = re.compile(rb"\A(?:#[^\n]*\n|\s)+")  # before the first line that says something
+COMMENTS = re.compile(rb"\A(?:#[^\n]*\n|\s)+")  # comments and empty lines at the beginning
 
 
 def load_config(path: Path) -> Config:
@@ -80,11 +80,11 @@ def problems_across_fields(config: Config) -> Iterator[str]:
 
 
 def problems_of_nginx(settings: NginxSettings) -> Iterator[str]:
-    """Yield a line for each setting that does not go with the balancer."""
+    """Yield a line for each setting that contradicts the balancer."""
     if settings.balancer == "work" and settings.upstream_template:
         yield "nginx.upstream_template: expected null with balancer: work, which reads JSON"
     if settings.balancer == "work" and not settings.confirm_url:
-        yield "nginx.confirm_url: expected a URL with balancer: work: nothing else says whether a file was taken"
+        yield "nginx.confirm_url: expected a URL with balancer: work: nothing else says whether nginx uses a file"
 
 
 def problems_of_pools(pools: tuple[Pool, ...]) -> Iterator[str]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Immutable records: dataclasses whose comparison and text are written once.
+"""Immutable records: dataclasses that share one comparison and one repr().
 
-dataclasses.dataclass() compiles both anew for each class whenever a program starts. The two halves of a tick start
-every few seconds and have some thirty classes: there that is a tenth of their processor time (benchmarks/tick.py).
+dataclasses.dataclass() compiles these methods for each class whenever a program starts. The two halves of a tick start
+every few seconds and have some thirty classes. Compiling would be a tenth of their processor time (benchmarks/tick.py).
 """
 
 from __future__ import annotations

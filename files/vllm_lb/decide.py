@@ -34,8 +34,8 @@ def decide(
 ) -> tuple[tuple[PoolPlan, ...], dict[str, NodeMemory]]:
     """Decide every node's state and weight; return the plan of each pool, and what the next tick remembers.
 
-    `now` is in seconds of the monotonic clock. `applied` says whether what was decided last is live, so that what the
-    nodes show can be its effect.
+    `now` is in seconds of the monotonic clock. `applied` says whether the last decision is live. If not, the readings
+    do not show its effect.
     """
     moment = Moment(now, applied, config.nginx.balancer == "upstream", config.nginx.slow_start_seconds)
     plans: list[PoolPlan] = []
@@ -99,10 +99,10 @@ def decide_pool(
 
 
 def levels_of(pool: Pool, node: Node, policies: Policies, was: NodeMemory) -> Levels:
-    """Return the weights of a node that has not earned one.
+    """Return the weights of a node without a usable reading.
 
-    What `capacity` has learned of a node stays half true after a long time. With the lowest weight the other nodes
-    would have to do all its work.
+    With `capacity` a stale node keeps half of its weight: its learned speed is probably still about right, and with the
+    lowest weight the other nodes would have to do all its work.
     """
     lowest = lowest_weight(pool, node, policies)
     if pool.policy == "capacity" and was.learned and was.weight:
@@ -116,7 +116,7 @@ def lowest_weight(pool: Pool, node: Node, policies: Policies) -> int:
 
 
 def plan_node(node: Node, was: NodeMemory, sample: Sample, seen: Observation | None, judgement: Judgement) -> NodePlan:
-    """Put together what the plan and the status say of a node."""
+    """Return what the plan and the status say of a node."""
     reading = seen.reading if seen else None
     return NodePlan(
         name=node.name,
@@ -144,7 +144,7 @@ def keep_serving(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *, a
     lowest = {node.name: lowest_weight(pool, node, policies) for node in pool.nodes}
     usable = [node for node in nodes if node.address]
     undrained = [node for node in usable if node.state != "drained"]
-    # In this order: nodes that recover, the weights of before, every node that has an address.
+    # What serves instead, the first that has any node: recovering nodes, the last weights, all nodes with an address.
     returning = {node.name: lowest[node.name] for node in undrained if node.cause == NodeCause.RECOVERING}
     last = {
         node.name: lowest[node.name] if node.previous_weight is None else node.previous_weight for node in undrained
@@ -164,7 +164,7 @@ def keep_serving(pool: Pool, policies: Policies, nodes: Sequence[NodePlan], *, a
 
 
 def with_weights(pool: Pool, nodes: Sequence[NodePlan], weights: Mapping[str, int]) -> tuple[NodePlan, ...]:
-    """Return the nodes with other weights; of two names of one server the first one serves."""
+    """Return the nodes with these weights. Of two nodes that are one server, only the first one serves."""
     kept, serving = [], set[tuple[str | None, int]]()
     for at, node in zip(nodes, pool.nodes, strict=True):
         weight = 0 if (at.address, node.port) in serving else weights.get(at.name, 0)

@@ -19,9 +19,9 @@ Answer = list[str] | OSError
 
 
 def resolve(node: Node, last: str | None, timeout_seconds: float) -> tuple[str, str | None]:
-    """Return the IP address of a node. It keeps the `last` one as long as the name still leads there.
+    """Return the IP address of a node. The `last` address stays as long as the node's name still has it.
 
-    A name that leads nowhere says nothing against the node: the last address is used, and why is returned too.
+    A name that does not resolve says nothing against the node: the last address is returned, with the reason.
 
     Raises:
         OSError: the name does not resolve, and there is no last address.
@@ -45,7 +45,7 @@ def resolve(node: Node, last: str | None, timeout_seconds: float) -> tuple[str, 
 
 
 def look_up(node: Node, found: queue.SimpleQueue[Answer]) -> None:
-    """Put the addresses of a node's name on the queue, or why there is none."""
+    """Put the addresses of a node's name on the queue, or the error of the resolver."""
     try:
         infos = socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
         usable = [address for info in infos if is_ip(address := str(info[4][0]))]

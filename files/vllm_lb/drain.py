@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def drain_command(config: Config, state: State, name: str, *, drain: bool, as_json: bool) -> None:
-    """Take a node out of rotation until `undrain`, or end that."""
+    """Drain a node until `undrain`; with `drain` False, undrain it."""
     drained = state.drained()
     pool = next((pool for pool in config.pools if name in [node.name for node in pool.nodes]), None)
-    was_removed = pool is None and not drain and name in drained  # from the configuration, while it was drained
+    was_removed = pool is None and not drain and name in drained  # drained, and then removed from config.yml
     if pool is None and not was_removed:
         known = ", ".join(node.name for each in config.pools for node in each.nodes)
         raise FailureError(FailureCause.NODE_UNKNOWN, f"no node {quoted(name)}: expected one of {known}", EXIT_USAGE)
@@ -39,7 +39,7 @@ def drain_command(config: Config, state: State, name: str, *, drain: bool, as_js
 
 
 def others_that_serve(pool: Pool, name: str, state: State, drained: set[str]) -> set[str]:
-    """Return the nodes of a pool besides `name` that are neither drained nor down, as far as the last tick knows."""
+    """Return the nodes of a pool besides `name` that are neither drained nor down, as of the last tick."""
     out = {node.name for node in pool.nodes if node.drain} | drained | {name}
     with contextlib.suppress(FileNotFoundError, FailureError):
         out |= {node.name for each in state.status().pools for node in each.nodes if node.state == "down"}

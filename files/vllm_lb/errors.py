@@ -15,7 +15,7 @@ class FailureError(Exception):
     """A foreseeable fault.
 
     Attributes:
-        cause: says why to programs. Its text says it to the operator, in one line.
+        cause: the code for programs. The exception's text is the line for the operator.
         code: the exit code.
     """
 
@@ -30,11 +30,11 @@ class PublishError(FailureError):
     """A change could not be published.
 
     Attributes:
-        fault: what nginx said against it.
+        fault: nginx's complaint about the change.
     """
 
     def __init__(self, cause: FailureCause, message: str, fault: str) -> None:
-        """Keep what nginx said beside the line."""
+        """Keep nginx's complaint beside the line."""
         super().__init__(cause, message)
         self.fault = fault
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One GET of a node's /metrics, and what of an answer is believed."""
+"""One GET of a node's /metrics, and the checks of the answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fetch_metrics(
 
     Raises:
         UnreadableError: the answer cannot be metrics.
-        OSError, requests.RequestException, urllib3.exceptions.HTTPError: of the network.
+        OSError, requests.RequestException, urllib3.exceptions.HTTPError: a fault of the network.
     """
     headers = {
         "Accept": "text/plain;version=0.0.4",
@@ -57,12 +57,12 @@ def fetch_metrics(
 
 
 def session_for(host: str) -> requests.Session:
-    """Make a session without the environment's proxies and .netrc, which wants certificates to be this host's."""
+    """Make a session that ignores the environment's proxies and .netrc, and checks certificates against `host`."""
     import requests
 
     session = requests.Session()
     session.trust_env = False
-    if not is_ip(host):  # TLS connects to an address, and must be told the name
+    if not is_ip(host):  # the connection goes to an address; TLS must be told the name
         adapter = requests.adapters.HTTPAdapter()
         adapter.init_poolmanager(1, 1, server_hostname=host.rstrip("."))
         session.mount("https://", adapter)
@@ -70,7 +70,7 @@ def session_for(host: str) -> requests.Session:
 
 
 def check_headers(response: requests.Response) -> None:
-    """Refuse an answer that cannot be metrics by what stands before its body."""
+    """Refuse an answer whose status or headers show that it cannot be metrics."""
     status, content_type = response.status_code, response.headers.get("Content-Type", "none")
     if status in (UNAUTHORIZED, FORBIDDEN):
         raise UnreadableError(ScrapeCause.UNAUTHORIZED, f"HTTP {status} (see scrape.api_key_file)")

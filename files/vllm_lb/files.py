@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_BYTES = 2**24  # of a file that somebody else may have written
+MAX_BYTES = 2**24  # most that is read of a file that somebody else may have written
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int, *, sync: bool = True) -> None:
@@ -32,9 +32,9 @@ def write_atomically(path: Path, content: str | bytes, mode: int, *, sync: bool 
 
 
 def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = None, *, sync: bool = True) -> Path:
-    """Write the next content of a file into a hidden file beside it; return the path of that.
+    """Write the next content of a file into a hidden file beside it; return the hidden file's path.
 
-    It is safe in a directory where others can write: it follows no link and reuses no file that it finds.
+    This is safe in a directory where others can write: no link is followed, and no existing file is reused.
     """
     temporary = temporary or path.with_name(f".{path.name}.new")
     try:
@@ -53,7 +53,7 @@ def stage(path: Path, content: str | bytes, mode: int, temporary: Path | None = 
 
 
 def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
-    """Give a staged file its name; with `sync`, so that a power cut keeps it."""
+    """Give a staged file its name; with `sync`, a power cut does not undo that."""
     try:
         temporary.replace(path)
         if sync:
@@ -82,8 +82,8 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """Read a JSON file that somebody else may have put there.
 
     Raises:
-        FileNotFoundError: there is none.
-        FailureError: it is not a regular file, too large, or not JSON.
+        FileNotFoundError: there is no such file.
+            FailureError: the file is not a regular one, is too large, or is not JSON.
     """
     try:
         return json.loads(read_file(path, max_bytes))
@@ -95,11 +95,11 @@ def read_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a file that somebody else may have put there.
 
     Raises:
-        FileNotFoundError: there is none.
-        FailureError: it is not a regular file, or too large.
+        FileNotFoundError: there is no such file.
+            FailureError: the file is not a regular one, or is too large.
     """
     try:
-        # It follows no link, and does not wait for the other end of a pipe.
+        # Follows no link, and does not wait for the other end of a pipe.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

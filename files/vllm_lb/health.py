@@ -15,7 +15,7 @@ SCRAPES_TO_FORGET_A_FLAP = 30
 
 
 def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> NodeMemory:
-    """Return a node's memory after one more scrape: it counts good and failed ones, and moves between up and down.
+    """Return a node's memory after one more scrape, which may move the node between up and down.
 
     `now` is in seconds of the monotonic clock.
     """
@@ -52,13 +52,14 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
 def good_scrapes_needed(was: NodeMemory, health: Health) -> int:
     """Return how many good scrapes in a row bring a node back: each flap beyond the first doubles them.
 
-    Envoy's outlier detection lengthens each ejection in the same way. Each flap would cost two reloads.
+    Envoy's outlier detection lengthens each ejection in the same way. With the balancer `upstream` each flap costs two
+    reloads.
     """
     return int(health.rise * 2 ** max(0, was.flap_count - 1))
 
 
 def frozen_for_seconds(memory: NodeMemory, health: Health) -> float | None:
-    """Return for how long nothing has changed that a node with requests reports; None if that is not yet suspicious."""
+    """Return for how many seconds no metric of a node with requests has changed; None if that is not yet suspicious."""
     still = (memory.read_at or 0) - (memory.changed_at or 0)
     return still if still > health.stale_after_seconds else None
 

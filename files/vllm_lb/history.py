@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SEGMENT_SECONDS = 3600
 MAX_SEGMENT_BYTES = 2**25
 HEAD = b'{"version":1,'
-# What the history has of a node, in this order. A reader takes the order from the head of a file.
+# The columns of a node's row, in this order. A reader uses the order that the head of a file names.
 READING = tuple(each.name for each in dataclasses.fields(Reading))
 COLUMNS = (
     *("state", "weight"),
@@ -46,12 +46,12 @@ class Tick:
 
     now: float  # seconds of the monotonic clock
     samples: Mapping[str, Sample]
-    memory: Mapping[str, NodeMemory]  # what it began with
+    memory: Mapping[str, NodeMemory]  # at the beginning of this tick
     drained: AbstractSet[str]
-    last: Outcome | None  # what became of the tick before
-    applied: bool  # whether what was decided then is live; True for the first tick
+    last: Outcome | None  # the result of the tick before
+    applied: bool  # whether the decision of the tick before is live; True for the first tick
     plan: Plan
-    after: Mapping[str, NodeMemory]  # what the next tick begins with
+    after: Mapping[str, NodeMemory]  # at the end of this tick
 
 
 @data()
@@ -82,7 +82,7 @@ class History:
         )
 
     def add(self, tick: Tick) -> None:
-        """Write down a tick."""
+        """Append a tick."""
         try:
             if self.max_bytes and not self.has_room(time.time()):
                 self.begin_segment(tick.memory)
@@ -95,7 +95,7 @@ class History:
             raise FailureError(FailureCause.FILE_UNWRITABLE, problem) from error
 
     def has_room(self, now: float) -> bool:
-        """Tell whether the present segment is ours, of this hour, and below a fifth of all."""
+        """Tell whether the present segment is a file of ours, was begun in this hour, and is not too large."""
         with contextlib.suppress(FileNotFoundError):
             found = self.current.lstat()
             is_ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
@@ -104,11 +104,11 @@ class History:
         return False
 
     def begin_segment(self, memory: Mapping[str, NodeMemory]) -> None:
-        """Compress the present segment, and begin one from whose head on the ticks can be replayed."""
+        """Compress the present segment and begin a new one. Its head has the memory, from which a replay can begin."""
         import gzip
 
         content, previous = b"", None
-        with contextlib.suppress(FileNotFoundError, FailureError):  # what cannot be read is given up
+        with contextlib.suppress(FileNotFoundError, FailureError):  # a segment that cannot be read is dropped
             content = read_file(self.current, max_bytes=2 * MAX_SEGMENT_BYTES)
         if content.startswith(HEAD):
             newest = max((number for number, _ in self.numbered()), default=0)
@@ -130,7 +130,7 @@ class History:
             self.current.unlink(missing_ok=True)
 
     def append(self, line: str) -> None:
-        """Add a line. If a full disk tore the line before, that stays a line of its own."""
+        """Append a line. If a full disk cut the line before it short, the two are kept apart."""
         handle = os.open(self.current, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -139,7 +139,7 @@ class History:
 
 
 def line_of(tick: Tick) -> dict[str, Any]:
-    """Return what the history keeps of a tick: what went into it, what was decided, what became of the tick before."""
+    """Return what the history keeps of a tick: its inputs, its decision, and the result of the tick before."""
     line: dict[str, Any] = {"at": tick.plan.decided_at, "now": round(tick.now, 3), "applied": tick.applied}
     if tick.drained:
         line["drained"] = sorted(tick.drained)

@@ -42,7 +42,7 @@ def is_stderr_the_journal() -> bool:
 
 
 def send(priority: int, message: str, fields: Mapping[str, Any]) -> bool:
-    """Send a line with fields to the journal; tell whether it was taken.
+    """Send a line with fields to the journal; return False if the host has none.
 
     https://systemd.io/JOURNAL_NATIVE_PROTOCOL/: a datagram of NAME=value lines. No value of ours has a line break.
     """

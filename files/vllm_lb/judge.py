@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judgement on one node that nobody has drained: its state and weight, and why. Pure."""
+"""The state, the weight and the cause of one node that is not drained. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @data()
 class Judgement:
-    """A node's state and weight, and why."""
+    """A node's state and weight, with the cause and the reason."""
 
     state: str
     weight: int
@@ -29,10 +29,10 @@ class Judgement:
 
 @data()
 class Levels:
-    """The weights of a node that has not earned one."""
+    """The weights of a node without a usable reading."""
 
     lowest: int
-    stale: int  # of a node that has not been read for long
+    stale: int  # for a node that has not been read for health.stale_after_seconds
 
 
 def judge(  # noqa: PLR0913, PLR0917 - all that is known of one node

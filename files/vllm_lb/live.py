@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking nginx what it serves, and which of its processes are workers.
 
-This runs as root. So it is one small GET on a socket: an HTTP client would bring thousands of lines, TLS among them.
+This runs as root, so the GET is made on a plain socket. An HTTP client would load thousands of lines, TLS among them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ANSWER = r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*"
 class Live:
     """What nginx answers: the generation that its workers serve, and which worker answered."""
 
-    generation: str | None  # None: a configuration that is not ours
-    worker: int | None = None  # its process id, where confirm_url says it
+    generation: str | None  # None: nginx serves a configuration that is not ours
+    worker: int | None = None  # its process id, if the answer has it
 
 
 def ask(url: str, timeout_seconds: float) -> Live:
@@ -98,12 +98,12 @@ def get_by_tls(url: str, timeout_seconds: float) -> str | None:
 def processes_of_group(member: int | None) -> tuple[int, set[int]]:
     """Return the process group of a process, and the other processes in it without its leader.
 
-    All of nginx's workers are in its master's group. Their names would say which of them drain, but the service runs
-    with ProtectProc=noaccess: it sees that processes exist, and no more.
+    All of nginx's workers are in its master's group. Their process titles would say which of them drain. But the
+    service runs with ProtectProc=noaccess, and sees only that processes exist.
     """
     try:
         group = os.getpgid(member or 0) if member else 0
-    except ProcessLookupError:  # it has ended, or is of another process namespace
+    except ProcessLookupError:  # the process has ended, or is in another process namespace
         group = 0
     found = set()
     for pid in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()] if group else ():

@@ -22,7 +22,7 @@ class Means:
     speed: float = number(0, 2**53, 0.0)  # generated tokens per second and running request
     running: float = number(0, 2**53, 0.0)
     waiting: float = number(0, 2**53, 0.0)
-    finished: float = number(0, 2**53, 0.0)  # from one reading to the next
+    finished: float = number(0, 2**53, 0.0)  # requests that ended between two readings
     kv_cache_usage: float = number(0, 1, 0.0)  # ratio
     engines: float = number(1, 2**53, 1.0)
 
@@ -41,11 +41,11 @@ class Means:
 class Learned:
     """What the policy `capacity` remembers of a node."""
 
-    at: float = number(0, 2**53)  # when it was read last
+    at: float = number(0, 2**53)  # when the node was read last
     generation_tokens: int | None = number(0, 2**60, None)
     finished: int | None = number(0, 2**60, None)
     running: int = number(0, 2**60)
-    readings: int = number(0, 2**53, 0)  # that the averages hold, since a weight changed last
+    readings: int = number(0, 2**53, 0)  # in the averages; 0 after a weight of the pool changed
     recent: Means = Means()
     longer: Means = Means()
     earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # its weight, or the one before it left the rotation
@@ -57,7 +57,7 @@ class Learned:
 class NodeMemory:
     """What is remembered of one node."""
 
-    up: bool | None = None  # None: neither read nor given up so far
+    up: bool | None = None  # None: neither read nor down so far
     weight: int | None = number(0, MAX_WEIGHT, None)
     failures: int = number(0, 2**53, 0)  # scrapes without an answer, in a row
     successes: int = number(0, 2**53, 0)  # good scrapes, in a row
@@ -67,7 +67,7 @@ class NodeMemory:
     fingerprint: str | None = None  # of its last reading
     changed_at: float | None = number(0, 2**53, None)  # when the fingerprint changed last
     address: str | None = setting("an IP address", is_ip, None)
-    host: str | None = setting("a host", is_host, None)  # to which that address belongs
+    host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
     learned: Learned | None = None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong on the network, in the few words and the code that matter."""
+"""Errors of the network: a code and a few words for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from vllm_lb.causes import ScrapeCause
 from vllm_lb.text import printable
 
-# Faults of this host. They say nothing against the node.
+# Limits of this host, not faults of the node.
 OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 Fault = tuple[ScrapeCause, str]
 
@@ -33,7 +33,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def fault_of_one(error: Any) -> Fault | None:
-    """Return what one error says by itself."""
+    """Return the cause and the words of one error, without the errors behind it; None if it has none."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return ScrapeCause.CERTIFICATE, f"certificate refused: {error.verify_message}".rstrip(".")
     if type(error).__name__ == "CertificateError":  # urllib3 1.26 (Debian 12) compares names itself

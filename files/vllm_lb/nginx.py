@@ -41,17 +41,17 @@ class Nginx:
 
     @property
     def backups(self) -> Backups:
-        """What lies beside that file."""
+        """The records and backups beside the published file."""
         return Backups(self.file)
 
     @property
     def reloads(self) -> bool:
-        """Whether nginx takes a new file in a reload, with new workers."""
+        """Whether nginx needs a reload, with new workers, to use a new file."""
         return self.settings.balancer == "upstream"
 
     @property
     def lock(self) -> Path:
-        """The lock of whoever writes that file: in a directory where only root can hold it."""
+        """The lock file of all that write the published file, in a directory where only root can hold it."""
         return self.file.with_name(".lock")
 
     def read(self) -> str:
@@ -65,7 +65,7 @@ class Nginx:
             raise FailureError(FailureCause.FILE_UNREADABLE, problem) from error
 
     def command(self, words: Sequence[str]) -> str | None:
-        """Run a command; return None if it succeeded, else the line of its output that says why not."""
+        """Run a command; return None if it succeeded, else the line of its output that says why it failed."""
         import subprocess  # a tick that changes nothing runs no command
 
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # Debian's nginx is not in every user's PATH
@@ -89,11 +89,11 @@ class Nginx:
         return f"{' '.join(words)}: {re.sub(r'[^ -~]', '?', telling)}"
 
     def test(self) -> str | None:
-        """Run nginx's own check of its whole configuration; return what it says against it."""
+        """Run nginx's test of its whole configuration; return its complaint, or None."""
         return self.command(self.settings.test_command) if self.reloads else None
 
     def live(self) -> Live:
-        """Ask nginx what it serves; without confirm_url, take what was last made live.
+        """Ask nginx what it serves; without confirm_url, return what was last made live.
 
         Raises:
             FailureError: nginx does not answer.
@@ -104,10 +104,10 @@ class Nginx:
         return Live(newest.record.generation if newest else None)
 
     def reload(self, generation: str | None, *, anew: bool) -> str | None:
-        """Make nginx take the file that is in place; return None when its workers serve it, else what went wrong.
+        """Make nginx use the published file; return None when its workers serve that file, else what went wrong.
 
-        `generation` is the file's, None if it has none. `anew` asks for workers that were not there before: a file that
-        was edited by hand may have the same generation.
+        `generation` is that of the file, None if the file has none. `anew` waits for workers that did not exist before:
+        a file that was edited by hand may have the same generation.
         """
         former: AbstractSet[int] = set()
         if anew and self.reloads:
@@ -119,7 +119,7 @@ class Nginx:
         return self.await_generation(generation, former)
 
     def await_generation(self, wanted: str, former: AbstractSet[int]) -> str | None:
-        """Wait until a worker that is not a former one serves a generation; return None, or what is served instead."""
+        """Wait until a worker that is not in `former` serves `wanted`; return None, or what is served instead."""
         deadline = time.monotonic() + self.settings.confirm_timeout_seconds
         while True:
             try:
@@ -134,14 +134,17 @@ class Nginx:
             time.sleep(0.02)
 
     def workers(self, known: Workers, live: Live) -> Workers:
-        """Return nginx's workers; none where confirm_url does not say a process id."""
+        """Return nginx's workers; none if the answer of confirm_url has no process id."""
         if not live.worker:
             return Workers()
         group, alive = processes_of_group(live.worker)
         return sort_workers(known, group, alive - {self.master()}, live.worker)
 
     def master(self) -> int | None:
-        """Return nginx's master process, if pid_file says it: after an upgrade in place it does not lead its group."""
+        """Return the process id of nginx's master, if pid_file has it.
+
+        After an upgrade of the binary in place, the master does not lead its process group.
+        """
         with contextlib.suppress(OSError, ValueError):
             return int(Path(self.settings.pid_file).read_text("ascii")) if self.settings.pid_file else None
         return None

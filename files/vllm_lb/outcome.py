@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a plan, and status.json, which says it."""
+"""The result of a plan, and the format of status.json, which has both."""
 
 from vllm_lb.causes import DeferredCause, FailureCause
 from vllm_lb.data import data
@@ -8,8 +8,8 @@ from vllm_lb.schema import choice, number, text
 from vllm_lb.text import PRINTABLE, seconds_of
 
 OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
-LIVE = ("reloaded", "published")  # what was decided went live
-CHANGES = (*LIVE, "rolled_back", "failed")  # something was to go live
+LIVE = ("reloaded", "published")  # the decision went live
+CHANGES = (*LIVE, "rolled_back", "failed")  # the tick tried to change what is live
 
 
 @data(kw_only=True)
@@ -26,7 +26,7 @@ class Totals:
 
 @data(kw_only=True, slots=False)  # without slots: Status inherits from this and from Plan
 class Outcome:
-    """What became of a tick, and how the ticks before it went."""
+    """The result of a tick, and totals of the ticks so far."""
 
     decided_at: str = text(TIME, "an RFC 3339 time")
     generation: str | None = text(r"[0-9a-z]{1,64}", "a generation")
@@ -39,14 +39,14 @@ class Outcome:
     error: str | None = text(r"[ -~]*", "printable text")
     interval_seconds: float = number(1, 86400, 10.0)
     succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
-    changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # when something was last to go live
-    changed_outcome: str | None = choice(*CHANGES, default=None)  # what became of that
+    changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick with one of CHANGES
+    changed_outcome: str | None = choice(*CHANGES, default=None)  # the outcome of that tick
     totals: Totals = Totals()
 
 
 @data(kw_only=True, slots=False)
 class Status(Plan, Outcome):
-    """status.json: a plan, and what became of it."""
+    """status.json: a plan and its result."""
 
 
 def overdue(last: Outcome, now: float) -> str | None:

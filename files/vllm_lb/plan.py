@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `collect` decides and hands to `apply`, and what `apply` believes of it."""
+"""The plan, which `collect` hands to `apply`, and its validation."""
 
 from collections.abc import Iterator
 from dataclasses import MISSING
@@ -40,7 +40,7 @@ class NodePlan:
 
 @data(kw_only=True)
 class PoolPlan:
-    """One pool's nodes, and why its weights are held although its readings ask for others."""
+    """One pool's nodes, and why the pool does not get the weights that follow from its readings."""
 
     name: str = text(POOL_NAME, "a pool's name")
     held_cause: str | None = choice(*HeldCause)
@@ -58,10 +58,12 @@ class Plan:
 
 
 def check_plan(raw: Any, config: Config) -> Plan:
-    """Validate a plan as if an attacker had written it: it may change weights, and say where a name leads.
+    """Validate a plan as if an attacker had written it.
+
+    A plan may only set weights, and the addresses of nodes whose host is a name.
 
     Raises:
-        FailureError: it names the first problem.
+        FailureError: the plan is refused; the message names the first problem.
     """
     problems: list[str] = []
     plan = build(Plan, raw, "plan", problems)
@@ -75,7 +77,7 @@ def check_plan(raw: Any, config: Config) -> Plan:
 
 
 def disagreements(plan: Plan, config: Config) -> Iterator[str]:
-    """Yield what in a well-formed plan does not agree with the configuration."""
+    """Yield what in a well-formed plan contradicts the configuration."""
     if [pool.name for pool in plan.pools] != [pool.name for pool in config.pools]:
         yield "its pools are not the configured ones"
         return
@@ -87,7 +89,7 @@ def disagreements(plan: Plan, config: Config) -> Iterator[str]:
 
 
 def disagreements_of_pool(planned: PoolPlan, pool: Pool) -> Iterator[str]:
-    """Yield what in a pool with the right nodes does not agree with the configuration."""
+    """Yield what in a pool with the right nodes contradicts the configuration."""
     pairs = list(zip(planned.nodes, pool.nodes, strict=True))
     if any(at.address or is_ip(node.host) for at, node in pairs) and not any(at.weight for at, _ in pairs):
         yield f"pool {pool.name}: no node would serve"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tick as Prometheus metrics, for node_exporter's textfile collector.
 
-What became of a tick is known when the next one is read, so outcomes are those up to the tick before. Names as in
+The file is written before `apply` runs, so its outcomes end with the tick before. Names as in
 https://prometheus.io/docs/practices/naming/.
 """
 
@@ -59,7 +59,7 @@ def family(
 
 
 def outcome_metrics(last: Outcome) -> Iterator[Metric]:
-    """Yield what became of the last tick, and how the ticks before it went. A time that is not known is left out."""
+    """Yield the result of the last tick, and totals of the ticks so far. A time that is not known is left out."""
     succeeded = {(): seconds_of(last.succeeded_at)} if last.succeeded_at else {}
     changed = {(): seconds_of(last.changed_at)} if last.changed_at else {}
     live = dict.fromkeys(changed, last.changed_outcome in LIVE)

@@ -33,10 +33,10 @@ class Present:
 
     content: str  # empty if there is no file
     record: Record | None  # None: we did not write it
-    is_edited: bool = False  # it is worth a copy: somebody wrote it, or changed or removed what we wrote
+    is_edited: bool = False  # somebody else wrote, changed or removed the file: keep a copy
 
     def is_live(self, live: Live) -> bool:
-        """Tell whether it is ours, and what nginx serves."""
+        """Tell whether the file is ours and is what nginx serves."""
         return self.record is not None and self.record.generation == live.generation
 
 
@@ -50,7 +50,7 @@ def present_of(nginx: Nginx, live: Live | None) -> Present:
 
 
 def live_or_restored(nginx: Nginx) -> Live:
-    """Ask nginx what it serves; if it is down, see to it that its file lets it start. Starting it is not our task.
+    """Ask nginx what it serves. If nginx is down, restore a file with which it can start, but do not start it.
 
     Raises:
         FailureError: nginx does not answer.
@@ -61,7 +61,7 @@ def live_or_restored(nginx: Nginx) -> Live:
         present, last_good = present_of(nginx, None), nginx.backups.newest()
         if not last_good or present.content == last_good.content:
             raise
-        # A file of ours that nginx refuses: a run wrote it and was killed before its test.
+        # nginx refuses a file of ours if a run wrote it and was killed before the test.
         if present.record and str(nginx.file) not in (nginx.test() or ""):
             raise
         if not present.record:
@@ -81,9 +81,9 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
     backups, known = nginx.backups, last_good(nginx, present, live)
     if present.is_edited:
         keep_edit(nginx, present.content, known.content if known else "")
-    way_back = known.content if known else present.content  # before our first file, somebody else's
+    way_back = known.content if known else present.content  # before our first publication, the file of somebody else
     way_back_generation = known.record.generation if known else live.generation
-    # What it takes to go back is on the disk before anything changes: later the disk may be full.
+    # All that a rollback needs is written before anything changes: later the disk may be full.
     record = backups.add_record(wanted)
     try:
         copy, back = backups.stage("copy", wanted.content), backups.stage("back", way_back)
@@ -106,7 +106,7 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
         remember_failure(nginx, wanted.record, fault)
     put_in_place(back, nginx.file)
     backups.drop_record(record)
-    if not refused or live.generation != way_back_generation:  # else nginx never read another file
+    if not refused or live.generation != way_back_generation:  # else nginx still serves this file
         again = nginx.test() or nginx.reload(way_back_generation, anew=False)
         if again:
             problem = f"{fault}; going back failed too: {again}"
@@ -123,7 +123,7 @@ def last_good(nginx: Nginx, present: Present, live: Live) -> Backup | None:
 
 
 def finish(nginx: Nginx, content: str) -> None:
-    """Do what a killed run has left undone although its file is live: keep the backup, remove temporary files."""
+    """Complete a run that was killed after its file went live: keep the backup, remove temporary files."""
     backups = nginx.backups
     newest, record = backups.newest(), backups.record_of(content)
     if record and (newest is None or newest.content != content):
@@ -133,14 +133,14 @@ def finish(nginx: Nginx, content: str) -> None:
 
 
 def remember_failure(nginx: Nginx, record: Record, error: str) -> None:
-    """Note that nginx did not take a reload, and why: each try may leave old workers behind."""
-    with contextlib.suppress(FailureError):  # with a full disk it is tried again at once
+    """Note that a reload did not take, and why. Each further try may leave old workers behind."""
+    with contextlib.suppress(FailureError):  # without the note, the next tick tries again at once
         note = json.dumps({"membership": record.membership, "error": error})
         put_in_place(nginx.backups.stage("failed", note), nginx.backups.beside("failed"))
 
 
 def failed_lately(nginx: Nginx, record: Record) -> str | None:
-    """Return why nginx did not take this file, or one with other weights, if that was a moment ago."""
+    """Return why a reload with this file, or with other weights in it, did not take, if that was a moment ago."""
     path = nginx.backups.beside("failed")
     with contextlib.suppress(OSError, FailureError, KeyError, TypeError):
         wait = min(nginx.settings.min_reload_interval_seconds, LONGEST_RETRY_SECONDS) - age_seconds(path)

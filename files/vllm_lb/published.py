@@ -27,12 +27,12 @@ NO_SERVER = {"name": "no address is known", "address": "127.0.0.1", "port": 9, "
 
 @data(kw_only=True)
 class Record:
-    """What a published file has."""
+    """What a published file contains."""
 
     version: int = number(1, 1, 1)
     generation: str = text(r"[0-9a-z]{1,64}", "a generation")
     sha256: str = text(DIGEST, "a SHA-256")  # of the file
-    membership: str = text(DIGEST, "a SHA-256")  # of all that is in the file but the weights of nodes in rotation
+    membership: str = text(DIGEST, "a SHA-256")  # of all but the weights of nodes in rotation
     weights: dict[str, dict[str, int]]  # by pool and node, in the order of the file
 
     def is_of(self, content: str) -> bool:
@@ -51,7 +51,7 @@ def record_of_json(raw: Any) -> Record | None:
 
 
 def largest_change(before: Record, after: Record) -> float:
-    """Return by how much of itself the weight changes that changes most: 0.5 is by half.
+    """Return the largest relative change of a weight; 0.5 is a change by half.
 
     The two records have the same membership.
     """
@@ -78,7 +78,7 @@ def pools_to_publish(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str
                 "weight": at.weight,
                 "max_conns": node.max_conns,
             }
-            | ({"state": at.state} if for_lua else {})  # in an upstream each change of it would be a reload
+            | ({"state": at.state} if for_lua else {})  # in upstream.conf a change of state would be a reload
             for at, node in zip(planned.nodes, pool.nodes, strict=True)
             if at.address
         ]

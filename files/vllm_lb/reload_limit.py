@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a change that only changes weights may go out: deadband, cooldown, and old workers that still drain."""
+"""When a change of weights alone may go out: deadband, cooldown, and old workers that still drain."""
 
 from vllm_lb.causes import DeferredCause
 from vllm_lb.data import data
@@ -11,14 +11,14 @@ LONGEST_WAIT_SECONDS = 600  # some streams never end, and a weight must not wait
 
 @data(kw_only=True)
 class Workers:
-    """nginx's workers, sorted by the reload that started them; the last ones serve."""
+    """nginx's workers, grouped by the reload that started them. The last group takes new requests."""
 
-    group: int = 0  # nginx's process group: another one means that nginx was started anew
+    group: int = 0  # nginx's process group; another number means that nginx was restarted
     generations: tuple[tuple[int, ...], ...] = ()  # process ids; the name of this field is a contract of workers.json
 
     @property
     def draining(self) -> int:
-        """How many reloads have left workers behind that only finish what they have begun."""
+        """How many reloads have left old workers behind, which only finish their requests."""
         return max(0, len(self.generations) - 1)
 
 
@@ -31,7 +31,7 @@ class Deferral:
 
 
 def sort_workers(known: Workers, group: int, alive: set[int], serving: int) -> Workers:
-    """Sort the processes of nginx that are alive by the reload that started them; `serving` takes requests now."""
+    """Group the living processes of nginx by the reload that started them; the process `serving` takes new requests."""
     before = [set(each) for each in known.generations] if known.group == group else []
     new = alive.difference(*before)
     died = len(before[-1] - alive) if before else 0
@@ -46,9 +46,9 @@ def sort_workers(known: Workers, group: int, alive: set[int], serving: int) -> W
 def reason_to_wait(
     settings: NginxSettings, current: Record, wanted: Record, age_seconds: float, draining: int
 ) -> Deferral | None:
-    """Return why a change that only changes weights waits, or None if it may go out.
+    """Return why a change of weights alone waits, or None if it may go out.
 
-    `age_seconds` is how long ago the current file was written, `draining` of how many reloads old workers are left.
+    `age_seconds` is how long ago the current file was written. `draining` is how many reloads have left old workers.
     """
     least, cooldown = settings.min_weight_change_ratio, settings.min_reload_interval_seconds
     if largest_change(current, wanted) < least:

@@ -33,7 +33,7 @@ class Rendered:
 
 @data()
 class Source:
-    """All that goes into a file."""
+    """All inputs of a published file."""
 
     pools: list[dict[str, Any]]
     template: str  # empty for weights.json
@@ -54,13 +54,13 @@ class Source:
 
 
 def source_of(config: Config, pools: Sequence[PoolPlan]) -> Source:
-    """Return what goes into the file that a plan asks for."""
+    """Return the inputs of the file that a plan asks for."""
     template = "" if config.nginx.balancer == "work" else load_template(config)
     return Source(pools_to_publish(config, pools), template)
 
 
 def load_template(config: Config) -> str:
-    """Return the upstream template: the operator's, or ours."""
+    """Return the upstream template: the operator's, or that of this package."""
     if not config.nginx.upstream_template:
         return bundled("upstream.conf.j2")
     try:

@@ -29,7 +29,7 @@ def rollback_command(config: Config, state: State, *, as_json: bool) -> None:
     with locked(nginx.lock, 0o600, LOCK_WAIT_SECONDS):
         live = live_or_restored(nginx)
         present, backups = present_of(nginx, live), list(nginx.backups.all())
-        # What nginx runs is no way back, unless the file has something else.
+        # The generation that nginx runs is skipped, unless the published file has other content.
         running = live.generation if present.is_live(live) else None
         former = next(
             (each for each in backups if each.content != present.content and each.record.generation != running), None

@@ -22,7 +22,7 @@ from vllm_lb.text import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PROBLEMS = 100  # a file with more of them is not read on: somebody may have made it with millions
+MAX_PROBLEMS = 100  # checking ends there: a hostile file may have millions
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -42,7 +42,7 @@ def choice(*options: str, default: Any = MISSING) -> Any:
 
 
 def text(pattern: str, allowed: str, default: Any = MISSING) -> Any:
-    """Declare a text that a regular expression matches from end to end; it is compiled when a value is checked."""
+    """Declare a text that a regular expression matches as a whole. Only a check compiles the expression."""
     return setting(allowed, lambda v: bool(re.fullmatch(pattern, v)), default)
 
 
@@ -59,7 +59,7 @@ def at_least_one(what: str, default: Any = MISSING) -> Any:
 def build(kind: Any, value: Any, where: str, problems: list[str], allowed: str = "") -> Any:
     """Turn plain data into `kind`: a dataclass, or a type that one of its fields has.
 
-    What does not fit adds a line `where: value: expected ...` to `problems`; then MISSING comes back.
+    For a value that does not fit, add a line `where: value: expected ...` to `problems` and return MISSING.
     """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build_record(kind, value, where, problems)

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from vllm_lb.observation import Reading
     from vllm_lb.settings import Node, Scrape
 
-# A scrape without an answer after this many seconds waits for the network, not for a processor: it stops counting
-# towards scrape.workers, so that dead nodes do not delay live ones.
+# A scrape without an answer after this many seconds waits for the network, not for a processor. It then no longer
+# counts towards scrape.workers, so that dead nodes do not delay live ones.
 BLOCKED_AFTER_SECONDS = 0.1
 
 
 @dataclass(slots=True)
 class Job:
-    """A scrape under way. Its thread writes `address` and what follows `started`; the main thread reads it."""
+    """A scrape under way. Its thread writes `address` and the fields after `started`; the main thread reads them."""
 
     node: Node
     address: str | None
@@ -45,13 +45,13 @@ class Job:
         self.answered = True
 
     def sample(self, reading: Reading | None, fault: Fault | tuple[None, None] = (None, None)) -> Sample:
-        """Return the result."""
+        """Return the sample of this scrape."""
         cause, error = fault
         seconds = time.monotonic() - self.started
         return Sample(self.address, seconds, reading, error, cause, self.answered, self.unresolved)
 
     def timeout(self, settings: Scrape) -> Fault:
-        """Return what did not come in time."""
+        """Return the fault of a scrape that reached its deadline."""
         complete = "complete " if self.answered else ""
         return ScrapeCause.TIMEOUT, f"no {complete}answer within {settings.timeout_seconds:g} s"
 
@@ -84,7 +84,7 @@ def scrape_all(
             try:
                 threading.Thread(target=scrape_one, args=(job, settings, api_key, results), daemon=True).start()
             except RuntimeError:
-                job.mark_answered()  # a limit of this host says nothing against the node
+                job.mark_answered()  # a limit of this host is no fault of the node
                 results.put((job, job.sample(None, (ScrapeCause.OWN_LIMIT, "no thread can be started"))))
         with contextlib.suppress(queue.Empty):
             while active:

@@ -32,7 +32,7 @@ NO_WORKERS = Workers()
 
 @data(kw_only=True)
 class Result:
-    """What became of a plan."""
+    """The result of a plan."""
 
     outcome: str
     generation: str | None  # the live one
@@ -51,7 +51,7 @@ class State:
 
     @contextlib.contextmanager
     def lock(self, wait_seconds: float = 0) -> Iterator[None]:
-        """Hold the lock of every command that changes what is remembered."""
+        """Hold the lock that every command takes that changes the state directory."""
         try:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
@@ -84,7 +84,7 @@ class State:
         return kept
 
     def write_drained(self, names: set[str]) -> None:
-        """Write the names drained by `drain`. Nothing else knows them, so a power cut must not lose them."""
+        """Write the names drained by `drain`. No other file has them, so a power cut must not lose them."""
         self.write("drained.json", sorted(names), sync=True)
 
     def plan(self, config: Config) -> Plan:
@@ -111,7 +111,7 @@ class State:
         return status
 
     def last(self) -> Outcome | None:
-        """Return what became of the last tick, without its nodes, or None where that is not known."""
+        """Return the result of the last tick, without its nodes, or None if it is not known."""
         with contextlib.suppress(FileNotFoundError, FailureError):
             raw = read_json(self.directory / "status.json")
             names = [each.name for each in dataclasses.fields(Outcome)]
@@ -129,7 +129,7 @@ class State:
         return Workers()
 
     def record(self, plan: Plan, result: Result, interval_seconds: float) -> None:
-        """Write status.json: the plan, what became of it, and how the ticks went so far."""
+        """Write status.json: the plan, its result, and totals of the ticks so far."""
         before, is_change = self.last(), result.outcome in CHANGES
         totals = before.totals if before else Totals()
         is_well = result.error_cause is None and result.outcome != "failed"

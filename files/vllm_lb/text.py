@@ -28,7 +28,7 @@ def quoted(value: Any) -> str:
 
 
 def two_digits(ratio: float) -> str:
-    """Return a ratio with two digits, rounded down: it never shows a limit that it has not reached."""
+    """Return a ratio with two digits, rounded down: 0.919 must not read as a limit of 0.92 that was reached."""
     return f"{math.floor(ratio * 100) / 100:.2f}"
 
 
@@ -43,7 +43,7 @@ def timestamp() -> str:
 
 
 def seconds_of(time: str) -> float:
-    """Return an RFC 3339 time as seconds since 1970; 0 for a text that is none."""
+    """Return an RFC 3339 time as seconds since 1970; 0 for a text that is no time."""
     try:
         return datetime.fromisoformat(time).timestamp()
     except (ValueError, OverflowError):

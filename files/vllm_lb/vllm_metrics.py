@@ -34,7 +34,7 @@ class UnreadableError(Exception):
     """A node answered, but its answer cannot be used. The text says why to people, `cause` to programs."""
 
     def __init__(self, cause: ScrapeCause, message: str) -> None:
-        """Keep both."""
+        """Keep the cause and the message."""
         super().__init__(message)
         self.cause = cause
 

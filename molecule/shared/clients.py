@@ -1,4 +1,4 @@
-"""Clients that ask without a pause, and remember every request that failed."""
+"""Clients that send requests without a pause, and remember every request that failed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Clients:
             self.answered += 1
 
     def stop(self) -> None:
-        """Let the asking end."""
+        """End the clients."""
         self._over.set()
 
 

@@ -64,6 +64,11 @@ def files() -> set[str]:
     return set(stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}").splitlines())
 
 
+def assert_script(tree: Path) -> None:
+    """Make sure that the script in /usr/local/bin, or what it links to, is that of a version's tree."""
+    assert stack.on_ingress("cat", SCRIPT) == (tree / "files" / "vllm_nginx_lb.py").read_text(encoding="utf-8")
+
+
 def assert_live() -> None:
     """Make sure that the timer runs, that a tick succeeds, and that nginx serves what it decided."""
     assert stack.on_ingress("systemctl", "is-active", "vllm-nginx-lb.timer").strip() == "active"

@@ -1,4 +1,4 @@
-"""A scenario's stack as its tests see it: the way clients take, and a look into the containers."""
+"""A scenario's stack as its tests see it: requests as a client, and commands in the containers."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ GENERATION_URL = "http://127.0.0.1:18091/generation"
 
 INVENTORY = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text(encoding="utf-8"))
 INGRESS = INVENTORY["ingress"]["hosts"]["ingress-1"]
-# The address of each node, by which nginx knows it. The node of the simulator sim-a is node-a, and so on.
+# The address of each node, as nginx names it. The node of the simulator sim-a is node-a, and so on.
 ADDRESSES: dict[str, str] = {
     name.replace("sim", "node"): f"{machine['container_ip']}:18090"
     for name, machine in INVENTORY["simulators"]["hosts"].items()
 }
 
 
-def wait_until(look: Callable[[], Seen], within_seconds: float, what: str) -> Seen:
-    """Look twice a second until there is something to see, and return it.
+def wait_until(read: Callable[[], Seen], within_seconds: float, what: str) -> Seen:
+    """Call `read` twice a second until it returns something, and return that.
 
     Raises:
         AssertionError: there was nothing when the time was over.
     """
     deadline = time.monotonic() + within_seconds
-    while not (seen := look()):
+    while not (seen := read()):
         assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what}"
         time.sleep(0.5)
     return seen

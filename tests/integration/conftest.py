@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
-# The script also runs with the libraries of Debian's own Python: name it to try it with those.
+# SCRIPT_PYTHON=/usr/bin/python3 tests the script with the libraries of Debian's own Python.
 PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
 __all__ = ["free_port", "heard", "told"]  # fixtures, and what other tests import from here
-# What an nginx needs that runs the role's Lua. Nobody but root may read a test's folder.
+# What an nginx needs that runs the role's Lua. Its workers run as root, because only root may read a test's folder.
 LUA = ROOT / "roles" / "nginx_ingress" / "files" / "lua"
 LOAD_LUA = "".join(
     f"load_module /usr/lib/nginx/modules/{name}.so; " for name in ("ndk_http_module", "ngx_http_lua_module")
@@ -61,7 +61,7 @@ class NodeServer(ThreadingHTTPServer):
         """Listen."""
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, port), handler)
-        if tls:  # the handshake is for the connection's own thread: the first read of it
+        if tls:  # the first read does the handshake, in the connection's own thread
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def handle_error(self, *_arguments: Any) -> None:
@@ -71,7 +71,7 @@ class NodeServer(ThreadingHTTPServer):
 
 
 class FakeNode:
-    """An HTTP server whose /metrics a test decides; every answer names the node."""
+    """An HTTP server with the /metrics that a test wants; every answer names the node."""
 
     def __init__(self, name: str, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         """Listen, and answer as an idle vLLM node."""
@@ -116,7 +116,7 @@ class FakeNode:
         return str(self.server.server_address[0])
 
     def metrics(self) -> str:
-        """Return the load in vLLM's words."""
+        """Return the load as vLLM's metrics."""
         labels = '{engine="0",model_name="m"}'
         return (
             f"vllm:kv_cache_usage_perc{labels} {self.load['kv']}\n"
@@ -170,7 +170,7 @@ class Stack:
         return [self.binary, "-p", str(self.directory), "-c", str(self.directory / "nginx.conf")]
 
     def write_nginx(self, extra: str = "") -> None:
-        """Write nginx.conf; `extra` stands for what somebody else configures in the same nginx."""
+        """Write nginx.conf; `extra` is a part that somebody else configures in the same nginx."""
         (self.directory / "nginx.conf").write_text(f"""
             pid nginx.pid; error_log error.log; worker_processes 1; events {{}}
             http {{
@@ -206,7 +206,7 @@ class Stack:
         return done
 
     def run(self, expect: int = 0, *arguments: str) -> str:
-        """Run one tick, wait until old workers are gone if it ends well, and return what it says on stderr."""
+        """Run one tick, wait until old workers are gone if the tick ends well, and return its lines on stderr."""
         done = self.script("run", *arguments)
         assert done.returncode == expect, done.stderr
         if expect == 0:
@@ -232,7 +232,7 @@ class Stack:
     def start(self) -> None:
         """Start nginx, and wait until it serves."""
         command = [*self.nginx, "-g", "daemon off;"]
-        # As a daemon it would lead a process group of its own, too.
+        # nginx leads a process group of its own, as a daemon does.
         if self.master:
             self.master.wait(10)
         self.master = master = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -261,7 +261,7 @@ class Stack:
         return fetch(self.status_port, "/generation").split()[0]
 
     def await_generation(self, wanted: str) -> None:
-        """Wait until the old workers are gone, which may still take connections for a moment, and all is wanted."""
+        """Wait until the old workers, which may accept connections for a moment, are gone and `wanted` is served."""
         wait_for(lambda: len(self.worker_pids()) == 1 and self.generation() == wanted)
 
     def worker_pids(self) -> set[str]:
@@ -271,7 +271,7 @@ class Stack:
 
 
 def answers(port: int) -> bool:
-    """Tell whether something takes connections at a port of 127.0.0.1."""
+    """Tell whether something accepts connections at a port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

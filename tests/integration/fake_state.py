@@ -1,4 +1,4 @@
-"""A state directory as the script writes it, with whatever load, faults and sentences a test wants."""
+"""A state directory like the script's, with the load, the faults and the sentences that a test wants."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class FakeNode:
     tokens: int = 0
 
     def fail(self, reason: str) -> None:
-        """Let it be down."""
+        """Take the node down."""
         self.state, self.weight, self.kv, self.waiting, self.running = "down", 0, None, None, None
         self.cause, self.reason = "unreachable", reason
         self.error_cause, self.error = "connection_refused", reason
 
     def row(self) -> dict[str, Any]:
-        """Return its row of the history, by the names of the columns; nothing for those that are null."""
+        """Return the node's row of the history, by the names of the columns, without those that are null."""
         moved = self.seen != (self.weight, self.state)
         self.tokens += 180 * (self.running or 0)
         read = {
@@ -95,8 +95,8 @@ class FakeState:
     changed: tuple[float, str] | None = None
     succeeded: float | None = None
     held: str | None = None
-    reword: Callable[[str], str] = str  # what becomes of each sentence before it is written
-    has_codes: bool = True  # False: as former versions wrote, without cause, error_cause and so on
+    reword: Callable[[str], str] = str  # changes each sentence before it is written
+    has_codes: bool = True  # False: without cause, error_cause and the other codes, as in former versions
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -163,12 +163,12 @@ class FakeState:
             self.write(status)
 
     def write(self, status: Any) -> None:
-        """Write both files as they are at the end of a tick."""
+        """Write the status and the history as at the end of a tick."""
         (self.directory / "history.jsonl").write_text("".join(self.lines), encoding="utf-8")
         self.put(json.dumps(status))
 
     def put(self, text: str) -> None:
-        """Put a text into the place of status.json."""
+        """Write a text as status.json."""
         temporary = self.directory / ".status.json"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.directory / "status.json")
@@ -190,7 +190,7 @@ class FakeState:
         return row
 
     def told(self, node: FakeNode) -> dict[str, Any]:
-        """Return what a status says of a node."""
+        """Return a node as in a status."""
         codes = {"cause": node.cause, "error_cause": node.error_cause}
         return {
             "name": node.name,

@@ -1,4 +1,4 @@
-"""Requests that nobody sends by accident, what the ingress answers, and what of them may reach a node.
+"""Requests that nobody sends by accident, the ingress's answer to each, and what of each may reach a node.
 
 docs/security.md has them as a table, which a test compares with this file.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLOSED = "closed"  # without an answer
+CLOSED = "closed"  # the connection is closed without an answer
 BODY = b'{"model": "m"}'
 HIDDEN = b"GET /metrics HTTP/1.1\r\nHost: vllm\r\n\r\n"
 
@@ -18,11 +18,11 @@ class Hostile:
 
     Attributes:
         group: of the table.
-        what: it is, in the table's words.
-        sent: its bytes; waits for an answer afterwards.
-        answers: the statuses it may be answered with, CLOSED for none.
-        reaches: the path with which it reaches a node, or none.
-        body: which body reaches a node.
+        what: the request, in the table's words.
+        sent: its bytes; the client then waits for an answer.
+        answers: the allowed statuses of the answer, CLOSED for no answer.
+        reaches: the path that a node gets, or None.
+        body: the body that a node gets.
         absent: headers that must not reach a node.
         present: headers that must, with these values.
     """

@@ -1,6 +1,6 @@
 """Ports of 127.0.0.1 for one process of pytest.
 
-A module of its own: pytest loads conftest.py under a second name, and two lists would give out each port twice.
+This is not in conftest.py, because pytest loads that under a second name: two lists would give out each port twice.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def own_ports() -> Iterator[int]:
-    """Go round the ports of this process of pytest's: below those that the kernel gives away, and none of another's."""
+    """Yield the ports of this pytest process again and again: its own share of those below the kernel's range."""
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     share = 20000 // processes
     first = 12000 + number * share
-    # gixy takes one with 443 in it for TLS.
+    # gixy believes that a port with 443 in it is for TLS.
     return itertools.cycle(port for port in range(first, first + share) if "443" not in str(port))
 
 

@@ -1,4 +1,4 @@
-"""What the roles write for ingress hosts, rendered by Ansible, and a real nginx on it with nodes that answer."""
+"""The files of the roles for ingress hosts, rendered by Ansible, and a real nginx that runs with them."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class Host:
 
 
 def nginx_version() -> str:
-    """Return what nginx says of itself."""
+    """Return nginx's version."""
     assert NGINX, "these tests need nginx"
     return subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
 
 
 def host_variables() -> dict[str, Any]:
-    """Return what the role's tasks register of a host before they write anything, as it is here."""
+    """Return the variables that the role's tasks register before they write anything, for this machine."""
     return {
         "ansible_python_interpreter": sys.executable,
         "__nginx_ingress_ipv6": {"stat": {"exists": Path("/proc/net/if_inet6").exists()}},
@@ -170,10 +170,10 @@ class Node:
     """A stand-in for a vLLM node: answers with a fixed status and remembers what it was sent."""
 
     status: int = 200
-    failing: int = 0  # so many requests are answered with 500 first
+    failing: int = 0  # how many requests get a 500 first
     redirect: str | None = None  # its X-Accel-Redirect
     answer: dict[str, Any] | None = None  # instead of its port
-    held: threading.Event | None = None  # until then it does not answer
+    held: threading.Event | None = None  # the node answers when this is set
     seen: list[tuple[str, str, Message, bytes]] = field(default_factory=list)
     port: int = 0
 
@@ -220,7 +220,7 @@ def serve(node: Node, tls: ssl.SSLContext | None = None) -> Iterator[Node]:
 
 @dataclass
 class Answer:
-    """What came back."""
+    """An answer to a request."""
 
     status: int
     headers: Message
@@ -228,10 +228,10 @@ class Answer:
 
 
 class Unfollowed(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for an answer."""
+    """Returns a redirect as the answer."""
 
     def redirect_request(self, *_: object) -> None:
-        """Go nowhere."""
+        """Follow no redirect."""
 
 
 def ask(

@@ -1,4 +1,4 @@
-"""The half that faces the network is taken over: what its files can make the other half, root's, do."""
+"""An attacker controls the unprivileged half: what can its files make the half that runs as root do?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attack(what: str, sees: str, keeps: str = "the live configuration") -> pytes
 
 
 def assert_refused(stack: Stack) -> None:
-    """Apply what lies in the state directory: one line says why not, and nothing is touched."""
+    """Apply the plan in the state directory: one line says why it is refused, and nothing is touched."""
     done = stack.script("apply")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -61,7 +61,7 @@ def in_pools(change: Callable[[list[Any]], object]) -> Change:
 
 
 def plan_that(name: str, what: str, problem: str, change: Change) -> Any:
-    """Return a case: what is wrong with a plan, and what is said of it."""
+    """Return a case: what is wrong with a plan, and the message about it."""
     return pytest.param(change, id=name, marks=attack(f"the plan {what}", f"plan refused: {problem}"))
 
 
@@ -119,12 +119,12 @@ def test_a_plan_that_lies_is_refused(stack: Stack, change: Change) -> None:
 
 
 def plan_is(name: str, what: str, problem: str, make: Callable[[Path, str], object]) -> Any:
-    """Return a case: what lies in the plan's place, and what is said of it."""
+    """Return a case: what is in place of the plan, and the message about it."""
     return pytest.param(make, id=name, marks=attack(f"the plan is {what}", f"plan.json {problem}"))
 
 
 def make_large(path: Path, _content: str) -> None:
-    """Make a file of 64 MB, which takes no room."""
+    """Make a sparse file of 64 MB."""
     with path.open("wb") as file:
         file.truncate(2**26)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOKENS = 20
 FOREVER = 30_000  # tokens; a request that is still running when its test ends
-MAX_RUNNING = 8  # of the policy stepped: with more it takes a level off
+MAX_RUNNING = 8  # of the policy stepped: more requests lower the weight by a level
 CONTESTANTS = [HaproxyLeastconn(), HaproxyWeights("stepped")]
 both = pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda each: each.name)
 
@@ -41,7 +41,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 def site(tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> Site:
     directory = tmp_path / "site"
     directory.mkdir()
-    monkeypatch.chdir(directory)  # the whole path of a socket in it may be too long
+    monkeypatch.chdir(directory)  # the full path of a socket in this directory may be too long
     backends = tuple(Backend(node.name, node.host, node.port) for node in nodes)
     return Site(directory=directory, backends=backends, port=free_port(), status_port=free_port(), scale=0.02)
 
@@ -80,7 +80,7 @@ def test_a_stream_comes_through_whole_and_piece_by_piece(contestant: HaproxyLeas
 def test_what_a_faulty_node_refuses_is_tried_on_the_other(
     site: Site, nodes: list[Node], fault: dict[str, object], prompt: str
 ) -> None:
-    rarely = dataclasses.replace(site, scale=30)  # no health check sees the fault
+    rarely = dataclasses.replace(site, scale=30)  # health checks are too rare to see the fault
     with HaproxyLeastconn().serve(rarely):
         nodes[0].control(faults=fault)
         assert len(complete(site, prompt)) == TOKENS + 1

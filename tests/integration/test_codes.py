@@ -1,4 +1,4 @@
-"""Codes decide and sentences explain: every sentence that the script leaves is reworded, and nothing changes."""
+"""Codes decide and sentences explain: after every sentence of the state is reworded, the script behaves the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reword(directory: Path) -> None:
 
 
 def codes(data: Any) -> Any:
-    """Return data without its sentences, and without what no two runs have in common."""
+    """Return data without its sentences, and without the values that differ from run to run."""
     skipped = SENTENCES | {"decided_at", "succeeded_at", "changed_at", "scrape_seconds", "generation", "address"}
     if isinstance(data, dict):
         return {key: codes(value) for key, value in data.items() if key not in skipped}
@@ -39,7 +39,7 @@ def codes(data: Any) -> Any:
 
 
 def year(stack: Stack, *, in_other_words: bool) -> tuple[list[Any], list[str]]:
-    """Let much happen to a stack; return what each tick decided, and which lines with codes it logged."""
+    """Cause all kinds of events; return the decision of each tick, and the lines with codes that it logged."""
     seen, state = list[Any](), stack.directory / "state"
     said: list[str] = []
 
@@ -57,13 +57,13 @@ def year(stack: Stack, *, in_other_words: bool) -> tuple[list[Any], list[str]]:
     tick()
     stack.script("drain", "node-c")
     tick()
-    (state / "drained.json").write_text("damaged")  # now only the status knows who is drained, by its cause
+    (state / "drained.json").write_text("damaged")  # now only the status says, by its causes, which nodes are drained
     tick()
     stack.nodes[1].answer = lambda request: respond(request, b"no", 500)
     tick()
     stack.config["nginx"]["min_reload_interval_seconds"] = 3600
     stack.nodes[0].load["kv"] = 0.95
-    tick()  # a change that waits is logged
+    tick()  # a deferred change is logged
     tick()  # once
     for node in stack.nodes:
         node.answer = lambda request: respond(request, b"no", 500)

@@ -18,7 +18,7 @@ BASH = ROOT / "files" / "completion" / "vllm-nginx-lb.bash"
 ZSH = ROOT / "files" / "completion" / "_vllm-nginx-lb"
 GENERATE = ROOT / "docs" / "generate_completion.py"
 STATE = "/var/lib/vllm-nginx-lb"
-# With the user's bash-completion, where there is one. Its last word is the one that is being typed.
+# Uses the host's bash-completion if there is one. The last word is the one that is being typed.
 COMPLETE = """
 [[ ! -r /usr/share/bash-completion/bash_completion ]] || . /usr/share/bash-completion/bash_completion
 set -u

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # Ansible takes seconds for a playbook
-# The balancer of one host, which notes what it is asked.
+# The balancer's command of one host, which records its arguments.
 BALANCER = """\
 #!/bin/sh
 cd "$(dirname "$0")" || exit
@@ -67,10 +67,10 @@ class Site:
     folder: Path
     ingresses: list[str]
     nodes: dict[str, FakeNode]
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # of nodes, beyond their address
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # further settings of nodes, by name
 
     def play(self, name: str, *options: str, **variables: Any) -> tuple[int, str]:
-        """Run a playbook; return its exit code, and all it said as one line."""
+        """Run a playbook; return its exit code, and its output as one line."""
         hosts = {
             name: {"ansible_host": "127.0.0.1", "vllm_port": node.port, **self.settings.get(name, {})}
             for name, node in self.nodes.items()
@@ -126,7 +126,7 @@ class Site:
         subprocess.run([self.folder / "systemctl", "start", "vllm-nginx-lb.service"], check=True, capture_output=True)
 
     def status(self, host: str = "ingress-1") -> dict[str, dict[str, Any]]:
-        """Return what a host says of each node."""
+        """Return a host's status of each node."""
         status = json.loads((self.folder / host / "state" / "status.json").read_text())
         return {node["name"]: node for pool in status["pools"] for node in pool["nodes"]}
 
@@ -135,11 +135,11 @@ class Site:
         return [node["state"] for node in self.status().values()]
 
     def asked(self, host: str = "ingress-1") -> list[str]:
-        """Return what the balancer of a host was asked."""
+        """Return the commands that a host's balancer was given."""
         return (self.folder / host / "asked").read_text().splitlines()
 
     def moves(self, host: str = "ingress-1") -> list[str]:
-        """Return what it was asked to change."""
+        """Return those of these commands that change something."""
         return [words.removesuffix(" --json") for words in self.asked(host) if "drain" in words]
 
 
@@ -185,7 +185,7 @@ def test_drain_waits_until_the_node_runs_nothing(site: Site) -> None:
     assert "node-a runs nothing" in said
     assert site.nodes["node-a"].load["running"] == 0
     assert site.status()["node-a"]["weight"] == 0
-    # The tick that takes it out read it before nginx knew, so another one comes before it is looked at.
+    # The tick that drains the node has read it before nginx knew, so a second tick comes before the playbook reads it.
     asked = site.asked()
     asked = asked[asked.index("drain node-a --json") :]
     assert asked[: asked.index("status --json")] == ["drain node-a --json", "run", "run"]
@@ -223,7 +223,7 @@ def test_a_dead_node_runs_nothing(site: Site, how: str) -> None:
     def answer(_handler: BaseHTTPRequestHandler) -> None:
         released.wait()
 
-    if how == "silent":  # as a machine is that has no power: down before, and only drained afterwards
+    if how == "silent":  # as a machine without power: down before it is drained
         node.answer = answer
         site.tick()
         assert site.states() == ["down", "up", "up"]
@@ -235,7 +235,7 @@ def test_a_dead_node_runs_nothing(site: Site, how: str) -> None:
     released.set()
     assert code == 0, said
     why = "no answer within 2 s" if how == "silent" else "connection refused"
-    if "other words" in how:  # the playbooks go by causes
+    if "other words" in how:  # the playbooks use causes
         why = "nobody listens"
     assert f"node-a is down ({why}), so it runs nothing" in said
 
@@ -258,7 +258,7 @@ def test_drain_changes_nothing_in_check_mode(site: Site) -> None:
 
 
 def restarting(node: FakeNode, scrapes: int) -> None:
-    """Let a node refuse that many scrapes from its next POST on, as one that loads its model."""
+    """Let a node refuse that many scrapes from its next POST on, as while it loads its model."""
 
     def posted(handler: BaseHTTPRequestHandler) -> None:
         left = iter(range(scrapes))

@@ -41,7 +41,7 @@ def entry(
 
 
 def answer_to(port: int, sent: bytes) -> tuple[str, bytes]:
-    """Send bytes and return the status of the first answer, CLOSED if there is none, and all that came back."""
+    """Send bytes. Return the status of the first answer, CLOSED if there is none, and all bytes that came back."""
     came = b""
     with socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS) as connection:
         try:

@@ -1,4 +1,4 @@
-"""The ingress with all that can be switched on: TLS, keys, limits, pools, and what clients are told in each case."""
+"""The ingress with all options on, TLS, keys, limits and pools, and the answers that clients get in each case."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.integration.rendered import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
 NAMES = ["localhost", "llm.example", "batch.example"]
 KEYS = {
     "team-a": "Key.of-team+A/0123456789==",
@@ -211,7 +211,7 @@ def test_openai_raises_its_own_exceptions(entry: tuple[Ingress, Node, Node], tru
             node.status = status
             with pytest.raises(openai.BadRequestError if status == 400 else openai.InternalServerError):
                 complete(user)
-        for status in (502, 503):  # tried again, and then the node's own answer
+        for status in (502, 503):  # the request is tried again, then the client gets the node's own answer
             node.status = status
             with pytest.raises(openai.InternalServerError) as problem:
                 complete(user)
@@ -248,7 +248,7 @@ def test_a_rate_is_per_client_and_says_when_to_come_back(
 ) -> None:
     running, node, _ = entry
     with client(running.host, trust, "team-b") as user, client(running.host, trust, "team-a") as other:
-        for _ in range(3):  # the rate's own and the burst
+        for _ in range(3):  # one request of the rate and two of the burst
             complete(user)
         with pytest.raises(openai.RateLimitError) as limited:
             complete(user)
@@ -331,7 +331,7 @@ def test_whoever_asks_for_another_name_gets_nothing(entry: tuple[Ingress, Node, 
         context.verify_mode = ssl.CERT_NONE
         with socket.create_connection(("127.0.0.1", host.tls_port)) as raw, pytest.raises(ssl.SSLError):
             context.wrap_socket(raw, server_hostname=name)
-    # A good name in the handshake, and another one in the request.
+    # The handshake has a known name, and the request has another one.
     with (
         socket.create_connection(("127.0.0.1", host.tls_port)) as raw,
         trust.wrap_socket(raw, server_hostname="localhost") as tls,
@@ -410,7 +410,7 @@ def test_what_is_rendered_is_valid_for_nginx_and_linters(tmp_path: Path, hosts: 
     assert parsed["errors"] == []
     written = {str(file) for file in (hosts[name].root / PARTS).iterdir() if file.name not in CONSTANT_PARTS}
     assert written - {part["file"] for part in parsed["config"]} == set(), "a part that nothing includes"
-    # Upstreams have addresses and no names, so there is nothing to resolve; and a wrong name closes the connection.
+    # Upstreams have addresses instead of names, so no resolver is needed. A wrong name closes the connection.
     linted = [str(GIXY), "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
     found = subprocess.run(linted, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -1,4 +1,4 @@
-"""A tick killed at each of its steps: strace ends it with SIGKILL as it enters the system call of that step."""
+"""A tick is killed at each of its steps: strace sends SIGKILL when the tick enters the system call of that step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CALLS = f"flock,connect,write,fchmod,fsync,rename,{FORK}"
 
 @dataclass(frozen=True)
 class Step:
-    """A step of `apply`, as the n-th call of its kind, and what the next tick has to do if that is where it ended."""
+    """A step of `apply`, as the n-th call of a kind, and what the next tick has to do after a kill at this step."""
 
     name: str
     call: str
@@ -79,7 +79,7 @@ def strace(stack: Stack, command: str, *options: str) -> subprocess.CompletedPro
 
 
 def overload(stack: Stack) -> None:
-    """Let a tick have something to publish."""
+    """Change the load, so that the next tick publishes."""
     stack.run()
     stack.nodes[0].load["kv"] = 0.95
     assert stack.script("collect").returncode == 0

@@ -1,4 +1,4 @@
-"""What each command of the script loads, and the one file that has all of it."""
+"""The modules that each command of the script loads, and the single file with all modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sys.argv = sys.argv[1:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# What runs as root, of ours. A module more has to be wanted here, too.
+# Our modules that root loads. Whoever adds one has to add it here too.
 OURS = {
     *("addresses", "apply", "backups", "causes", "commands", "config_file", "data", "errors", "files"),
     *("journal", "live", "nginx", "outcome", "plan", "publish", "published", "reload_limit", "render"),
@@ -51,7 +51,7 @@ def ours(modules: set[str]) -> set[str]:
 
 
 def work(stack: Stack) -> None:
-    """Let Lua choose the nodes; here nobody reads what is published for it, and nothing is confirmed."""
+    """Use the balancer work. This nginx has no Lua that reads the published file, so nothing is confirmed."""
     stack.config["nginx"] |= {"balancer": "work", "upstream_file": str(stack.upstream.with_name("weights.json"))}
 
 
@@ -94,7 +94,7 @@ def test_weights_for_lua_need_no_template_engine(stack: Stack) -> None:
         text=True,
         check=False,
     )
-    # This nginx has no Lua, so it never says that it has taken the file: all but that is done by then.
+    # This nginx has no Lua, so it never confirms the file. All other steps are done before that.
     assert "the new file did not take" in done.stderr
     modules = set(done.stderr.rpartition("MODULES ")[2].split())
     assert ours(modules) == OURS
@@ -106,7 +106,7 @@ def test_one_file_has_all_that_it_needs(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "dist" / "vllm-nginx-lb.pyz"
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
     subprocess.run([ROOT / "tools" / "make-dist", file], check=True, env=environment)
-    # Without the libraries of this Python, and without what the environment would add.
+    # Without the libraries of this Python and those of the environment.
     script = [PYTHON, "-I", "-S", str(file), "--config", str(stack.write_config())]
     for arguments in (["check-config"], ["run"], ["status", "--json"], ["status"], ["run", "--dry-run"], ["replay"]):
         done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)

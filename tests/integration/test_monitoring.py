@@ -1,4 +1,4 @@
-"""Alerts and dashboard, judged by promtool and by the metrics that there really are."""
+"""Alerts and dashboard, checked by promtool and against the metrics that exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TESTS = yaml.safe_load((MONITORING / "alerts_test.yml").read_text(encoding="utf-
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
-# Of other programs: Prometheus, its exporter for nginx, vLLM.
+# Metrics of other programs: Prometheus, its exporter for nginx, vLLM.
 FOREIGN = {
     "up",
     "ALERTS",
@@ -38,7 +38,7 @@ FOREIGN = {
     "vllm:generation_tokens_total",
     "vllm:time_to_first_token_seconds_bucket",
 }
-# How a value is shown at least has to be one of Grafana's units.
+# A panel's unit has to be one of Grafana's units.
 UNITS = {"none", "short", "s", "percentunit", "bytes", "cps", "cpm", "reqps"}
 
 
@@ -70,7 +70,7 @@ def lua_names() -> set[str]:
 
 @pytest.fixture
 def metrics(stack: Stack) -> str:
-    """Return what the script shows after a tick, and one that knows how it ended."""
+    """Return the script's metrics after two ticks: only the second one has the outcome of the first."""
     stack.run()
     stack.run()
     return (stack.directory / "state" / "metrics.prom").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What nginx, its other files, and people with an editor do to the live configuration."""
+"""Faults of nginx, of its other files, and edits by hand of the live configuration."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ fault = pytest.mark.fault
 
 
 def overload(stack: Stack) -> tuple[str, str]:
-    """Let the next tick have something to publish; return what is live, and its generation."""
+    """Change the load, so that the next tick publishes; return the live file and its generation."""
     stack.run()
     stack.nodes[0].load["kv"] = 0.95
     return stack.upstream.read_text(), stack.generation()
 
 
 def assert_published(stack: Stack) -> None:
-    """Run a tick, and see that the change that was held up is live now."""
+    """Run a tick, and check that the delayed change is live now."""
     stack.run()
     assert stack.weights()["node-a"] == 10
     assert stack.generation() == stack.status()["generation"]
@@ -298,10 +298,10 @@ def test_an_edit_by_hand_is_told_kept_and_replaced(stack: Stack) -> None:
     live, workers = stack.upstream.read_text(), stack.worker_pids()
     edited = live.replace("least_conn;", f"least_conn;\n    server 127.0.0.1:{stack.nodes[0].port}; # mine")
     stack.upstream.write_text(edited)
-    subprocess.run([*stack.nginx, "-s", "reload"], check=True)  # and makes it live, under the same generation
+    subprocess.run([*stack.nginx, "-s", "reload"], check=True)  # makes the edit live, under the same generation
     wait_for(lambda: not stack.worker_pids() & workers)
     edited_workers = stack.worker_pids()
-    stack.config["nginx"]["min_reload_interval_seconds"] = 3600  # which does not hold up a repair
+    stack.config["nginx"]["min_reload_interval_seconds"] = 3600  # the cooldown does not delay a repair
     said = stack.run()
     (kept,) = stack.edits()
     assert f"{stack.upstream} was changed by hand: kept as {kept}" in said
@@ -359,7 +359,7 @@ def test_rollback_without_a_backup(stack: Stack) -> None:
     assert stack.upstream.read_text() == SEED
     stack.run()
     live = stack.upstream.read_text()
-    assert stack.script("rollback").returncode == 1  # the seed serves nobody
+    assert stack.script("rollback").returncode == 1  # there is only the seed, which has no node
     assert stack.upstream.read_text() == live
 
 
@@ -423,7 +423,7 @@ def test_a_text_that_is_restored_is_tested_first(stack: Stack) -> None:
     assert (stack.upstream.read_text(), stack.generation(), stack.worker_pids()) == (live, generation, workers)
 
 
-# --- What a review found ---------------------------------------------------------------------------------
+# --- Faults that a review found ---------------------------------------------------------------------------
 
 
 @fault(
@@ -516,7 +516,7 @@ def test_what_could_not_be_published_is_not_tried_in_every_tick(stack: Stack) ->
         "confirm_timeout_seconds": 0.1,
         "min_reload_interval_seconds": 600,
     }
-    for kv in (0.1, 0.95, 0.1):  # other weights do not make it another change
+    for kv in (0.1, 0.95, 0.1):  # with other weights it is still the same change
         stack.nodes[2].load["kv"] = kv
         stack.run(1)
     assert len(count.read_text()) == 2  # there and back
@@ -524,7 +524,7 @@ def test_what_could_not_be_published_is_not_tried_in_every_tick(stack: Stack) ->
     stack.await_generation(generation)
     stack.config["nginx"] |= {"reload_command": [*stack.nginx, "-s", "reload"], "confirm_timeout_seconds": 3}
     stack.run(1)
-    stack.upstream.write_text("damaged {")  # which is not left waiting
+    stack.upstream.write_text("damaged {")  # the repair does not wait
     stack.run()
     assert stack.weights() == {"node-a": 10, "node-b": 0, "node-c": 100}
 

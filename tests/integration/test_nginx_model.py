@@ -59,7 +59,7 @@ def test_the_model_chooses_as_nginx_does(stack: Stack, method: str, weights: tup
                 held.append(ticket)
             else:
                 with connections.pop() as connection, connection.makefile("rb") as answer:
-                    answer.read()  # to the end: then nginx has counted it, too
+                    answer.read()  # after the end, nginx has released the request
                 model.free(ticket, 0.0, failed=False)
         assert reached == expected
     finally:

@@ -1,4 +1,4 @@
-"""What nodes can do to a tick: nothing. The others are weighed as ever, and the ingress answers."""
+"""No fault of a node disturbs a tick: the other nodes are weighed as before, and the ingress answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LONG_LINE = f'vllm:num_requests_waiting{{engine="{"0" * 10_000_000}"}} 0\n'
 
 
 def answer(body: bytes | str, status: int = 200, content_type: str = "text/plain", **headers: str) -> Behaviour:
-    """Answer as HTTP has it."""
+    """Answer with valid HTTP."""
     content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
     return lambda handler: respond(handler, content, status, content_type, **headers)
 
@@ -53,7 +53,7 @@ def stream(head: bytes, piece: bytes = b"", times: int = 0, pause_seconds: float
     def behave(handler: BaseHTTPRequestHandler) -> None:
         handler.close_connection = True
         pause = threading.Event()
-        with contextlib.suppress(OSError):  # the script has had enough
+        with contextlib.suppress(OSError):  # the script has closed the connection
             handler.wfile.write(head)
             for _ in range(times):
                 if pause_seconds:
@@ -63,7 +63,7 @@ def stream(head: bytes, piece: bytes = b"", times: int = 0, pause_seconds: float
     return behave
 
 
-# --- What must be true whatever one node does -------------------------------------------------------------
+# --- What stays true for any fault of a node -------------------------------------------------------------
 
 
 def node_of(stack: Stack, name: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def fault(what: str, sees: str, keeps: str = "the others are weighed, the ingres
 
 @dataclass(frozen=True)
 class Bad:
-    """What a node does, and why it cannot be read then."""
+    """A fault of a node, and the reason why the node cannot be read."""
 
     name: str  # of the node
     what: str
@@ -106,7 +106,7 @@ CHUNKED = HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
 
 TABLES = (
     [
-        # It is not well
+        # The node reports an error
         Bad("401", "answers 401", "HTTP 401 (see scrape.api_key_file)", answer("", 401)),
         Bad("403", "answers 403", "HTTP 403 (see scrape.api_key_file)", answer("", 403)),
         Bad("429", "answers 429", "HTTP 429", answer("", 429, Retry_After="3600")),
@@ -123,7 +123,7 @@ TABLES = (
         Bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),
         Bad("html-as-text", "answers HTML as text", f"no {KV}", answer("<html>")),
         Bad("not-utf-8", "answers in no UTF-8", "not in the Prometheus text format", changed('"m"', '"\udcff"')),
-        # Its figures cannot be
+        # Its values are impossible
         Bad("nan", "has a KV usage of NaN", f"{KV} is nan", changed("0.8", "NaN")),
         Bad("inf", "has a KV usage of +Inf", f"{KV} is inf", changed("0.8", "+Inf")),
         Bad("minus-inf", "has -Inf waiting", f"{WAITING} is -inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -Inf")),
@@ -132,9 +132,9 @@ TABLES = (
         Bad("missing", "lacks a metric", f"no {WAITING}", changed(WAITING, "vllm:other")),
         Bad("twice", "sends a sample twice", f"{KV} comes twice with the same labels", answer(GOOD + GOOD)),
     ],
-    # These keep a tick busy, or waiting.
+    # These make a tick work long, or wait.
     [
-        # It takes its time
+        # The node answers slowly
         Bad("hang", "accepts and says nothing", "no answer within 3 s (1 of 3)", stream(b"", b"", 1, 6)),
         Bad("drip", "drips, a byte at a time", "no complete answer within 3 s", stream(HEAD, b"#", 100, 0.05)),
         Bad("slow-head", "drips its headers", "no answer within 3 s (1 of 3)", stream(HEAD[:-2], b"x", 100, 0.05)),
@@ -166,7 +166,7 @@ TABLES = (
 
 
 def each_row() -> pytest.MarkDecorator:
-    """Make a test of each row of the tables. What is said of its node becomes a row of docs/reliability.md."""
+    """Make a test of each row of the tables. The message about its node becomes a row of docs/reliability.md."""
     keeps = "its weight, the others are weighed, the ingress answers"
     return pytest.mark.parametrize(
         ("table", "row"),
@@ -182,7 +182,7 @@ def each_row() -> pytest.MarkDecorator:
 
 @dataclass(frozen=True)
 class Site:
-    """What came of a tick in which each node of a table did what its row says."""
+    """The result of a tick in which each node of a table had the fault of its row."""
 
     said: list[str]
     outcome: str
@@ -196,7 +196,7 @@ def site_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Site]:
 
     @functools.cache
     def run(table: int) -> Site:
-        """Let all nodes of a table be good in one tick and do what their rows say in the next."""
+        """Run one tick with good nodes, and one in which each node has the fault of its row."""
         with standing(tmp_path_factory.mktemp("site"), []) as stack:
             stack.config["scrape"]["timeout_seconds"] = 3
             stack.nodes.pop(1).stop()
@@ -269,7 +269,7 @@ def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
     assert stack.weights() == {"node-a": 100, "node-b": 0, "node-c": 100}
     assert f"127.0.0.1:{stack.nodes[1].port} down" in stack.upstream.read_text()
     assert_ingress_answers(stack, "node-a", "node-c")
-    assert stack.run() == ""  # a fault that lasts is not logged again
+    assert stack.run() == ""  # a lasting fault is logged once
     stack.nodes[1] = FakeNode("node-b", port=stack.nodes[1].port)
     stack.run()
     assert "weight 0 -> 10: back after 2 good scrapes, starting low" in stack.run()
@@ -278,7 +278,7 @@ def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
 
 @contextlib.contextmanager
 def black_hole() -> Iterator[int]:
-    """Listen on a port whose queue is full: the kernel drops what comes, and connecting takes for ever."""
+    """Listen on a port whose queue is full: the kernel drops packets, and a connection never succeeds."""
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -380,7 +380,7 @@ def test_a_node_that_flaps_does_not_reload_nginx(stack: Stack) -> None:
     assert stack.status()["outcome"] == "unchanged"
 
 
-# --- Answers that are right, and unusual ----------------------------------------------------------------
+# --- Valid but unusual answers ---------------------------------------------------------------------------
 
 
 def sleeping(*, awake: bool) -> Behaviour:

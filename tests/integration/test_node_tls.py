@@ -1,4 +1,4 @@
-"""Nodes that speak TLS: whose certificate is not right gets neither requests nor the key."""
+"""Nodes with TLS: a node with a wrong certificate gets neither requests nor the key."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ YESTERDAY = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
 
 
 def wrong(name: str, what: str, reason: str, host: str, certificate: Callable[[trustme.CA], ssl.SSLContext]) -> Any:
-    """Return a case: what is wrong with a certificate, what is said of it, and who has it."""
+    """Return a case: what is wrong with a certificate, the message, and the node that has it."""
     mark = pytest.mark.fault(
         14,
         f"a node's certificate {what}",

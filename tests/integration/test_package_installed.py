@@ -32,7 +32,7 @@ case "$1 $2" in
     "start "*service*) ls lib/vllm-nginx-lb/vllm_lb/__pycache__ >ticks;;
 esac
 """
-# What the role did before there was a package, with its texts: tasks/install.yml of version 0.1.0.
+# The role's tasks before the package: from tasks/install.yml of version 0.1.0.
 FORMER_TASKS = """
 - copy: {src: "{{ view }}", dest: "{{ bin }}/vllm_nginx_lb_view.py", mode: "0644", follow: true}
 - copy: {src: "{{ script }}", dest: "{{ bin }}/vllm_nginx_lb.py", mode: "0755", follow: true}
@@ -77,7 +77,7 @@ class Installation:
         return self.run([{"import_role": {"name": "vllm_nginx_lb", "tasks_from": "package"}}], *options)
 
     def install_former(self) -> None:
-        """Do what the role did before there was a package."""
+        """Run the tasks of version 0.1.0."""
         (self.folder / "former.py").write_text(FORMER_SCRIPT)
         (self.folder / "former_view.py").write_text(FORMER_VIEW)
         places = {"bin": self.folder / "bin", "script": "former.py", "view": "former_view.py"}
@@ -85,11 +85,11 @@ class Installation:
 
     @property
     def command(self) -> Path:
-        """What systemd starts."""
+        """The command that systemd starts."""
         return self.folder / "bin/vllm-nginx-lb"
 
     def version(self) -> str:
-        """Return what the command says of itself, with modules that only one version has."""
+        """Return the version that the command prints, from a module that only this version has."""
         done = subprocess.run([self.command, "--version"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -31,7 +31,7 @@ WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", 
 
 
 class Machine:
-    """A host with nginx, as far as the role's tasks see it."""
+    """A host with nginx, as the role's tasks see it."""
 
     WRITTEN = ("etc/nginx", "var/lib/nginx", "var/log/nginx", "usr/local/share")
 

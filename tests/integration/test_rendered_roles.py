@@ -1,4 +1,4 @@
-"""The files the roles write, as the programs that read them see them: nginx, systemd and the script."""
+"""The roles' files, checked by the programs that read them: nginx, systemd and the script."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.playbook import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
 SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
-# Two ingress hosts: one as it comes, one with much of what can be set.
+# Two ingress hosts: one with the defaults, one with many other settings.
 TUNED = {
     "nginx_ingress_server_names": ["llm.example", "*.llm.example", "127.0.0.1"],
     "nginx_ingress_upstream_headers_enabled": True,

@@ -26,14 +26,14 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
 
 
 class Terminal:
-    """A run of the script on a terminal of its own, and what it has written there."""
+    """A run of the script on a terminal of its own, and its output."""
 
     def __init__(self, stack: Stack, *arguments: str, **environment: str) -> None:
-        """Start it."""
+        """Start the script."""
         self.seen = ""
         ours, theirs = os.openpty()
         script = [PYTHON, str(SCRIPT), "--config", str(stack.write_config()), *arguments]
-        # A shell that has put the tests into the background lets them ignore the interrupt.
+        # In the background of a shell, the tests ignore SIGINT. The script must not inherit that.
         command = ["env", "--default-signal=INT", *script]
         settings = {"TERM": "xterm-256color", "COLUMNS": "120", **environment}
         kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
@@ -43,13 +43,13 @@ class Terminal:
         self.reader.start()
 
     def read(self, ours: int) -> None:
-        """Keep what it writes until its terminal is closed."""
+        """Keep the output until the terminal is closed."""
         with open(ours, "rb", buffering=0) as file, contextlib.suppress(OSError):
             while piece := file.read(65536):
                 self.seen += piece.decode()
 
     def ended(self) -> int:
-        """Wait for its end and return its exit code."""
+        """Wait for the end of the script and return its exit code."""
         code = self.process.wait(30)
         self.reader.join(10)
         assert "Traceback" not in self.seen, self.seen
@@ -57,7 +57,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What it wrote, without colours."""
+        """The output without colours."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen).replace("\r", "").splitlines()
 
 
@@ -248,10 +248,12 @@ def test_the_journal_gets_changes_with_fields(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(journal_module.SOCKET)
         journal.settimeout(10)
-        log(NOTICE, "p/a: weight 100 -> 60: kv\rMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
+        log(NOTICE, "p/a: weight 100 -> 60: kv\nMESSAGE_ID=forged", node="a", weight=60, previous_weight=None)
         fields = journal.recv(65536).decode().splitlines()
+        forged = journal.recv(65536).decode().splitlines()
+    assert forged[0] == "MESSAGE=MESSAGE_ID=forged", "a line break begins another message, and no field"
     assert fields == [
-        "MESSAGE=p/a: weight 100 -> 60: kv?MESSAGE_ID=forged",
+        "MESSAGE=p/a: weight 100 -> 60: kv",
         "PRIORITY=5",
         "SYSLOG_IDENTIFIER=vllm-nginx-lb",
         "VLLM_NGINX_LB_NODE=a",
@@ -260,7 +262,7 @@ def test_the_journal_gets_changes_with_fields(
     assert capsys.readouterr().err == ""
     log(NOTICE, "nobody listens", node="a")
     assert capsys.readouterr().err == "<5>nobody listens\n"
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")  # of the service that started the shell, say
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")  # as from a service that started the shell
     assert not is_stderr_the_journal()
 
 

@@ -1,4 +1,4 @@
-"""What happens to files: missing directories, damaged or old state, clocks that jump."""
+"""Faults of files and clocks: missing directories, damaged or old state, jumps of the clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_upstream_directory_that_is_not_writable(stack: Stack) -> None:
     live = stack.upstream.read_text()
     stack.nodes[0].load["kv"] = 0.95
     stack.upstream.parent.chmod(0o555)
-    # Root writes everywhere unless it may not override permissions, which anybody may give up.
+    # Root may write everywhere. Without the capability dac_override it may not.
     humble = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     command = [*humble, PYTHON, str(SCRIPT), "--config", str(stack.write_config()), "run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -227,7 +227,7 @@ def test_a_memory_from_before_a_reboot(stack: Stack) -> None:
     stack.run()
     path = stack.directory / "state" / "memory.json"
     memory = json.loads(path.read_text())
-    for node in memory.values():  # as it would be on a host that had been up for ten days longer
+    for node in memory.values():  # as on a host that had been up for ten days longer
         node["read_at"] += 864000
         node["changed_at"] += 864000
     path.write_text(json.dumps(memory))

@@ -1,4 +1,4 @@
-"""The status page, as a browser shows it: real nginx with what the role writes, and Debian's Chromium."""
+"""The status page in a browser: a real nginx with the role's files, and Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # to render is slow
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
 PAGE = ROOT / "roles" / "nginx_ingress" / "files" / "page"
 MODULES = sorted(f"/{file.name}" for file in PAGE.glob("*.js"))
 LOADED = sorted(["/", "/page.css", *MODULES, "/vendor/uPlot.iife.min.js", "/vendor/uPlot.min.css"])
@@ -59,7 +59,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start Chromium, without its sandbox for root: it does not work there."""
+    """Start Chromium. For root its sandbox does not work, and is off."""
     program = shutil.which("chromium")
     assert program, "chromium is missing: make system-packages installs it"
     with sync_playwright() as playwright:
@@ -77,7 +77,7 @@ def clean_state(host: Host) -> Path:
 
 @dataclass
 class Site:
-    """A served state directory, and a browser to look at it."""
+    """A served state directory, and a browser that shows it."""
 
     state: FakeState
     url: str
@@ -91,7 +91,7 @@ class Site:
         return {node.name: node for nodes in self.state.pools.values() for node in nodes}
 
     def open(self, **context: Any) -> Page:
-        """Open the page in a window of its own, and note what it asks for and complains about."""
+        """Open the page in a window of its own, and record its requests and its errors."""
         page = self.browser.new_context(**context).new_page()
         page.on("request", lambda request: self.requested.append(request.url))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -100,12 +100,12 @@ class Site:
         return page
 
     def paths(self) -> list[str]:
-        """Return what was asked for, without the address, which must be this site's."""
+        """Return the paths of all requests. Each must have gone to this site."""
         assert all(url.startswith((f"{self.url}/", "data:")) for url in self.requested), self.requested
         return [url.removeprefix(self.url) for url in self.requested if not url.startswith("data:")]
 
     def fill(self, seconds: float = HOUR, end: float | None = None, **last: Any) -> None:
-        """Let ticks have happened until now; `last` is the outcome of the last one, and what is said of it."""
+        """Write ticks up to now; `last` has the outcome and the sentences of the last one."""
         end = end or time.time()
         ticks = int(seconds / self.state.interval)
         for left in range(ticks, 0, -1):
@@ -139,7 +139,7 @@ def events(page: Page) -> list[tuple[str, float]]:
     return sorted(((kind, at) for kind, at in known), key=lambda event: event[1])
 
 
-# --- What is shown ------------------------------------------------------------------------------------------------
+# --- What the page shows ------------------------------------------------------------------------------------------
 
 
 def test_each_node_of_each_pool_has_its_state_its_numbers_and_why(site: Site) -> None:
@@ -268,7 +268,7 @@ def test_changes_faults_and_waits_of_the_hour_are_on_the_time_line(site: Site) -
 
 
 def snapshot(page: Page) -> tuple[str, Any]:
-    """Return the page's document without what ages, and what its charts and its time line are drawn from."""
+    """Return the page's document without ages, and the data of its charts and its time line."""
     page.locator("#all summary").click()
     expect(page.locator("#all li").first).to_be_visible()
     ages = "for (const id of ['tick-age', 'change-age']) document.getElementById(id).textContent = '';"
@@ -281,7 +281,7 @@ def snapshot(page: Page) -> tuple[str, Any]:
 
 
 def write_a_bad_hour(state: FakeState, end: float) -> None:
-    """Write ticks with each kind of node, fault and wait; sentences have in them what other codes are told by."""
+    """Write ticks with each kind of node, fault and wait. Some sentences contain words that belong to other codes."""
     a, b, c, d, e = nodes = [FakeNode(f"node-{letter}") for letter in "abcde"]
     state.pools, state.held = {"llm_cluster": nodes[:3], "embeddings": nodes[3:]}, "no node can be read, weights kept"
     said: dict[int, dict[str, Any]] = {
@@ -324,8 +324,8 @@ def test_other_sentences_change_nothing_but_themselves(site: Site) -> None:
         page.context.close()
     (document, drawn), (other_document, other_drawn) = shown
     assert {sentence for sentence in reworded if sentence not in document} == {
-        "kv 0.40 &lt; 0.75",  # of the first ticks alone
-        "the last reload was 5 s ago",  # the next tick waited for the same
+        "kv 0.40 &lt; 0.75",  # only in the first ticks
+        "the last reload was 5 s ago",  # the next tick waited for the same reason
     }
     for sentence in sorted(reworded, key=len, reverse=True):
         document = document.replace(sentence, reworded[sentence])
@@ -351,7 +351,7 @@ def test_what_former_versions_wrote_without_codes_is_shown(site: Site) -> None:
     assert site.complaints == []
 
 
-# --- What happens next --------------------------------------------------------------------------------------------
+# --- Changes while the page is open -------------------------------------------------------------------------------
 
 
 def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_line(site: Site) -> None:
@@ -503,14 +503,14 @@ def test_what_was_known_stays_when_the_status_breaks_or_goes_or_nginx_ends(
     page.context.close()
 
 
-# --- Whom it shows what -------------------------------------------------------------------------------------------
+# --- Who may see the page -----------------------------------------------------------------------------------------
 
 
 def test_what_nodes_say_stays_text(site: Site) -> None:
     hostile = """<img src=x onerror="document.title='owned'"><script>alert(1)</script>\u202e'"&amp;"""
     for node in site.nodes.values():
         node.reason = node.error = node.error_cause = hostile
-        node.cause = "unreadable"  # so the reason has the error
+        node.cause = "unreadable"  # a cause whose reason contains the error
     site.state.held = hostile
     site.state.pools[hostile] = [FakeNode("__proto__", cause=hostile), FakeNode("constructor")]
     site.fill(60)
@@ -582,7 +582,7 @@ def test_there_is_light_and_dark_with_enough_contrast_in_both(site: Site) -> Non
 def test_an_hour_of_four_nodes_weighs_less_than_150_kb(site: Site) -> None:
     site.state.pools["embeddings"].append(FakeNode("node-d"))
     end = time.time()
-    for left in range(719, -1, -1):  # as much as there ever is of one hour: the segment before it began just then
+    for left in range(719, -1, -1):  # the most that one hour can have: the segment before begins at its start
         if left == 359:
             site.state.rotate()
         for number, node in enumerate(site.nodes.values()):

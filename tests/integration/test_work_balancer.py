@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POOL = "llm_cluster"
-# What differs from the defaults that settings.lua declares: nodes have all of their weight at once.
+# Settings that differ from the defaults in settings.lua: without slow start, nodes have their full weight at once.
 SETTINGS: dict[str, Any] = {"ramp_seconds": 0, "backoff": {"longest": 4}}
 PHASES = 'require("vllm_nginx_lb.phases")'
 
@@ -36,7 +36,7 @@ class StreamingNode(FakeNode):
     """A node that answers each POST with its name, in pieces, as fast as the test lets it."""
 
     def __init__(self, name: str, address: str) -> None:
-        """Let everything through."""
+        """Start with nothing held."""
         super().__init__(name, address)
         self.begin, self.go_on = threading.Event(), threading.Event()
         self.begin.set()
@@ -48,7 +48,7 @@ class StreamingNode(FakeNode):
         self.posted = self.stream
 
     def stop(self) -> None:
-        """Refuse connections from now on, and let nothing wait any more."""
+        """Refuse connections from now on, and release all held answers."""
         self.begin.set()
         self.go_on.set()
         super().stop()
@@ -71,7 +71,7 @@ class StreamingNode(FakeNode):
         piece = self.name.encode()
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         handler.wfile.flush()
-        if self.dies:  # as a process that is killed: no end of the answer
+        if self.dies:  # as a killed process: the answer has no end
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
@@ -92,7 +92,7 @@ class WorkStack(Stack):
         return self.directory / "stock.conf"
 
     def write_nginx(self, extra: str = "") -> None:
-        """Write nginx.conf; `extra` stands for what somebody else configures in the same nginx."""
+        """Write nginx.conf; `extra` is a part that somebody else configures in the same nginx."""
         settings = json.dumps(SETTINGS | {"file": str(self.upstream), "upstream_file": str(self.stock)} | self.settings)
         (self.directory / "nginx.conf").write_text(f"""
             {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes 2; events {{}}
@@ -129,7 +129,7 @@ class WorkStack(Stack):
             }}""")
 
     def known(self) -> dict[str, dict[str, Any]]:
-        """Return what nginx knows of each node, by name."""
+        """Return nginx's state of each node, by name."""
         return {node["node"]: node for node in json.loads(fetch(self.status_port, "/work"))["nodes"]}
 
     def totals(self) -> dict[str, tuple[float, float]]:
@@ -137,7 +137,7 @@ class WorkStack(Stack):
         return {name: (node["pending_bytes"], node["streams"]) for name, node in self.known().items()}
 
     def idle(self) -> bool:
-        """Tell whether nothing at all is under way, as nginx counts it."""
+        """Tell whether nginx counts no in-flight work."""
         return all(each == (0, 0) for each in self.totals().values())
 
     def publish(self, weights: dict[str, int], generation: str = "0a") -> None:
@@ -147,7 +147,7 @@ class WorkStack(Stack):
         self.await_generation(generation)
 
     def write(self, text: str) -> None:
-        """Put a text in the file's place."""
+        """Write a text as the weights file."""
         staged = self.upstream.with_name("staged")
         staged.write_text(text)
         staged.replace(self.upstream)
@@ -156,10 +156,10 @@ class WorkStack(Stack):
         """Wait until every worker has noticed the file."""
         wait_for(
             lambda: self.serves_everywhere(wanted), seconds=30
-        )  # a busy machine wakes the same one again and again
+        )  # on a busy machine the same worker answers again and again
 
     def serves_everywhere(self, generation: str) -> bool:
-        """Tell whether every worker has answered with a generation, as far as 20 questions reach."""
+        """Tell whether each of 20 answers has a generation: every worker has probably answered."""
         said = {fetch(self.status_port, "/generation").strip() for _ in range(20)}
         return len(said) == 2 and all(each.startswith(f"{generation} ") for each in said)
 
@@ -170,7 +170,7 @@ class WorkStack(Stack):
         return {sample.labels["dict"]: sample.value for sample in family.samples}
 
     def memory(self) -> tuple[int, int]:
-        """Return what the fuller worker keeps in Lua, in bytes, and how many keys the dictionary has."""
+        """Return the Lua memory of the larger worker, in bytes, and the number of keys in the dictionary."""
         said = [fetch(self.status_port, "/memory").split() for _ in range(20)]
         return max(int(float(used)) for _, used, _ in said), int(said[-1][2])
 
@@ -197,7 +197,7 @@ class WorkStack(Stack):
 
 
 def file_of(it: WorkStack, weights: dict[str, int], generation: str) -> dict[str, Any]:
-    """Return what a file with these weights says."""
+    """Return the content of a file with these weights."""
     nodes = [
         {"name": node.name, "address": node.address, "port": node.port, "weight": weights[node.name]}
         for node in it.nodes
@@ -208,7 +208,7 @@ def file_of(it: WorkStack, weights: dict[str, int], generation: str) -> dict[str
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client saw."""
+    """An answer as the client got it."""
 
     status: int
     text: str
@@ -326,7 +326,7 @@ def test_after_a_restart_the_last_weights_are_there_before_the_first_request(wor
 def test_a_bad_file_is_refused_whole_and_said_once(work: WorkStack, bad: str) -> None:
     work.publish({"node-2": 100})
     work.write(bad)
-    wait_for(lambda: work.log().count("the last good weights stay") == 2)  # once in each worker
+    wait_for(lambda: work.log().count("the last good weights stay") == 2)  # once for each worker
     assert {work.post().node for _ in range(10)} == {"node-2"}
     assert work.generation() == "0a"
 
@@ -417,7 +417,7 @@ def test_what_does_not_fit_into_shared_memory_is_counted_and_said_once(work: Wor
     assert work.full()["vllm_nginx_lb"] > 0
     assert {work.post().node for _ in range(20)} == {"node-2"}
     said = "the shared dictionary vllm_nginx_lb is full"
-    assert 1 <= work.log().count(said) <= 2  # each worker for itself
+    assert 1 <= work.log().count(said) <= 2  # once for each worker
     assert "raise nginx_ingress_work_memory_mib" in work.log()
 
 
@@ -430,7 +430,7 @@ def test_the_next_prompt_goes_where_the_least_work_is(work: WorkStack) -> None:
         wait_for(lambda: sum(streams for _, streams in work.totals().values()) == 1)
         busy = next(name for name, (_, streams) in work.totals().items() if streams)
         short = []
-        for sent in range(10):  # ten short ones are less work than the long one
+        for sent in range(10):  # ten short requests are less work than the long one
             short.append(pool.submit(work.post, 100))
             wait_for(lambda sent=sent: sum(streams for _, streams in work.totals().values()) == sent + 2)  # type: ignore[misc]
         for name in ("node-2", "node-3"):
@@ -459,13 +459,13 @@ def test_a_thousand_changes_while_streams_run_cut_none_and_leave_nothing_behind(
             content = file_of(
                 work, {"node-2": 1 + number % 100, "node-3": 100 * (number % 2), "node-4": 100}, f"{number}"
             )
-            # One that only comes by, at another address each time, as where nodes are made and thrown away.
+            # A node that comes and goes, at another address each time, as where nodes are made and deleted.
             address = f"127.1.{number // 250}.{1 + number % 250}"
             content["pools"][0]["nodes"].append({"name": "guest", "address": address, "port": 1, "weight": 0})
             work.write(json.dumps(content))
             wait_for(lambda number=number: work.generation() == f"{number}", every=0.001)  # type: ignore[misc]
             if number in (100, 1000):
-                work.publish({"node-3": 50, "node-4": 100}, f"e{number}")  # node-2 leaves with what it has
+                work.publish({"node-3": 50, "node-4": 100}, f"e{number}")  # node-2 leaves with in-flight work
                 kept.append(work.memory())
         for node in work.nodes:
             assert isinstance(node, StreamingNode)

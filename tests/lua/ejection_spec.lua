@@ -63,7 +63,7 @@ describe("ejection", function()
             nodes:failed(A)
             dict.now = dict.now + 10
         end
-        nodes:taken(A)
+        nodes:chosen(A)
         assert.is_false(nodes:may_take(A)) -- one trial at a time, all the while
     end)
 
@@ -77,7 +77,7 @@ describe("ejection", function()
         nodes:failed(A)
         dict.now = 1.5
         assert.is_true(nodes:may_take(A))
-        nodes:taken(A)
+        nodes:chosen(A)
         assert.is_false(nodes:may_take(A))
         nodes:succeeded(A)
         assert.is_true(nodes:may_take(A))
@@ -88,14 +88,14 @@ describe("ejection", function()
     it("lets another one try when the first has taken too long", function()
         nodes:failed(A)
         dict.now = 1.5
-        nodes:taken(A)
+        nodes:chosen(A)
         dict.now = 12
         assert.is_true(nodes:may_take(A))
     end)
 
     it("does not limit a node that never failed", function()
         nodes:failed(B)
-        nodes:taken(A)
+        nodes:chosen(A)
         assert.is_true(nodes:may_take(A))
     end)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROMPT = "word " * 40
 LONGEST_SECONDS = 150
-PAUSE_SECONDS = 1  # after a failure, or a node that refuses quickly would get most of the requests
+PAUSE_SECONDS = 1  # after a failure: without a pause, a node that refuses quickly would get most of the requests
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A site with the faults of a schedule, and which failed requests these explain."""
+"""A site with the faults of a schedule, and the failed requests that these faults explain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outage:
     ended: float = math.inf
 
     def meets(self, began: float, ended: float) -> bool:
-        """Tell whether it was on at some time between two."""
+        """Tell whether the fault was on at some time between two times."""
         return self.began <= ended and began <= self.ended
 
 
@@ -53,7 +53,7 @@ class DisturbedSite:
     rotations: list[tuple[float, frozenset[str]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     locks: ExitStack = field(default_factory=ExitStack)
-    on: set[str] = field(default_factory=set)  # the faults now that are none of a node
+    on: set[str] = field(default_factory=set)  # the present faults that are not a node's
 
     # --- faults ---------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ class DisturbedSite:
             self.outages[event].ended = time.monotonic()
 
     def disturb(self, event: Event) -> None:
-        """Begin a fault that is none of a node; tick() kills a tick."""
+        """Begin a fault that is not a node's; tick() kills a tick."""
         site = self.site
         match event.what:
             case "edit":
@@ -103,7 +103,7 @@ class DisturbedSite:
                 site.config["pools"][0]["nodes"] = [node for node in site.as_configured() if node["name"] != event.node]
 
     def calm(self, event: Event) -> None:
-        """End a fault that is none of a node, unless it happens once."""
+        """End a fault that is not a node's, unless it happens once."""
         match event.what:
             case "foreign fault":
                 self.site.write_nginx()
@@ -142,7 +142,7 @@ class DisturbedSite:
         for tick in range(1, TICKS + 1):
             due = time.monotonic() + TICK_SECONDS
             ending = [event for event in schedule if event.ends == tick]
-            for event in sorted(ending, key=lambda event: event.what != "lock"):  # the others need it
+            for event in sorted(ending, key=lambda event: event.what != "lock"):  # the other ends need the lock
                 self.end(event)
             beginning = [event for event in schedule if event.begins == tick]
             for event in beginning:
@@ -151,7 +151,7 @@ class DisturbedSite:
             clock.wait(due - time.monotonic())
 
     def recover(self) -> int | None:
-        """Return after how many more ticks the weights are right; None if they never are."""
+        """Return after how many further ticks the weights are right; None if they never are."""
         for tick in range(1, TICKS_TO_RECOVER + 1):
             self.tick()
             if self.is_right():
@@ -159,7 +159,7 @@ class DisturbedSite:
         return None
 
     def is_right(self) -> bool:
-        """Tell whether every node is up with the weight of an idle one, and all of that is live."""
+        """Tell whether every node is up with the weight of an idle node, and these weights are live."""
         [pool] = self.site.status()["pools"]
         right = all((node["state"], node["weight"]) == ("up", 100) for node in pool["nodes"])
         return right and len(self.site.rotation()) == len(self.site.machines) and self.site.is_settled()

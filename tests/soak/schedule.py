@@ -33,7 +33,7 @@ BALANCER = {
 }
 MEMBERSHIP = {"drain", "remove"}  # one at a time
 FILES = ("memory.json", "plan.json", "status.json")
-NODE_CHANCE, BALANCER_CHANCE = 0.4, 0.6  # per tick; the second where nothing happens to a node
+NODE_CHANCE, BALANCER_CHANCE = 0.4, 0.6  # per tick; the second one if no fault of a node begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Event:
     begins: int
     ends: int
     node: str = ""
-    out: bool = False  # requests to the node may fail
+    out: bool = False  # True: requests to the node may fail
     begin: dict[str, Any] = field(default_factory=dict)  # the change for the node's control endpoint
     end: dict[str, Any] = field(default_factory=dict)
     file: str = ""

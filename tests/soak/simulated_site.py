@@ -33,7 +33,7 @@ SHUTTING_DOWN = b"nginx: worker process is shutting down"
 
 @dataclass(frozen=True)
 class Node:
-    """A simulated node, with an address of its own: no connection of another one takes its port while it is closed."""
+    """A simulated node with an address of its own, so that no other connection uses its port while it is closed."""
 
     name: str
     host: str
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def address(self) -> str:
-        """How nginx's log names it."""
+        """The node's address in nginx's log."""
         return f"{self.host}:{self.port}"
 
     def control(self, **settings: object) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Site(Stack):
         return record.generation if record else None
 
     def draining_generations(self) -> int:
-        """Count the reloads whose old workers still drain, by when these were started."""
+        """Count the reloads whose old workers still drain, by the start times of these workers."""
         started = sorted(filter(None, map(start_of_draining, self.worker_pids())))
         return sum(after - before > TICKS_APART for before, after in itertools.pairwise([-math.inf, *started]))
 

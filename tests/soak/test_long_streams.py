@@ -45,7 +45,7 @@ def busy(node: Node) -> Iterator[None]:
 
 @contextlib.contextmanager
 def most_draining(site: Site) -> Iterator[Callable[[], int]]:
-    """Watch nginx's workers; yield a function that returns of how many reloads old workers drained at once, at most."""
+    """Watch nginx's workers; yield a function that returns the most reloads whose old workers drained at one time."""
     seen, over = [0], threading.Event()
 
     def watch() -> None:
@@ -83,7 +83,7 @@ def test_no_stream_is_cut_and_draining_workers_are_bounded(
         wait_for(site.is_settled)
         weights = [site.weights()]
         for change in range(CHANGES):
-            if change <= MOST_DRAINING:  # some streams for the workers of each reload
+            if change <= MOST_DRAINING:  # each reload leaves old workers with streams
                 for _ in range(len(clients.answers) + clients.under_way, STREAMS * (change + 1) // (MOST_DRAINING + 1)):
                     clients.ask(TOKENS)
             wait_for(lambda: running(nodes) == clients.under_way)
@@ -113,7 +113,7 @@ def test_no_stream_is_cut_and_draining_workers_are_bounded(
 
 
 def decide(site: Site) -> str:
-    """Run a tick, and return what became of it."""
+    """Run a tick, and return its outcome."""
     done = site.script("run")
     assert done.returncode == 0, done.stderr
     return str(site.status()["outcome"])

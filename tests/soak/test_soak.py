@@ -1,4 +1,4 @@
-"""Half an hour of a site, twenty times as fast: anything may fail but requests to healthy nodes."""
+"""Half an hour of a site, twenty times as fast. Only requests that meet a faulty node may fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def counted(counts: Counter[Any]) -> str:
 
 
 def scaled_config(site: Site) -> None:
-    """Divide the default times by the acceleration, but for time limits of this machine."""
+    """Divide the default times by the acceleration, except time limits that this machine has to keep."""
     site.config["scrape"] = {"timeout_seconds": 0.5}
     site.config["nginx"] |= {"min_reload_interval_seconds": 30 / ACCELERATION, "confirm_timeout_seconds": 5}
     site.config["health"] = {"stale_after_seconds": 180 / ACCELERATION}
@@ -40,7 +40,7 @@ def scaled_config(site: Site) -> None:
 
 @contextmanager
 def noting(note: str) -> Iterator[None]:
-    """Add a note to whatever fails."""
+    """Add a note to an exception."""
     try:
         yield
     except Exception as error:

@@ -27,7 +27,7 @@ def refused(address: str | None = "127.0.0.1") -> Sample:
 
 
 def unreadable(address: str = "127.0.0.1") -> Sample:
-    """Return a scrape whose answer was no use."""
+    """Return a scrape whose answer cannot be used."""
     return Sample(address, 0.01, error="HTTP 500", cause=ScrapeCause.HTTP_STATUS)
 
 

@@ -1,4 +1,4 @@
-"""From outcomes of requests to summaries, result files, tables and a picture; and what the command line makes of it."""
+"""The benchmark's results: from outcomes to summaries, result files, tables and a picture; the command line."""
 
 from __future__ import annotations
 

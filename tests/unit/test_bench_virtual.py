@@ -1,4 +1,4 @@
-"""The benchmark in virtual time: a smoke run of every contestant, what it promises, and its parts."""
+"""The benchmark in virtual time: a smoke run of every contestant, expected results, and its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy `capacity`: what it learns from nodes whose counters grow, and what it makes of that."""
+"""The policy `capacity`: what it learns from nodes whose counters grow, and the weights that follow."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from vllm_lb.plan import NodePlan
 
 TICK_SECONDS = 10
-TOKENS = 200  # of an answer
-BATCH = 40  # with so many requests per engine each is half as fast as one alone
+TOKENS = 200  # tokens of an answer
+BATCH = 40  # with so many requests per engine, each is half as fast as a single request
 
 
 @dataclass
 class Engine:
-    """A node as the balancer sees it, and what only the test knows."""
+    """A node as the balancer sees it, and its true state."""
 
-    fast: float = 40.0  # tokens per second and request of one that is alone
+    fast: float = 40.0  # tokens per second of a single request
     engines: int = 1
     hidden: float = 0.0  # requests that nginx does not see
     kv: float = 0.3
-    frozen: bool = False  # its figures stand still
+    frozen: bool = False  # its metrics do not change
     counts: bool = True  # it has token counters
     awake: bool = True
-    fault: Sample | None = None  # what a scrape brings instead
+    fault: Sample | None = None  # the sample of each scrape instead of a reading
     tokens: float = 0.0
     finished: float = 0.0
     requests: float = 0.0
 
 
 class Play:
-    """A pool under a steady load of `requests` at a time, which nginx spreads as the weights say."""
+    """A pool with a steady number of `requests`, which nginx spreads by the weights."""
 
     def __init__(self, requests: float = 60, *, noise: float = 0.0, seed: int = 1, **nodes: Engine) -> None:
         """Start with nothing remembered."""
@@ -64,7 +64,7 @@ class Play:
 
     @property
     def weights(self) -> dict[str, int]:
-        """What was decided last."""
+        """The last decision."""
         return {name: node.weight for name, node in self.plan.items()}
 
     def reason(self, name: str) -> str:
@@ -72,7 +72,7 @@ class Play:
         return self.plan[name].reason
 
     def tick(self, times: int = 1) -> dict[str, int]:
-        """Let the nodes work for 10 s with the weights they have, then decide; return the weights."""
+        """Let the nodes work for 10 s with their present weights, then decide; return the new weights."""
         for _ in range(times):
             before = self.weights
             self.work()
@@ -109,7 +109,7 @@ class Play:
         return 1 + self.random.uniform(-self.noise, self.noise)
 
     def sample(self, node: Engine, host: str) -> Sample:
-        """Return what a scrape of a node brings."""
+        """Return the sample of a node's scrape."""
         if node.fault:
             return dataclasses.replace(node.fault, address=host)
         running, tokens = (7, 7) if node.frozen else (round(node.requests), round(node.tokens))
@@ -409,11 +409,11 @@ def test_requests_are_shared_by_speed_up_to_the_room_of_each() -> None:
     rules = Capacity(speed_exponent=1, max_kv_cache_usage=0.7)
     fast, slow = means(speed=30, running=10, kv_cache_usage=0.2), means(speed=10, running=30, kv_cache_usage=0.2)
     assert fair_shares(rules, {"a": fast, "b": slow}) == pytest.approx({"a": 30, "b": 10})
-    full = means(speed=30, running=10, kv_cache_usage=0.7)  # room for 10
+    full = means(speed=30, running=10, kv_cache_usage=0.7)  # can hold 10
     assert fair_shares(rules, {"a": full, "b": slow}) == pytest.approx({"a": 10, "b": 30})
-    half = means(speed=10, running=30, kv_cache_usage=0.7)  # room for 30: all are full
+    half = means(speed=10, running=30, kv_cache_usage=0.7)  # can hold 30: all are full
     assert fair_shares(rules, {"a": full, "b": half}) == pytest.approx({"a": 10, "b": 30})
-    over = means(speed=10, running=60, kv_cache_usage=1)  # room for 42 of 70, with the other's 10
+    over = means(speed=10, running=60, kv_cache_usage=1)  # can hold 42; with the other node's 10, that is less than 70
     assert fair_shares(rules, {"a": full, "b": over}) == pytest.approx({"a": 70 * 10 / 52, "b": 70 * 42 / 52})
 
 

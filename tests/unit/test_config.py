@@ -1,4 +1,4 @@
-"""The configuration: what is accepted, and the one line that says what is not."""
+"""The configuration: accepted values, and the one line about each refused value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The history of recent ticks: what is written down, in how much room, and that nothing can spoil it."""
+"""The history of recent ticks: its content, its size, and what it survives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOUR = 3600
 
 
 class Recorder:
-    """Decides tick after tick on what a test gives it, as `collect` does, and writes that down."""
+    """Decides tick after tick on a test's samples, as `collect` does, and writes the history."""
 
     def __init__(self, directory: Path, settings: Config, max_bytes: int = 20 * 10**6) -> None:
         """Begin with nothing remembered."""
@@ -55,7 +55,7 @@ class Recorder:
         return tick
 
     def an_hour_passes(self) -> None:
-        """Let the present segment be of an earlier hour."""
+        """Move the present segment to an earlier hour."""
         found = self.history.current.stat()
         os.utime(self.history.current, (found.st_atime, found.st_mtime - HOUR))
 
@@ -203,7 +203,7 @@ def test_the_hour_before_is_kept_when_it_cannot_be_compressed(tmp_path: Path) ->
     recorder = Recorder(tmp_path, config("a", "b"))
     recorder.tick()
     recorder.an_hour_passes()
-    (tmp_path / ".history-000001.jsonl.gz.new").mkdir()  # in the way of it, as a full disk would be
+    (tmp_path / ".history-000001.jsonl.gz.new").mkdir()  # blocks the segment, as a full disk would
     with pytest.raises(FailureError, match=r"history-000001.jsonl.gz cannot be written"):
         recorder.tick()
     assert [past.now for past in recorder.ticks()] == [1000.0]

@@ -1,4 +1,4 @@
-"""What inventory_preflight refuses, and that its words name the host, the value, what is allowed and the fix."""
+"""What inventory_preflight refuses. Each message names the host, the value, what is allowed and the fix."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_playbook_refuses_two_schemes_where_models_pick_the_pool(tmp_path: Path)
     assert "names models, and vllm_scheme is http and https; allowed is one scheme" in " ".join(result.stdout.split())
 
 
-# Settings of one ingress host each, and what is said of them.
+# Settings of one ingress host each, and the message about them.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"vllm_nginx_lb_interval_seconds": 5},
@@ -388,7 +388,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return what is said of ingress hosts with these settings, a host for each of them, in one run."""
+    """Return the messages about ingress hosts with these settings, from one run with a host for each."""
     hosts = {f"ingress-{number}": variables for number, (variables, _) in enumerate(REFUSED)}
     result = run_preflight(tmp_path_factory.mktemp("refused"), groups(ingress=hosts))
     assert result.returncode != 0

@@ -1,4 +1,4 @@
-"""The settings that the role gives to Lua are settings that Lua has, and the defaults of both agree."""
+"""Each setting that the role gives to Lua exists there, and the defaults of both agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading /metrics: the recordings of real vLLM, and everything that must not be believed."""
+"""Reading /metrics: the recordings of real vLLM, and answers that must be refused."""
 
 from __future__ import annotations
 

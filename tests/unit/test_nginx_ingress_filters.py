@@ -1,4 +1,4 @@
-"""What nginx_ingress refuses of its clients, pools and limits, and which limits it makes of them."""
+"""Clients, pools and limits that nginx_ingress refuses, and the limits that it makes of good ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What apply believes of a plan: nothing that an attacker could use for more than moving weights."""
+"""The validation of a plan by apply: an attacker can do no more with it than change weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for any input: hypothesis looks for one for which it does not."""
+"""Properties that must hold for any input: hypothesis searches for counterexamples."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ MAKERS = st.sampled_from(
         good,
         lambda address: good(address, kv_cache_usage=0.95, waiting=9),
         lambda address: good(address, awake=False),
-        lambda address: good(address, generation_tokens=7, running=3),  # frozen, when it comes again
+        lambda address: good(address, generation_tokens=7, running=3),  # frozen, if it comes twice
         refused,
         unreadable,
         lambda _address: refused(None),
@@ -319,7 +319,7 @@ def test_no_decision_looks_into_a_sentence(steps: list[tuple[tuple[Any, ...], se
 
 
 def without_sentences(pools: tuple[PoolPlan, ...]) -> list[Any]:
-    """Return plans without their words for people."""
+    """Return plans without their sentences."""
     return [
         (pool.held_cause, [dataclasses.replace(node, reason="", error=None) for node in pool.nodes]) for pool in pools
     ]

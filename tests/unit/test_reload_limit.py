@@ -1,4 +1,4 @@
-"""When a change that only changes weights may go out, and which old workers drain."""
+"""When a change of weights alone may go out, and which old workers drain."""
 
 from __future__ import annotations
 

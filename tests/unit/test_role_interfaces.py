@@ -1,4 +1,4 @@
-"""What a role says it takes is what it takes: argument specs, defaults, vars and the reference page agree."""
+"""The interfaces of the roles: argument specs, defaults, vars and the reference page agree."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_option_has_a_type_and_a_description(role: str) -> None:
 def test_every_entry_point_is_a_file_of_tasks(role: str) -> None:
     files = {file.stem for file in (ROOT / "roles" / role / "tasks").glob("*.yml")}
     assert entry_points(role).keys() <= files
-    if role == "debian_host":  # nothing in it is for itself
+    if role == "debian_host":  # it has no main entry point
         assert entry_points(role).keys() == files
 
 
@@ -96,7 +96,7 @@ def test_every_entry_point_that_is_used_has_an_argument_spec() -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_preflight_checks_all_options(role: str) -> None:
-    """The play before the others refuses a wrong type or choice, which would otherwise be found on the host."""
+    """The first play refuses a wrong type or choice, which would otherwise be found only on the host."""
     if role != "inventory_preflight":
         assert entry_points(role)["preflight"]["options"] == entry_points(role)["main"]["options"]
 

@@ -121,7 +121,7 @@ def test_a_full_cache_preempts_the_youngest_which_starts_again_and_still_gets_ev
     assert (old.generated, young.generated) == (20, 20)
     assert engine.counters.generation_tokens == 40
     assert engine.counters.prompt_tokens == 16  # recomputing does not count again
-    assert sum(report.prefill_tokens for report in reports) > 16  # though they were computed twice
+    assert sum(report.prefill_tokens for report in reports) > 16  # although these tokens were computed twice
     assert engine.free_blocks == SMALL.num_blocks
 
 
@@ -159,7 +159,7 @@ def test_abort_frees_the_blocks_and_leaves_the_others_alone() -> None:
 def test_a_request_that_can_never_fit_is_refused() -> None:
     engine = Engine(SMALL)
     longest = SMALL.longest_request
-    assert longest == 8 * 4 + 1  # the last output token needs no room
+    assert longest == 8 * 4 + 1  # the last output token needs no cache
     engine.submit(Request("fits", prompt_tokens=longest - 3, max_tokens=3), 0.0)
     with pytest.raises(ValueError, match=r"30 prompt tokens and 4 output tokens make 34, above .* of 33"):
         engine.submit(Request("too long", prompt_tokens=longest - 3, max_tokens=4), 0.0)

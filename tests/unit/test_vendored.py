@@ -1,4 +1,4 @@
-"""What was copied from other projects is what their releases hold."""
+"""Files copied from other projects are equal to those in their releases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `explain` and `replay` make of recorded ticks, and `status` of a terminal."""
+"""`explain` and `replay` on recorded ticks, and `status` on a terminal."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_replay_with_the_same_settings_decides_the_same(
     assert differing(said) == {"a": 0, "b": 0, "c": 0}
     assert len({row_of(past, "a")["weight"] for past in recorder.ticks()}) > (policy != "static")
 
-    # A later segment alone does, too: its head says what it began with.
+    # A later segment alone is enough too: its head has the memory.
     (last,) = recorder.history.segments()[-1:]
     said = replayed(capsys, tmp_path / "config.yml", State(tmp_path), files=[last, recorder.history.current])
     assert differing(said) == {"a": 0, "b": 0, "c": 0}

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy `capacity`: weights from what the nodes turn out to do.
+"""The policy `capacity`: weights from the measured speed and load of the nodes.
 
-`least_conn` knows at any moment how many requests it has at each node. It cannot know how fast the nodes are, and what
-else they do. So the requests of each node, per engine, shall be in proportion to speed ** speed_exponent. Speed is what
-a request meets there: generated tokens per second and running request. A weight is corrected by how far its node is
-from that. This makes up for traffic that does not pass this nginx, too:
+`least_conn` knows how many requests it has at each node. It does not know how fast a node is, or which other requests
+the node has. This policy measures the speed of a node: generated tokens per second and running request. The fair share
+of a node is its part of all requests, per engine, in proportion to speed ** speed_exponent. A weight is corrected by
+how far its node is from the fair share. This also corrects for requests that do not pass this nginx:
 
     weight *= (fair_share / requests) ** CORRECTION
 
-A change costs a reload, which zeroes nginx's own counts. So the last readings must ask for a large change, or more
-readings for a smaller one. What was measured before a change is forgotten. docs/decisions.md has the measurements.
+A change costs a reload, which zeroes nginx's own counts. So a large change needs the last readings alone, and a smaller
+one needs more readings. What was measured before a change is forgotten. docs/decisions.md has the measurements.
 This module learns and decides when a weight changes; fair_share.py computes by how much.
 """
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from vllm_lb.policies import Moment, Observation
     from vllm_lb.settings import Capacity, Node, Policies, Pool
 
-SLOW_START = (0.5, 1.0)  # a node that comes back gets the lowest weight, and in later ticks these shares of its own
-RECENT_READINGS, LONGER_READINGS = 2, 20  # spans of the two averages
-ENOUGH_READINGS = 4  # from which on the longer average counts
-GAP_SECONDS = 60  # two readings further apart say nothing of the time between
+SLOW_START = (0.5, 1.0)  # a returning node gets the lowest weight, then these shares of its earned weight
+RECENT_READINGS, LONGER_READINGS = 2, 20  # readings in the two averages
+ENOUGH_READINGS = 4  # the longer average counts from this many readings on
+GAP_SECONDS = 60  # readings further apart are not compared
 
 
 def weigh(pool: Pool, policies: Policies, seen: Mapping[str, Observation], moment: Moment) -> dict[str, Verdict]:
-    """Weigh nodes so that each has as many requests as its speed asks for, and no more than it has room for."""
+    """Weigh nodes so that each gets the requests that suit its speed, and no more than its KV cache can hold."""
     rules = policies.capacity
     awake = {name: each for name, each in seen.items() if each.reading.awake}
     first = {node.name: max(rules.lowest_weight, static.weight_of(pool, node)) for node in pool.nodes}
@@ -65,7 +65,8 @@ def lowest_weight(_pool: Pool, _node: Node, policies: Policies) -> int:
 def verdict(learned: Learned, weight: int, *, has_step: bool, forget: bool) -> Verdict:
     """Return the verdict on a node with its new weight.
 
-    `forget` what was measured if any weight of the pool changed; `has_step` if slow start went on.
+    `forget` drops what was measured, because a weight of the pool changed. `has_step`: the node took a step of slow
+    start.
     """
     steps = learned.steps - (learned.steps > 0 and has_step)
     after = dataclasses.replace(
@@ -83,7 +84,7 @@ def verdict(learned: Learned, weight: int, *, has_step: bool, forget: bool) -> V
 
 
 def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: bool) -> Learned:
-    """Return what is known of a node after one more reading. In a pool that `is_running`, a new node starts low."""
+    """Return what is known of a node after one more reading. If the pool `is_running`, a new node gets slow start."""
     reading, was, before = seen.reading, seen.was, seen.was.learned
     returns = was.up is False or was.weight == 0
     steps = len(SLOW_START) if moment.slow_start else 0
@@ -131,7 +132,7 @@ def is_in_slow_start(ends_at: float | None, moment: Moment) -> bool:
 
 
 def measured(seen: Observation, before: Learned, now: float) -> Means | None:
-    """Return what a node did since the reading before, or None where the two readings do not say."""
+    """Return what a node did since the reading before, or None if the two readings cannot tell."""
     reading = seen.reading
     seconds, in_batch = now - before.at, (before.running + reading.running) / 2
     if reading.generation_tokens is None or before.generation_tokens is None:
@@ -141,7 +142,7 @@ def measured(seen: Observation, before: Learned, now: float) -> Means | None:
     if not 0 < seconds <= GAP_SECONDS or in_batch < 1 or has_restarted or is_frozen:
         return None
     return Means(
-        speed=min(2.0**53, generated / seconds / in_batch),  # the most that a memory may hold
+        speed=min(2.0**53, generated / seconds / in_batch),  # the largest value that memory.json may hold
         running=in_batch / reading.engines,
         waiting=reading.waiting / reading.engines,
         finished=max(0, (reading.finished or 0) - (before.finished or 0)) / reading.engines,
@@ -151,7 +152,7 @@ def measured(seen: Observation, before: Learned, now: float) -> Means | None:
 
 
 def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[str, Observation]) -> dict[str, int]:
-    """Return the next weights of nodes in slow start that have served with their present one for a tick."""
+    """Return the next weights of nodes in slow start whose present weight has been live for a tick."""
     return {
         name: max(rules.lowest_weight, round(each.earned_weight * SLOW_START[-each.steps]))
         for name, each in learned.items()
@@ -162,9 +163,10 @@ def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[st
 def corrected(
     rules: Capacity, learned: Mapping[str, Learned], weights: Mapping[str, int], whole: int
 ) -> dict[str, int]:
-    """Return the weights that the requests of the nodes ask for; none if that is not certain enough.
+    """Return the corrected weights, or none if the deviation may be chance.
 
-    `whole` is how many nodes the pool has. While some of them are not ready, the others keep their scale to them.
+    `whole` is how many nodes the pool has. While some of them lack readings, the largest weight of the others stays as
+    it is, so that the proportion to the former does not change.
     """
     ready = {name: each for name, each in learned.items() if not each.steps and each.readings >= RECENT_READINGS}
     if len(ready) < 2:  # noqa: PLR2004 - a single node has nothing to be compared with

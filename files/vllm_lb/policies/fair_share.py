@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Capacity
 
 FEW_REQUESTS = 2.0  # per engine; with fewer, their number is mostly chance
-CORRECTION, MOST_GROWTH = 0.7, 1.5  # most of a deviation is corrected at once; upwards in limited steps
-SURE_AT = 2.0  # standard deviations by which requests must deviate for half of that to count
+CORRECTION, MOST_GROWTH = 0.7, 1.5  # exponent, and largest factor, of one correction
+SURE_AT = 2.0  # at this many standard deviations, half of a deviation counts
 
 
 def corrections(
     rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: int
 ) -> dict[str, float]:
-    """Return for each node by what its weight is multiplied, so that its requests become its fair share.
+    """Return the factor for each node's weight that brings the node's requests closer to its fair share.
 
-    `readings` is how many readings the means hold.
+    `readings` is the number of readings in the means.
     """
     if not any(each.speed for each in means.values()):
         return dict.fromkeys(means, 1.0)
@@ -36,11 +36,12 @@ def corrections(
 
 
 def credible_requests(means: Means, by_weight: float, readings: int) -> float:
-    """Return the requests per engine, as far as they are certain, else `by_weight`: what the node's weight gives it.
+    """Return the requests per engine, without the part of their deviation from `by_weight` that is probably chance.
 
-    A number of requests deviates by chance, by about its square root. It says something new only when other requests
-    have taken the place of those: long streams make few independent readings. A Wiener filter keeps the part of the
-    deviation that is signal: off ** 2 of off ** 2 + noise ** 2.
+    `by_weight` is how many requests per engine the node's weight should give it. A number of requests varies by chance,
+    by about its square root. Two readings of the same long streams are not independent, so the number of requests that
+    have ended says how many independent readings there are. A Wiener filter keeps the part of the deviation that is
+    signal: off ** 2 of off ** 2 + noise ** 2.
     """
     off = means.requests - by_weight
     turnovers = means.finished * readings / max(1.0, means.requests)
@@ -51,7 +52,7 @@ def credible_requests(means: Means, by_weight: float, readings: int) -> float:
 
 
 def fair_shares(rules: Capacity, means: Mapping[str, Means]) -> dict[str, float]:
-    """Share all requests out by speed, to no node more than it has room for; if all are full, by room."""
+    """Share all requests out by speed, to no node more than it can hold; if all are full, by what they can hold."""
     room = {name: room_for(each, rules.max_kv_cache_usage) for name, each in means.items()}
     total = left = sum(each.requests for each in means.values())
     if sum(room.values()) <= total:
@@ -68,6 +69,6 @@ def fair_shares(rules: Capacity, means: Mapping[str, Means]) -> dict[str, float]
 
 
 def room_for(means: Means, max_kv_cache_usage: float) -> float:
-    """Return how many requests an engine can run at once: up to a KV usage, or those it runs while others wait."""
+    """Return how many requests an engine can run at once: up to a KV-cache usage, or what it runs while others wait."""
     by_memory = max_kv_cache_usage * means.running / max(means.kv_cache_usage, 0.01)
     return min(by_memory, means.running) if means.waiting >= FEW_REQUESTS else by_memory

@@ -2,8 +2,8 @@
 """The policy `stepped`: a published ladder of weights.
 
 The usage of a node's KV cache picks a level. Each further sign of load moves it one level down, at most to the last:
-requests that wait, new preemptions, too many running. Every node is weighed alone. It reacts to load that its own
-weights caused, and near saturation it swings: docs/decisions.md.
+requests that wait, new preemptions, too many running. Every node is weighed alone. The policy reacts to load that its
+own weights caused, and swings near saturation: docs/decisions.md.
 """
 
 from __future__ import annotations

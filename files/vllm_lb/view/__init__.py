@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people look at: `status`, `explain`, `replay`. It reads what ticks have left, and writes nothing."""
+"""The commands for people: `status`, `explain`, `replay`. They read what ticks have written, and write nothing."""

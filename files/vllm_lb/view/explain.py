@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_lb.state import State
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
-# What may change a weight, and how it is named in a line.
+# The inputs that may change a weight, and their names in a line.
 INPUTS = {
     "kv_cache_usage": "kv",
     "waiting": "waiting",
@@ -100,7 +100,7 @@ def lines_of_change(
 
 
 def shown(value: Any) -> str:
-    """Return one input as it stands in a line."""
+    """Return the text of one input in a line."""
     return "-" if value is None else two_digits(value) if isinstance(value, float) else str(value)
 
 

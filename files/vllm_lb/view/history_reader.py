@@ -37,7 +37,7 @@ Check = Callable[[Any], bool]
 
 
 def in_range(low: float, high: float, kind: Any = int) -> Check:
-    """Return what tells whether a value is a number within [low, high], or None."""
+    """Return a function that tells whether a value is a number within [low, high], or None."""
 
     def check(value: Any) -> bool:
         return value is None or (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high)
@@ -46,7 +46,7 @@ def in_range(low: float, high: float, kind: Any = int) -> Check:
 
 
 def one_of(codes: type[StrEnum]) -> Check:
-    """Return what tells whether a value is one of some codes, or None."""
+    """Return a function that tells whether a value is one of some codes, or None."""
     known = {None, *(str(code) for code in codes)}
     return lambda value: (value is None or isinstance(value, str)) and value in known
 
@@ -56,7 +56,7 @@ def is_printable(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(re.fullmatch(PRINTABLE, value)))
 
 
-# Not by schema.build(), which is for a file, not for a million rows.
+# schema.build() is too slow for a million rows.
 COUNT = in_range(0, 2**60)
 CHECKS: dict[str, Check] = {
     "state": lambda v: v in STATES,
@@ -84,14 +84,14 @@ class Past:
     now: float  # seconds of the monotonic clock
     applied: bool  # whether what the tick before decided was live
     drained: frozenset[str]
-    before: dict[str, Any]  # what became of the tick before; empty if nothing was to be done
+    before: dict[str, Any]  # the result of the tick before; empty if that tick changed nothing
     columns: Sequence[str]
-    rows: Mapping[str, Sequence[Any]]  # of each node; what is missing at the end of one is None
-    memory: Mapping[str, Any] | None  # what the tick began with, where it is the first of a segment
+    rows: Mapping[str, Sequence[Any]]  # by node; columns missing at the end of a row are None
+    memory: Mapping[str, Any] | None  # at the beginning of the tick, if it is the first of a segment
 
     @property
     def seconds(self) -> float:
-        """When it was, in seconds since 1970."""
+        """The time of the tick, in seconds since 1970."""
         return seconds_of(self.at)
 
     def node(self, name: str) -> dict[str, Any] | None:
@@ -108,7 +108,7 @@ def read_history(files: Sequence[Path]) -> Iterator[Past]:
 
     A damaged file is left out with a warning. A line that a full disk tore is left out without one.
     """
-    known: set[str] = set()  # a run that is killed as it begins a segment leaves the ticks of the last one twice
+    known: set[str] = set()  # a run that is killed while it begins a segment leaves the former segment twice
     for path in files:
         lines = lines_of(path)
         head = (parsed(lines[0]) if lines else None) or {}
@@ -145,7 +145,7 @@ def lines_of(path: Path) -> list[bytes]:
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """Return a line's JSON object, or None if it is none."""
+    """Return a line's JSON object, or None if the line has none."""
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(line)
         return found if isinstance(found, dict) else None
@@ -176,7 +176,7 @@ def is_time(value: Any) -> bool:
 
 
 def outcome_before(found: Any) -> dict[str, Any]:
-    """Return what a line says became of the tick before, or nothing if that is damaged."""
+    """Return the result of the tick before from a line, or nothing if it is damaged."""
     names = ("at", "outcome", "error", "error_cause", "deferred", "deferred_cause")
     before = {name: found.get(name) for name in names} if isinstance(found, dict) else {}
     error = before.get("error")
@@ -212,9 +212,9 @@ def ticks_since(state: State, since: float) -> Iterator[Past]:
 
 
 def outcomes(before: Iterable[Mapping[str, Any]], last: Status | None) -> dict[str, Mapping[str, Any]]:
-    """Return what became of each tick in which something was to be done, by its time.
+    """Return the result of each tick that tried to change something, by its time.
 
-    `before` has what each tick says of the one before it, `last` what the status says of the last one.
+    `before` has the results of ticks, each recorded by the tick after it. `last` has the result of the last tick.
     """
     found = {str(each["at"]): each for each in before if "at" in each}
     if last and last.outcome != "unchanged":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `replay`: what other settings would have decided in recorded ticks.
 
-What the nodes had to do was the effect of the weights that they had. So a replay says what would have been decided on
-the recorded readings, not what the readings would have become.
+Recorded readings are the effect of recorded weights. A replay shows what other settings would have decided on these
+readings. It cannot show which readings the other weights would have caused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADINGS = ("NODE", "WEIGHT, RECORDED", "REPLAYED", "CHANGES, RECORDED", "REPLAY
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay comes to, beside what was recorded."""
+    """The result of a replay, beside what was recorded."""
 
     times: list[str] = field(default_factory=list)
     weights: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # of each node: recorded, replayed
@@ -103,7 +103,7 @@ def replayed_ticks(config: Config, ticks: Iterable[Past]) -> Iterator[tuple[Past
             memory = first_memory(past)
         if present.pools:
             samples = {node.name: sample_of(rows[node.name]) for pool in present.pools for node in pool.nodes}
-            # What was recorded as deferred or failed was the recorded decision, not another one.
+            # If the record says that its decision did not go live, that is not known of another decision.
             applied = past.applied if agrees else True
             pools, memory = decide(present, samples, memory, past.drained, past.now, applied=applied)
             agrees = all(node.weight == rows[node.name]["weight"] for pool in pools for node in pool.nodes)
@@ -121,7 +121,7 @@ def only_nodes(config: Config, names: AbstractSet[str]) -> Config:
 
 
 def first_memory(past: Past) -> dict[str, NodeMemory]:
-    """Return what a tick began with, as far as it is known."""
+    """Return the memory at the beginning of a tick, as far as it is known."""
     return {name: each for name, raw in (past.memory or {}).items() if (each := memory_of(raw, name, []))}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `status`: what the last tick decided, and what became of it."""
+"""The command `status`: what the last tick decided, and the result."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def show(state: State, *, watch: bool) -> None:
 
 
 def reloads_in_the_last_hour(state: State, status: Status) -> int:
-    """Return how often what nginx serves has changed, as far as the history knows."""
+    """Return how many publications of the last hour went live, as far as the history knows."""
     start = time.time() - HOUR_SECONDS
     found = outcomes((past.before for past in ticks_since(state, start)), status)
     return sum(each["outcome"] in LIVE and seconds_of(at) >= start for at, each in found.items())

@@ -25,7 +25,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table_of_nodes(pools: Sequence[PoolPlan], width: int | None = None) -> list[str]:
-    """Return the nodes as lines. Where one is wider than `width` columns, reasons have lines of their own."""
+    """Return the nodes as lines. If a line is wider than `width` columns, the reasons get lines of their own."""
     rows: list[tuple[str, ...]] = [HEADINGS]
     for pool in pools:
         for node in pool.nodes:

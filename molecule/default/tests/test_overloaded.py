@@ -1,4 +1,4 @@
-"""After load from outside fell on node-a."""
+"""After node-a got load that did not pass the ingress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_weight_falls_within_two_ticks_and_goes_live() -> None:
 
 
 def test_the_journal_has_the_change_in_fields() -> None:
-    # A request that weighs enough in one tick may be over in the next: any change downwards will do.
+    # A request that lowers the weight in one tick may have ended in the next: any lower weight proves the change.
     entries = stack.journal("VLLM_NGINX_LB_NODE=node-a", "VLLM_NGINX_LB_PREVIOUS_WEIGHT=100")
     assert entries, stack.journal()
     for entry in entries:

@@ -1,4 +1,4 @@
-"""After the load from outside ended."""
+"""After the load that did not pass the ingress has ended."""
 
 from __future__ import annotations
 

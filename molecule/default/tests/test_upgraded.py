@@ -1,4 +1,4 @@
-"""From the former version to this one and back, while clients ask. The sequence has uninstalled the stack before."""
+"""An upgrade from the former version and back, under load. The step before has uninstalled the stack."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def former_hosts(tree: Path) -> Path:
 
 
 def test_an_upgrade_fails_no_request_and_leaves_no_former_file(former_hosts: Path) -> None:
-    del former_hosts  # for what it installs
+    del former_hosts  # used only for its effect: the former version is installed
     assert {former.SCRIPT, former.VIEW} <= former.files()
 
     with keep_asking(streams=STREAMS):
@@ -48,6 +48,7 @@ def test_an_upgrade_fails_no_request_and_leaves_no_former_file(former_hosts: Pat
     installed = (stack.EPHEMERAL / "installed-files").read_text(encoding="utf-8")
     assert former.files() == set(installed.splitlines()), "an upgraded host has the files of a fresh one"
     assert stack.attempt("ingress-1", "test", "-L", former.SCRIPT).returncode == 0, "it is a link to the entry"
+    former.assert_script(stack.PROJECT)
 
 
 def test_the_way_back_fails_no_request(tree: Path, former_hosts: Path) -> None:
@@ -56,4 +57,5 @@ def test_the_way_back_fails_no_request(tree: Path, former_hosts: Path) -> None:
         former.assert_live()
 
     assert {former.SCRIPT, former.VIEW} <= former.files()
-    assert stack.attempt("ingress-1", "test", "-L", former.SCRIPT).returncode != 0, "it is the former script itself"
+    # The former role writes it through the link.
+    former.assert_script(tree)

@@ -1,4 +1,4 @@
-"""The rules in the real Prometheus: silent while all is well, loud about a node that is down, silent again."""
+"""The alerts in the real Prometheus: none while all is well, one for a node that is down, then none again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_rules_are_loaded_and_can_be_evaluated() -> None:
 
 
 def test_nothing_is_said_of_a_site_that_is_well() -> None:
-    # What is pending while the site is stood up goes away; nothing has ever fired.
+    # Alerts that are pending while the site starts end by themselves. None has ever fired.
     stack.wait_until(lambda: not prometheus.alerts(), 120, "no alert is pending")
     assert prometheus.query('last_over_time(ALERTS{alertstate="firing"}[1d])') == []
 

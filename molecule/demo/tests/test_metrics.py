@@ -1,4 +1,4 @@
-"""What the ingress shows is what Prometheus' own checker finds in order."""
+"""Prometheus' own checker accepts the metrics of the ingress."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SLOWED = "node-c"
 STREAMS = 24  # more than a simulated node of the demo computes at once
-# Longer than three ticks, after which data is old, and than a new tick takes to come.
+# Longer than three ticks, after which data counts as old, and longer than the wait for a new tick.
 LONG_ENOUGH_MS = 90_000
 
 
@@ -48,7 +48,7 @@ def page(complaints: list[str]) -> Iterator[Page]:
 
 
 def card(page: Page, name: str) -> Locator:
-    """Find what is shown of a node."""
+    """Find the card of a node."""
     return page.locator("article", has=page.get_by_role("heading", name=name, exact=True))
 
 

@@ -1,4 +1,4 @@
-"""Every query of the dashboard has something to show, in the real Prometheus, while the site has load."""
+"""Every query of the dashboard has a result in the real Prometheus while the site has load."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QUERIES = {
     for target in panel.get("targets", [])
 }
 VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"] if each["type"] == "query"}
-# What Grafana puts in: a variable with everything is its allValue, or all that there is; the interval is at least four
-# scrapes.
+# The values that Grafana fills in. A variable with everything selected is its allValue, or all values. The interval is
+# at least four scrapes.
 FILLED = {"job": "vllm-nginx-lb", "__rate_interval": "1m"} | {
     name: each.get("allValue", ".*") for name, each in VARIABLES.items() if each["includeAll"]
 }

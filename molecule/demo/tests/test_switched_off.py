@@ -1,4 +1,4 @@
-"""The exporters switched off and on again, and removed with all the rest; in the alphabet, and so in time, the last."""
+"""The exporters are switched off and on again, and removed with everything else. By its name this file runs last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def changes(*arguments: str) -> int:
     """Run a playbook on the demo, which must succeed, and return how many tasks changed something on the ingress."""
     done = stack.play(*INVENTORIES, *arguments)
     assert done.returncode == 0, done.stdout
-    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # Molecule wants colours
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # without the colours that Molecule asks for
     recap = re.search(r"ingress-1 +: +ok=\d+ +changed=(\d+)", said)
     assert recap, said
     return int(recap[1])
@@ -32,7 +32,7 @@ def test_exporters_go_when_they_are_switched_off_and_come_back() -> None:
     assert len(stack.on_ingress("sh", "-c", OURS).split()) == 2
     assert changes(*OFF, *EXPORTERS) > 0
     assert stack.on_ingress("sh", "-c", OURS) == ""
-    # The host's own figures are shown as before.
+    # The host's own metrics are served as before.
     assert exporters() == ["active\ninactive\n", "enabled\ndisabled\n"]
     assert changes(*OFF, *EXPORTERS) == 0
     assert changes(*EXPORTERS) > 0

@@ -1,6 +1,6 @@
-"""Around each test: clients that never stop asking, an ear on the journal, and a tick that succeeds at the end.
+"""Fixtures around each test: clients that send requests all the time, a reader of the journal, a good tick at the end.
 
-The timer stands still, so that a tick begins when a test says so.
+The timer is stopped, so that a tick begins only when a test starts it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def clients(quiet: None, told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - for what they do
-    """Keep asking during the test, and hear all that the service says; then all must be well again."""
+def clients(quiet: None, told: None, heard: list[str]) -> Iterator[Clients]:  # noqa: ARG001 - for their effects
+    """Send requests during the test and read the service's journal. At the end every node must be well again."""
     began = time.time()
     with keep_asking() as them:
         try:

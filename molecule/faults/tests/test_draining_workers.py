@@ -1,4 +1,4 @@
-"""Group 13: former workers of nginx that finish their streams, as the service sees them from its sandbox."""
+"""Group 13: old workers of nginx that finish their streams, as the service sees them from its sandbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import stack
 import ticks
 
-TOKENS = 3000  # a minute, however slow the machine is; the end of it at ten times the speed
+TOKENS = 3000  # a minute of tokens; the test makes the nodes ten times as fast for the rest
 
 
 def set_speed(speed: float) -> None:

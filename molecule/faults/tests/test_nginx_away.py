@@ -31,7 +31,7 @@ def nginx_stopped(clients: Clients) -> Iterator[None]:
 
 @contextmanager
 def damaged(damage: str) -> Iterator[None]:
-    """Damage the upstream file with a command, and make sure that it is well in the end."""
+    """Damage the upstream file with a command, and check that it is restored in the end."""
     file = stack.published_file()
     ticks.shell(f"cp -p {file} /run/upstream.kept; {damage} {file}")
     try:

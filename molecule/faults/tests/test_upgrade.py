@@ -23,9 +23,11 @@ def test_the_way_back_and_the_upgrade_fail_no_request(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
         former.assert_live()
         assert {former.SCRIPT, former.VIEW} <= former.files()
+        former.assert_script(tree)
 
         done = stack.play(*ticks.OPERATOR, "site.yml")
         assert done.returncode == 0, done.stdout
         former.assert_live()
 
     assert former.files() == fresh, "an upgraded host has the files of a fresh one"
+    former.assert_script(stack.PROJECT)

@@ -1,4 +1,4 @@
-"""Ticks as systemd runs them on the ingress, what they say, and what came of them."""
+"""Ticks that systemd runs on the ingress, their log lines and their results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SERVICE, TIMER = "vllm-nginx-lb.service", "vllm-nginx-lb.timer"
 WARNING = "4"
 INVENTORY = stack.EPHEMERAL / "edited-inventory"
 VAULT = f"--vault-password-file={stack.EPHEMERAL / 'vault_password'}"
-# With these an operator runs a playbook here.
+# The options with which an operator runs a playbook here.
 OPERATOR = (f"--inventory={INVENTORY / 'hosts.yml'}", VAULT)
-# Without what is installed already.
+# Tags that skip the installation.
 QUICKLY = ("--tags=vllm_nginx_lb_configure,vllm_nginx_lb_run",)
 
 
@@ -33,13 +33,13 @@ def balancer(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def property_of(unit: str, name: str) -> str:
-    """Return what systemd says of a unit."""
+    """Return a property of a systemd unit."""
     return stack.on_ingress("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
 
 def await_end() -> None:
     """Wait until no tick is under way."""
-    # Its two commands may take nine seconds each.
+    # The service's two commands may take nine seconds each.
     stack.wait_until(
         lambda: property_of(SERVICE, "ActiveState") in ("inactive", "failed"),
         within_seconds=25,
@@ -49,18 +49,18 @@ def await_end() -> None:
 
 def tick() -> bool:
     """Run a tick that begins now, and tell whether it succeeded."""
-    await_end()  # somebody else may have started one a moment ago, with the state of then
+    await_end()  # a tick that somebody else started may have read an earlier state
     return stack.attempt("ingress-1", "systemctl", "start", SERVICE).returncode == 0
 
 
 def stop_timer() -> None:
-    """Let no tick come by itself: on a slow machine one would come between any two steps of a test."""
+    """Stop the timer: on a slow machine a tick could start between any two steps of a test."""
     stack.on_ingress("systemctl", "stop", TIMER)
     await_end()
 
 
 def start_timer() -> None:
-    """Let ticks come by themselves; the first one is due at once if the last was long ago."""
+    """Start the timer. It starts a tick at once if the last one was long ago."""
     # Without reset-failed systemd would refuse the sixth start within ten seconds.
     shell(f"systemctl reset-failed {TIMER}; systemctl start {TIMER}")
 
@@ -80,9 +80,9 @@ def complaints(since: float) -> list[str]:
 
 
 def await_live(*servers: str, within_seconds: float = 10) -> None:
-    """Wait until nginx serves what was decided last, with these beginnings of servers in the upstream file.
+    """Wait until nginx serves the last decision, with servers in the upstream file that begin with these texts.
 
-    After a reload the former workers may take connections for another moment.
+    After a reload, old workers may accept connections for a moment.
     """
 
     def is_live() -> bool:
@@ -110,7 +110,7 @@ def failing_tick() -> str:
 
 @contextmanager
 def drained(node: str) -> Iterator[None]:
-    """Want a node out of rotation, and afterwards in it again. A tick makes it so."""
+    """Drain a node, and undrain it afterwards. A tick makes each of them live."""
     stack.on_ingress("vllm-nginx-lb", "drain", node)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The ways into the scenario's site: with TLS, by the name in the certificates, at any address."""
+"""Clients of the scenario's ingress hosts: with TLS, by the name in the certificates, at any address."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ NAME = "llm.test"
 
 @functools.cache
 def certificates() -> str:
-    """Return the certificate of each ingress, which it made for itself and keeps: that of a dead one cannot be read."""
+    """Return the certificates that the ingress hosts made. They are kept here, because a dead host has none."""
     return "".join(stack.run(host, "cat", "/etc/nginx/vllm-nginx-lb/tls.crt") for host in HOSTS)
 
 
 def trust() -> ssl.SSLContext:
-    """Trust each ingress."""
+    """Return a context that trusts each ingress."""
     return ssl.create_default_context(cadata=certificates())
 
 
 def by_name(request: httpx2.Request) -> None:
-    """Let a request to an address be one to the name: in the handshake and for the server."""
+    """Give a request to an address the name of the site, in the TLS handshake and in Host."""
     request.extensions["sni_hostname"] = NAME
     request.headers["Host"] = NAME
 

@@ -35,8 +35,8 @@ def test_a_body_of_twenty_megabytes_is_read(host: str) -> None:
 @each_ingress
 def test_openai_raises_its_own_exceptions(host: str) -> None:
     address = entries.HOSTS[host]
-    with entries.client(address, "a-key-of-nobody") as stranger, pytest.raises(openai.AuthenticationError):
-        entries.complete(stranger)
+    with entries.client(address, "a-key-of-nobody") as unknown, pytest.raises(openai.AuthenticationError):
+        entries.complete(unknown)
     with entries.client(address) as user:
         with pytest.raises(openai.NotFoundError):
             user.files.list()

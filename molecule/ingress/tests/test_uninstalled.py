@@ -1,4 +1,4 @@
-"""After playbooks/uninstall.yml; in the alphabet, and so in time, the last."""
+"""After playbooks/uninstall.yml. By its name this file runs last."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ BODY = {"model": "sim", "prompt": "load " * 600, "max_tokens": 100}
 
 
 async def ask_forever(session: aiohttp.ClientSession, url: str) -> None:
-    """Send one request after the other, whatever becomes of them."""
+    """Send one request after the other, and ignore failures."""
     while True:
         async with session.post(f"{url}/v1/completions", json=BODY) as answer:
             await answer.read()

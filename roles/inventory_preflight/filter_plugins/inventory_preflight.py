@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "files"))  # where the role has the package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "files"))  # the role's link to the package vllm_lb
 
 from vllm_lb import schema, settings
 from vllm_lb.addresses import canonical, is_host
@@ -30,7 +30,7 @@ BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.from
 )
 SOUND_NODE = {"name": "node", "host": "node"}
 KINDS = get_type_hints(settings.Node)
-# What to do, where "correct" and the name of the variable do not say it all.
+# What to do about a wrong value, if "correct" and the name of the variable are not enough.
 HINTS = {
     "host": " (an IPv6 address has no brackets and no zone; the port belongs in vllm_port)",
     "capacity": " (1.0 is the usual node; to take a node out, set vllm_drain: true)",
@@ -39,7 +39,7 @@ HINTS = {
 
 
 def plain(value: object, kind: type) -> object:
-    """Return a value as its kind where it is a text that can be read so: ansible-core 2.16 makes texts of values."""
+    """Return a value as `kind`, if it is a text that can be converted: ansible-core 2.16 turns values into texts."""
     if kind is bool:
         return BOOLEANS.get(str(value).strip().lower(), value)
     if kind is int and isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
@@ -66,14 +66,14 @@ def allowed(record: type, key: str) -> str:
 
 
 def fits(record: type, values: Mapping[str, Any]) -> bool:
-    """Tell whether config.yml takes the values for a dataclass."""
+    """Tell whether config.yml accepts the values for a dataclass."""
     problems: list[str] = []
     schema.build(record, values, "", problems)
     return not problems
 
 
 def check_ingresses(ingress_hosts: Sequence[str]) -> Iterator[str]:
-    """There must be somewhere to put nginx."""
+    """At least one ingress host must exist."""
     if not ingress_hosts:
         yield (
             "inventory: there is no ingress host; at least 1 is needed; "
@@ -82,13 +82,13 @@ def check_ingresses(ingress_hosts: Sequence[str]) -> Iterator[str]:
 
 
 def check_nodes_exist(nodes: Sequence[Node]) -> Iterator[str]:
-    """There must be something to send requests to."""
+    """At least one node must exist."""
     if not nodes:
         yield "inventory: there is no vLLM node; at least 1 is needed; add one line per node to the vLLM group"
 
 
 def check_name(node: Node) -> Iterator[str]:
-    """The name stands in nginx's files and in metric labels."""
+    """A node's name must be fit for nginx's files and metric labels."""
     name = str(node.get("name", ""))
     if not fits(settings.Node, {**SOUND_NODE, "name": name}):
         yield (
@@ -98,7 +98,7 @@ def check_name(node: Node) -> Iterator[str]:
 
 
 def check_settings(node: Node) -> Iterator[str]:
-    """Each setting of a node is one that config.yml takes."""
+    """Each setting of a node must be one that config.yml accepts."""
     for key in KINDS:
         value, variable = node.get(key), "ansible_host" if key == "host" else f"vllm_{key}"
         if key == "name" or (key not in node and key != "host"):
@@ -116,7 +116,7 @@ def check_settings(node: Node) -> Iterator[str]:
 
 
 def check_pool(node: Node) -> Iterator[str]:
-    """The pool becomes the name of an nginx upstream."""
+    """A pool's name must be fit as the name of an nginx upstream."""
     pool = node.get("pool")
     if not fits(settings.Pool, {"name": pool, "nodes": [SOUND_NODE]}):
         yield (
@@ -128,14 +128,14 @@ NODE_CHECKS: tuple[Callable[[Node], Iterator[str]], ...] = (check_name, check_se
 
 
 def check_duplicate_names(nodes: Sequence[Node]) -> Iterator[str]:
-    """A node's name is its identity in state, status and metrics."""
+    """No two nodes may have one name, which identifies a node in state, status and metrics."""
     for name, count in Counter(str(node.get("name")) for node in nodes).items():
         if count > 1:
             yield f"{name}: {count} nodes have this name; allowed is 1; rename all but one"
 
 
 def check_duplicate_addresses(nodes: Sequence[Node]) -> Iterator[str]:
-    """Nginx accepts the same server twice and doubles its share in silence."""
+    """No two nodes may be one server: nginx would accept both and double the server's share."""
     owners: dict[tuple[str, int], list[str]] = defaultdict(list)
     for node in nodes:
         host, port = str(node.get("host", "")), node_value(node, "port")
@@ -158,7 +158,7 @@ def nodes_by_pool(nodes: Sequence[Node]) -> dict[str, list[Node]]:
 
 
 def check_pool_schemes(nodes: Sequence[Node]) -> Iterator[str]:
-    """Nginx speaks to all nodes of an upstream in one way."""
+    """All nodes of a pool must have one scheme, because nginx uses one for an upstream."""
     for pool, members in nodes_by_pool(nodes).items():
         used: dict[str, list[str]] = defaultdict(list)
         for node in members:
@@ -172,7 +172,7 @@ def check_pool_schemes(nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def check_pool_drained(nodes: Sequence[Node]) -> Iterator[str]:
-    """A pool without a node that takes requests answers nothing."""
+    """Each pool must have a node that is not drained."""
     for pool, members in nodes_by_pool(nodes).items():
         if all(node_value(node, "drain") is True for node in members):
             names = ", ".join(str(node.get("name")) for node in members)
@@ -190,13 +190,13 @@ def check_pool_case(nodes: Sequence[Node]) -> Iterator[str]:
     for names in spellings.values():
         if len(names) > 1:
             yield (
-                f"vllm_pool has the values {', '.join(sorted(names))}; allowed are names that differ in more than upper "
-                "and lower case; spell one pool in one way"
+                f"vllm_pool has the values {', '.join(sorted(names))}; allowed are names that differ in more than "
+                "upper and lower case; spell one pool in one way"
             )
 
 
 def check_ingress_pools(nodes: Sequence[Node], ingress_pools: Mapping[str, str]) -> Iterator[str]:
-    """Nginx does not start with an upstream that is not there."""
+    """Each ingress host's pool must have nodes, because nginx does not start without its upstream."""
     pools = nodes_by_pool(nodes)
     for host, pool in ingress_pools.items():
         if nodes and pool not in pools:
@@ -232,7 +232,7 @@ def preflight_problems(
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The class that Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., list[str]]]:
         """Return the filters by name."""

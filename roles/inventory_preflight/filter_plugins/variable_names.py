@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
-"""Misspelt variables of the project's roles: Ansible ignores them in silence, this check reports them.
+"""Misspelt variables of the project's roles, which Ansible ignores without a message.
 
-The known names are those in the roles' argument specs, so no list of them stands here.
+The known names come from the roles' argument specs.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ ROLLING_PREFIX = "rolling_"
 ROLLING = ("rolling_command", "rolling_force", "rolling_nodes")
 # Keys of a node in vllm_nginx_lb_nodes that the inventory takes from Ansible's own variables.
 NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansible_host"}
-# Made by the example inventory from the settings of a node; given to playbooks with -e.
+# Variables that the example inventory makes from the settings of a node, or that playbooks get with -e.
 NODE_OTHERS = ("vllm_node", "vllm_node_name")
-# Former names, and what has taken their place.
+# Former names and their successors.
 SUCCESSORS = {"vllm_nginx_lb_balancer": "nginx_ingress_balancer, which both roles read"} | {
     f"{NODE_PREFIX}{key}": successor for key, successor in NODE_IDENTITY.items()
 }
 
 # How similar two texts must be, from 0 to 1, for one to be a misspelling of the other.
-SIMILAR = 0.6  # the rest of a name whose beginning is right
-VERY_SIMILAR = 0.8  # a whole name of which something is in doubt
-ALMOST_EQUAL = 0.9  # a name that may as well be a variable of somebody else
+SIMILAR = 0.6  # for the rest of a name whose prefix is right
+VERY_SIMILAR = 0.8  # for a whole name whose prefix is wrong
+ALMOST_EQUAL = 0.9  # for a name that may also be a variable of somebody else
 
 
 def options_of(role: str) -> dict[str, Any]:
@@ -78,13 +78,13 @@ def similar_name(name: str) -> str | None:
     return (
         closest(rest, {each: rest_of[each] for each in known[prefix]}, SIMILAR)
         or closest(rest, rest_of, ALMOST_EQUAL)
-        # The prefix of a node is that of a role, too: vllm_lb_policy.
+        # vllm_ is also the beginning of a role's prefix, as in vllm_lb_policy.
         or (closest(name, whole, VERY_SIMILAR) if prefix == NODE_PREFIX else None)
     )
 
 
 def complaint(name: str) -> str | None:
-    """Return what is wrong with the name of a variable, without the hosts that have it, or None."""
+    """Return what is wrong with the name of a variable, or None. The line does not name the hosts."""
     prefix = prefix_of(name)
     if name in SUCCESSORS:
         return f"{name} is not a variable; in its place is {SUCCESSORS[name]}; remove {name}"
@@ -111,13 +111,13 @@ def told_hosts(hosts: Sequence[str]) -> str:
 
 
 def misspelt_variables(host_variables: Mapping[str, Sequence[str]], extra: Sequence[str] = ()) -> list[str]:
-    """Return one line per variable that looks like one of the roles' and is none.
+    """Return one line for each variable that is similar to a variable of the roles and is none.
 
-    A variable of a group, or one given with -e, is one of many hosts, and is reported once.
+    A variable that many hosts have, from a group or from -e, is reported once.
 
     Args:
         host_variables: the names of all variables of each host, wherever they are set.
-        extra: names that something else uses, and that are therefore no mistake.
+        extra: names that are variables of something else.
     """
     hosts_of: dict[str, list[str]] = defaultdict(list)
     for host, names in host_variables.items():
@@ -128,7 +128,7 @@ def misspelt_variables(host_variables: Mapping[str, Sequence[str]], extra: Seque
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The class that Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., list[str]]]:
         """Return the filters by name."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-# Words that have a meaning of their own in nginx's maps are no names.
+# These words are keywords in nginx's maps, so they cannot be names.
 WORDS = r"(?!(default|hostnames|include|volatile)\Z)"
 CLIENT = re.compile(WORDS + r"[A-Za-z0-9._-]{1,63}")
 # In a map, a text that begins with ~ is a regular expression.
@@ -51,7 +51,7 @@ def limit_problems(where: str, settings: Settings) -> Iterator[str]:
 
 
 def duplicates(where: str, what: str, values: Sequence[str]) -> Iterator[str]:
-    """Yield a problem for each value that is there twice: nginx, which ignores case, would only find the first one."""
+    """Yield a problem for each value that occurs twice, ignoring case: nginx would find only the first one."""
     for value, count in Counter(value.lower() for value in values).items():
         if count > 1:
             yield f"{where} has the {what} {value!r} {count} times, in any case; each must be there once; remove one"
@@ -82,7 +82,7 @@ SELECTORS = {"server_names": (SERVER_NAME, "host names"), "x_models": (X_MODEL, 
 
 
 def selector_problems(where: str, settings: Settings) -> Iterator[str]:
-    """Yield the problems of what decides that a request goes to this pool."""
+    """Yield the problems of a pool's selectors: path prefix, server names and values of X-Model."""
     prefix = settings.get("path_prefix", "/v1")
     if not isinstance(prefix, str) or not PATH_PREFIX.fullmatch(prefix):
         yield f"{where}.path_prefix is {prefix!r}; allowed is a path such as /batch, without a last /; correct it"
@@ -114,7 +114,7 @@ def pool_problems(pools: Mapping[str, Settings]) -> Iterator[str]:
 
 
 def shape_problems(clients: object, pools: object) -> Iterator[str]:
-    """Yield the problems of types, without which the other checks cannot work."""
+    """Yield problems of types. The other checks need right types."""
     if not isinstance(clients, list) or not all(isinstance(client, dict) for client in clients):
         yield "nginx_ingress_clients: allowed is a list of dicts with name and key; correct it"
     if not isinstance(pools, dict) or not all(isinstance(settings, dict) for settings in pools.values()):
@@ -139,10 +139,10 @@ def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Sett
 def nginx_ingress_limits(
     limits: Settings, clients: Sequence[Settings], pools: Mapping[str, Settings]
 ) -> list[dict[str, Any]]:
-    """Return the limits to enforce. nginx enforces each of them on every request that it counts.
+    """Return the limits to enforce. nginx enforces each limit on every request that the limit counts.
 
-    Each has LIMITS as numbers (0: no limit) and ``zone``, a part of nginx's names. It counts the requests for which the
-    nginx variable ``selector`` has the value ``only``. If ``only`` is empty, it counts the requests for which the
+    A limit has LIMITS as numbers (0: no limit) and ``zone``, a part of nginx's names. It counts the requests for which
+    the nginx variable ``selector`` has the value ``only``. If ``only`` is empty, it counts the requests for which the
     variable has none of the values ``unlike``.
     """
     own = [client for client in clients if any(key in client for key in LIMITS)]
@@ -167,7 +167,7 @@ def nginx_ingress_retry_after(limits: Sequence[Settings], client: str = "") -> i
         limits: see nginx_ingress_limits.
         client: the name of a client that has limits of its own; empty for all other clients.
     """
-    # The limit "all" is for no client by name: its ``only`` is empty, as ``client`` then is.
+    # The limit "all" names no client, so its ``only`` is empty, like ``client`` for clients without own limits.
     counting = [limit for limit in limits if limit["zone"].startswith("pool_") or limit["only"] == client]
     rates = [limit["requests_per_minute"] for limit in counting if limit["requests_per_minute"]]
     return max((math.ceil(60 / rate) for rate in rates), default=1)

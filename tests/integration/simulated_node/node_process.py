@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_SECONDS = 10.0
-# The node also runs with the libraries of older Debian releases: this names their interpreter.
+# SIMULATOR_PYTHON tests the node with another interpreter, and the libraries of an older Debian release.
 PYTHON = os.environ.get("SIMULATOR_PYTHON", sys.executable)
 FAST = ("--step-ms", "2", "--prefill-token-ms", "0.01", "--decode-sequence-ms", "0.01")
 FOREVER = 30_000  # tokens; a request that is still running when its test ends

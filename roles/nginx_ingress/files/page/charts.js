@@ -1,6 +1,6 @@
 /* global uPlot */
-// The charts: the time line of the events, and two for each node in view. All share one time axis and one cursor.
-// It knows nothing of the network. Nothing that nodes or the script say gets onto a canvas.
+// The charts: the time line of the events, and two charts for each node in view. All share one time axis and one
+// cursor. This module does not know the network. No text of nodes or of the script is drawn on a canvas.
 
 import { $, say } from "./dom.js";
 import { toldInFull } from "./events.js";
@@ -16,10 +16,10 @@ const NEAR = 8; // pixels between the cursor and an event that it tells
 export const plots = new Map(); // every uPlot that is drawn, by its element
 let highest = new Map(); // the highest count of requests, by pool
 
-/** Return where charts begin: an hour ago, or where the history does, but ten minutes ago at least. */
+/** Return the time at which charts begin: at the start of the history, between ten minutes and an hour ago. */
 const shownFrom = () => Math.max(now() - HOUR, Math.min(page.history.times[0] ?? 0, now() - 600));
 
-/** Return the times of charts: with nothing known, the ends of the axis. */
+/** Return the times of charts; without a history, the ends of the axis. */
 const timesShown = () => (page.history.times.length ? page.history.times : [now() - HOUR, now()]);
 
 /** Return the settings that all charts have in common, and the axis of the values. */
@@ -53,10 +53,10 @@ const line = (name, more) => ({ scale: "y", stroke: () => colours[name], points:
 /** Return a line with the area below it. */
 const filled = (name, more) => line(name, { width: 2, fill: () => colours[`${name}-fill`], ...more });
 
-/** Return a dashed line: dashes tell it from the other one where colours do not. */
+/** Return a dashed line, for people who cannot tell the two lines apart by colour. */
 const dashed = (name) => line(name, { width: 1.5, dash: [5, 3] });
 
-/** Draw a chart, or give it its new data. */
+/** Draw a chart, or update its data. */
 function plotInto(element, data, settings) {
   const known = plots.get(element);
   if (known) known.setData(data);
@@ -87,7 +87,7 @@ function drawTimeline() {
   });
 }
 
-/** Tell the event nearest to the cursor. */
+/** Show the event nearest to the cursor. */
 function tellEvents(plot, readout) {
   const { left } = plot.cursor;
   if (left < 0) return say(readout, "");
@@ -130,7 +130,7 @@ function drawNodeCharts(card) {
   });
 }
 
-/** Tell a node's numbers at the cursor. */
+/** Show a node's numbers at the cursor. */
 function tellNode(plot, key, readout) {
   const place = plot.cursor.left < 0 ? null : plot.cursor.idx;
   const series = page.history.nodes.get(key);
@@ -169,7 +169,7 @@ const sizes = new ResizeObserver((entries) => {
 /** Let a card have charts while it is in view. */
 export const watch = (card) => inView.observe(card);
 
-/** Stop that, and remove the charts. */
+/** Stop watching a card, and remove its charts. */
 export function unwatch(card) {
   inView.unobserve(card);
   removeCharts(card);

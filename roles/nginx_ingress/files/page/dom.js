@@ -1,10 +1,10 @@
-// The few things that all modules do with the document. What nodes and the script say is hostile input: it gets into
-// the page as textContent only. It knows nothing of what is shown.
+// Helpers for the document. Texts of nodes and of the script are hostile input: they get into the page as textContent
+// only. This module does not know what is shown.
 
 /** Return the first element that a selector finds. */
 export const $ = (selector, within = document) => within.querySelector(selector);
 
-/** Set a text, if it is another: screen readers read again what is set. */
+/** Set a text if it has changed: screen readers read a text again when it is set. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -17,7 +17,7 @@ export function made(tag, text, className = "") {
   return element;
 }
 
-/** Return the element in a template, as new. */
+/** Return a new copy of the element in a template. */
 export const fromTemplate = (selector) => $(selector).content.firstElementChild.cloneNode(true);
 
 /** Show a notice: a bold headline and a sentence; hide it without a code. */

@@ -1,5 +1,5 @@
-// What happened: each event of the hour, by what the codes and numbers of ticks say. Sentences are carried along and
-// never looked into. Pure: it knows neither the DOM nor the network.
+// The events of the hour, by the codes and numbers of ticks. Sentences are passed on and never parsed. Pure: this
+// module knows neither the DOM nor the network.
 
 import { duration, shortened, worded } from "./format.js";
 import { CHANGES, codeOf, isFault } from "./status.js";
@@ -17,7 +17,7 @@ export const told = ({ what, why }) => (why ? `${what}: ${why}` : what);
 /** Return the same with the node's name. */
 export const toldInFull = (event) => `${event.key && `${event.key.replace("\n", "/")}: `}${told(event)}`;
 
-/** Add an event once: the history tells it, and so does the status after the tick. */
+/** Add an event once, although both the history and the status after the tick have it. */
 function add(events, { why = null, code = null, key = "", ...event }) {
   const name = `${event.at.toFixed(1)} ${event.kind} ${key}`;
   if (!events.has(name)) events.set(name, { ...event, why, code, key });
@@ -61,7 +61,7 @@ export function collapsed(events, interval) {
   for (const event of [...events.values()].sort((a, b) => a.at - b.at)) {
     const last = found.findLast((each) => each.kind === event.kind);
     const next = last?.code === event.code && event.at - (last.until ?? last.at) < 2.5 * interval;
-    // The latest sentence has the present numbers in it.
+    // The latest sentence has the present numbers.
     if (next && ["wait", "fault"].includes(event.kind)) Object.assign(last, { until: event.at, why: event.why });
     else found.push({ ...event });
   }

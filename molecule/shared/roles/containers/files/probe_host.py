@@ -2,7 +2,7 @@
 """Find out how this host can run a container with systemd in it.
 
 Usage: probe_host.py IMAGE (as root). Prints one JSON object: runtime, ulimits, init_arguments, ipv6.
-Nothing is taken from version numbers: a setting is chosen because a container started with it.
+Version numbers decide nothing: a setting is chosen because a container started with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 PODMAN = "podman"
-# A file of the image; no machine has it.
+# A file that only the image has.
 MARKER = "/etc/vllm-nginx-lb-test"
 RUNTIMES = ("crun", "runc")
 # Some hosts forbid podman's own limits: not even root may raise a limit there.
@@ -40,7 +40,7 @@ def podman(*arguments: str) -> str:
 
 
 def is_inside(container: str) -> bool:
-    """Tell whether commands for the container run in it. They may not where this root is a chroot."""
+    """Tell whether commands for the container run inside it. In a chroot they may not."""
     try:
         podman("exec", container, "test", "-e", MARKER)
     except subprocess.CalledProcessError:

@@ -1,4 +1,4 @@
---- What the status server answers of the balancer `work`; each function is a content_by_lua.
+--- The status server's answers about the balancer `work`. Each function is a content_by_lua.
 
 local cjson = require "cjson.safe"
 local node_report = require "vllm_nginx_lb.node_report"
@@ -10,12 +10,12 @@ local function rows()
     return node_report.rows(worker.weights:pools(), worker)
 end
 
---- /generation: that of the weights in use, and this worker's process id. The script waits for it.
+--- /generation: the generation of the weights in use, and this worker's process id. The script waits for a generation.
 function admin.generation()
     ngx.say(worker.weights:generation(), " ", ngx.worker.pid())
 end
 
---- /work: what is known of each node, as JSON.
+--- /work: the state of each node, as JSON.
 function admin.work()
     local found = rows()
     ngx.header["Content-Type"] = "application/json"
@@ -23,7 +23,7 @@ function admin.work()
     ngx.say('{"generation":"', worker.weights:generation(), '","nodes":', nodes, "}")
 end
 
---- /work/metrics: the same for Prometheus, and how full shared memory is.
+--- /work/metrics: the state of each node for Prometheus, and the writes that did not fit into shared memory.
 function admin.metrics()
     local dicts = {}
     for i, dict in ipairs(worker.dicts) do

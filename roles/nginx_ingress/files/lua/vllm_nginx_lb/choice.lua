@@ -1,5 +1,5 @@
---- Which node a request goes to, and why: the least outstanding work among those that may be taken, or the node that
--- the request belongs to.
+--- The node that a request is sent to, and why: the node of its session, or the node with the least work of those that
+-- are not ejected.
 
 local least_work = require "vllm_nginx_lb.least_work"
 
@@ -21,18 +21,18 @@ function choice.new(parts)
     return setmetatable({ parts = parts }, Choice)
 end
 
---- Whether a node can take one more request.
+--- Whether a node may get one more request.
 local function has_room(node, totals)
     return node.max_conns == 0 or totals[2 * node.slot + 1] < node.max_conns
 end
 
---- Whether a request was not tried on a node that can take it.
+--- Whether a node may get this request and has not had it.
 local function is_untried(request, node, totals)
     return not request.tried[node.peer] and has_room(node, totals)
 end
 
---- Choose when all nodes have failed lately: the least loaded is the best guess. When each has been tried there is one
--- more try: the node may have closed an idle connection.
+--- Choose when all nodes are ejected: the node with the least work is the best guess. When each node was tried, there
+-- is one more try, because a node may have closed an idle connection.
 function Choice:last_resort(request, nodes, totals)
     local settings, random = self.parts.settings, self.parts.random
     local node = least_work.best(nodes, totals, request, settings, function(candidate)
@@ -48,7 +48,7 @@ function Choice:last_resort(request, nodes, totals)
 end
 
 --- Choose a node for a request.
----@param request Request `bytes`, `cached`, and `tried`: addresses of nodes that have had it
+---@param request Request with `bytes`, `cached` and `tried`
 ---@param pool table its `nodes`
 ---@param totals number[] in_flight.lua
 ---@return table|nil node nil if there is none
@@ -72,7 +72,7 @@ function Choice:pick(request, pool, totals)
     return node, "least work, off its affinity"
 end
 
---- Whether there is a node left for a request that it was not tried on.
+--- Whether a node is left that may get a request and has not had it.
 ---@param request Request see Choice:pick
 ---@param pool table its `nodes`
 ---@param totals number[] in_flight.lua

@@ -1,13 +1,13 @@
---- Outlier ejection: a node that fails gets no requests for a short time, longer after each failure. Then one request
--- tries it, and no other until that has ended.
+--- Outlier ejection: a node that fails gets no requests for a short time, longer after each failure. Then a single
+-- request is the node's trial: while the trial lasts, the node gets no other requests.
 --
 -- What counts as a failure: a try that broke off or was refused; an answer of 502, 503 or 504; and a stall, when a node
--- sends headers and then no first byte to anybody (request.lua finds that). All workers share what is known. The script
--- still decides what a node is good for; ejection bridges the seconds until the script has noticed.
+-- sends headers and then no first byte to any client (request.lua finds stalls). All workers share ejections. The
+-- script decides weights and takes nodes out; ejection covers the seconds until the script has seen the failure.
 
 -- Keys of the dictionary, by the node's address, and one for all nodes.
 local FAILS, EJECTED, TRIAL, ANY_FAILED = "fails:", "out:", "probe:", "trouble"
--- Not 500: that can be the doing of a request.
+-- Not 500: the request itself can be the cause.
 local FAULTY_STATUS = { [502] = true, [503] = true, [504] = true }
 
 ---@class Ejection
@@ -32,7 +32,7 @@ function ejection.is_failure(status)
     return FAULTY_STATUS[status or 0] == true
 end
 
---- Eject a node that failed. What else fails while it is ejected is the same failure.
+--- Eject a node that failed. Further failures while it is ejected count as the same one.
 ---@param peer string its address
 function Ejection:failed(peer)
     local dict, times = self.dict, self.times
@@ -57,22 +57,22 @@ function Ejection:succeeded(peer)
     end
 end
 
---- Whether any node has failed lately: if not, `may_take` is true of all, and need not be asked.
+--- Whether any node has failed lately. If none has, `may_take` is true for all nodes and need not be called.
 ---@return boolean
 function Ejection:any_failed()
     return self.dict:get(ANY_FAILED) == true
 end
 
---- Whether a node may be taken: it is not ejected, and no request tries it just now.
+--- Whether a node may get a request: it is not ejected, and no trial of it is under way.
 ---@param peer string its address
 ---@return boolean
 function Ejection:may_take(peer)
     return not (self.dict:get(EJECTED .. peer) or self.dict:get(TRIAL .. peer))
 end
 
---- Note that a node is taken. If it has failed before, this request is its trial.
+--- Note that a node was chosen. If it has failed before, this request is its trial.
 ---@param peer string its address
-function Ejection:taken(peer)
+function Ejection:chosen(peer)
     if self.dict:get(FAILS .. peer) then
         self.dict:add(TRIAL .. peer, true, self.times.probe)
     end

@@ -1,12 +1,10 @@
---- The work in flight at each node, counted over all workers, exactly, through reloads and crashes.
---
+--- In-flight work at each node, over all workers. The count stays exact through reloads and crashes of workers.
 -- Each worker writes only its own row: for every node the prompt bytes that wait for a first byte, and the open
--- streams. So nothing has to be locked, and the sum of all rows is right at any moment. An old worker keeps its row
--- after a reload until it has ended; the row of one that died is removed by those that live. A row is one string of
--- doubles: to read the rows of a thousand nodes takes microseconds, to read a thousand counters would not.
---
--- A row has the layout of the list of nodes that its worker knows. An old worker may know an older list than the
--- others: rows of another layout are added up by address.
+-- streams. So no lock is needed, and the sum of all rows is right at any moment. An old worker keeps its row after a
+-- reload until it ends. The other workers remove the row of a worker that died. A row is one string of doubles: reading
+-- a row of a thousand nodes takes microseconds, which a thousand counters would not.
+-- The order of the nodes in a row is its layout. An old worker may have an older list of nodes, so another layout: its
+-- row is added up by address.
 
 local ffi = require "ffi"
 
@@ -20,7 +18,7 @@ InFlight.__index = InFlight
 
 local in_flight = {}
 
---- Begin to count in one worker. What a dead one with the same process id left behind is dropped.
+--- Begin to count in one worker. The row of a dead worker with the same process id is dropped.
 ---@param dict SharedDict
 ---@param pid integer of this worker
 ---@param is_alive fun(pid: integer): boolean
@@ -32,15 +30,15 @@ function in_flight.open(dict, pid, is_alive, name_of)
         key = ROW .. pid,
         is_alive = is_alive,
         name_of = name_of,
-        own = {}, -- by address: what this worker has in flight, also at nodes that have left the list
+        own = {}, -- by address: this worker's in-flight work, also at nodes that have left the list
         others = {}, -- keys of the other workers' rows
-        maps = {}, -- by the name of another layout: its slots to ours
+        maps = {}, -- by the name of another layout: our slot for each of its slots
     }, InFlight)
     self:use_nodes {}
     return self
 end
 
---- Count for another list of nodes. What is in flight at nodes of both lists stays counted.
+--- Use another list of nodes. In-flight work at nodes of both lists stays counted.
 ---@param addresses string[] in the order of their slots, which count from 0
 function InFlight:use_nodes(addresses)
     local text, slots = table.concat(addresses, "\n"), {}
@@ -66,14 +64,15 @@ function InFlight:use_nodes(addresses)
     self.dict:incr(CHANGES, 1)
 end
 
---- Write this worker's row, with something random at its end. Lua keeps each string once, and finds it by a hash of a
--- few places of it, its end among them. Rows differ in a few other places, and would all be compared with each other.
+--- Write this worker's row, with random bytes at its end. LuaJIT keeps each string once, and finds it by a hash of a
+-- few places, the end among them. Rows differ in few places. Without random bytes many rows would have one hash, and
+-- would all be compared with each other.
 function InFlight:write_row()
     self.counts[self.size] = math.random()
     self.dict:set(self.key, ffi.string(self.row, ID_LENGTH + (self.size + 1) * SIZE))
 end
 
---- Count work at a node, negative when it ends. A node that has left the list may be in the next one again.
+--- Add work at a node; negative numbers when work ends. A node that has left the list may return with the next one.
 ---@param address string of the node
 ---@param bytes number of prompts that wait for a first byte
 ---@param streams integer open requests
@@ -92,7 +91,7 @@ function InFlight:add(address, bytes, streams)
 end
 
 --- The sums over all workers.
----@return number[] totals doubles from 0, valid until the next call: pending bytes at 2 * slot, streams behind it
+---@return number[] totals doubles, valid until the next call: pending bytes at 2 * slot, streams at 2 * slot + 1
 function InFlight:totals()
     local changes = self.dict:get(CHANGES)
     if changes ~= self.changes then
@@ -127,7 +126,7 @@ function InFlight:add_row(row)
     end
 end
 
---- Slots of another layout to ours, of the addresses that are in both.
+--- Our slot for each slot of another layout, if its address is in both.
 function InFlight:map_of(id)
     local found = self.maps[id]
     if not found then
@@ -142,7 +141,7 @@ function InFlight:map_of(id)
     return found
 end
 
---- Find the rows of the other workers, and remove those of dead ones and the layouts that nobody uses.
+--- Find the rows of the other workers. Remove the rows of dead workers and the layouts without a row.
 function InFlight:find_rows()
     local rows, layouts, used = {}, {}, { [self.layout] = true }
     for _, key in ipairs(self.dict:get_keys()) do

@@ -1,28 +1,25 @@
---- The node with the least outstanding work. Pure: no clock, no nginx.
---
--- The work of a node, per unit of what it can do, is what it has accepted and not begun (prompt bytes of requests that
--- have had no first body byte) and what it goes on with (open streams, each worth `stream_bytes`):
+--- The node with the least in-flight work. Pure: no clock, no nginx.
+-- A node has a score: its in-flight work and the new request, per effective weight. In-flight work is the prompt bytes
+-- of requests without a first body byte, and `stream_bytes` for each open stream:
 --
 --     (ingresses * (pending_bytes + stream_bytes * streams) + bytes) / effective_weight
---
--- One of several ingresses sees only its own requests, and assumes that the others send as many (`ingresses`). `bytes`
--- is the new request's prompt, less what the node is likely to have cached of it: affinity in the unit of work, which
--- a node with less to do outweighs.
---
--- docs/decisions.md says what that was measured against.
+-- Each of several ingresses sees only its own requests, and assumes that the others send as many (`ingresses`). `bytes`
+-- is the new request's prompt, less what the node has probably cached of it. So another node gets the request if its
+-- work is less by more than that.
+-- docs/decisions.md has the measurements.
 
 local least_work = {}
 
--- What is cached saves more than its bytes: on another node it would take the place of something else.
+-- A cached byte counts more than once: on another node the prompt would displace other cached prompts.
 local CACHED = 2
 
---- The bytes of a request less so many times what a node has cached of it. A node in slow start has nothing cached.
+--- The bytes of a request less a multiple of what a node has cached of it. A node in slow start has nothing cached.
 local function uncached(request, node, times)
     local cached = not node.slow_since and request.cached[node.peer] or 0
     return math.max(0, request.bytes - times * cached)
 end
 
---- The bytes of a request that a node would have to begin with.
+--- The bytes of a request's prompt that a node would have to compute.
 ---@param request table `bytes` of its prompt, >= 0, and `cached`: of these by the node's address (affinity/prefix.lua)
 ---@param node table with `peer`, its address, and `slow_since` while it is in slow start
 ---@return number bytes
@@ -30,9 +27,9 @@ function least_work.cost(request, node)
     return uncached(request, node, 1)
 end
 
---- The work a node would have with one more request.
+--- The score of a node: its work with one more request, per effective weight.
 ---@param node table with `effective_weight`, > 0, `peer`, and `slot`, its place in `totals`
----@param totals number[] pending bytes at 2 * slot, streams behind it (in_flight.lua)
+---@param totals number[] pending bytes at 2 * slot, streams at 2 * slot + 1 (in_flight.lua)
 ---@param request table see least_work.cost
 ---@param settings table `stream_bytes`: what one open stream costs, in bytes of prompt, >= 0; `ingresses`, >= 1
 ---@return number score in bytes per unit of weight
@@ -42,12 +39,12 @@ function least_work.score(node, totals, request, settings)
     return (settings.ingresses * known + uncached(request, node, CACHED)) / node.effective_weight
 end
 
---- The best of some nodes; ties at random.
+--- The node with the lowest score; ties at random.
 ---@param nodes table[] see least_work.score; one with an effective weight of 0 serves nobody
 ---@param totals number[] see least_work.score
 ---@param request table see least_work.cost
 ---@param settings table see least_work.score
----@param may_take fun(node: table): boolean called with a node that would be best
+---@param may_take fun(node: table): boolean false: leave the node out; called only for a node that would be best
 ---@param random fun(n: integer): integer from 1 to n
 ---@return table|nil node nil if there is none
 ---@return number|nil score of the node

@@ -1,4 +1,4 @@
---- What is measured of a request. Pure.
+--- Measurements of a request: the time to its first byte. Pure.
 
 local meter = {}
 

@@ -1,4 +1,4 @@
---- Find the model that a request asks for, without taking apart all of its JSON: a body may hold megabytes of images.
+--- Find the model that a request asks for, without parsing all of its JSON: a body may have megabytes of images.
 
 local cjson = require "cjson.safe"
 
@@ -9,7 +9,7 @@ local LONGEST = 256 -- of a name, in characters
 local LONGEST_ESCAPED = 6 * LONGEST
 local TURNS, MOST_TURNS = 20000, 2000000 -- between two pauses, about 10 ms; in all, about a second
 
---- A counter that lets other requests have their turn from time to time, and says when it is enough.
+--- A counter that pauses from time to time for other requests, and tells when the limit is reached.
 local function turns(pause)
     local count = 0
     return function()
@@ -21,7 +21,7 @@ local function turns(pause)
     end
 end
 
---- Where a string ends that begins behind `from`, or nil.
+--- The end of the string that begins after `from`, or nil.
 local function end_of_string(body, from, turn)
     while not turn() do
         local at = body:find('"', from, true)
@@ -40,7 +40,7 @@ local function end_of_string(body, from, turn)
     return nil
 end
 
---- What a string says that stands between two quotes; nil if it is too long for a name.
+--- The value of the string between two quotes; nil if it is too long for a name.
 local function text_between(body, first, last)
     if last - first - 1 > LONGEST_ESCAPED then
         return nil
@@ -52,8 +52,8 @@ local function text_between(body, first, last)
     return text and #text <= LONGEST and text or nil
 end
 
---- The value of `model` in the outermost object; of several the last one, as every JSON library has it.
--- @tparam string body JSON; what else is wrong with it, the node will say
+--- The value of `model` in the outermost object. If there are several, the last one counts, as in JSON libraries.
+-- @tparam string body JSON; the node reports other errors in it
 -- @tparam ?function pause called now and then, so that a long body does not hold up other requests
 -- @treturn ?string the name, or nil if there is none, or it takes too long to find
 function model.of(body, pause)

@@ -1,5 +1,5 @@
---- What all workers keep of each node besides its work in flight: how often it was chosen, and when it last sent the
--- first byte of an answer.
+--- Two facts about each node, shared by all workers: how often it was chosen, and when it last sent the first byte of
+-- an answer.
 
 local CHOSEN, FIRST_BYTE = "picks:", "heard:" -- keys of the dictionary, by the node's address
 
@@ -9,9 +9,9 @@ NodeCounts.__index = NodeCounts
 
 local node_counts = {}
 
---- Keep it in a dictionary.
+--- Keep these facts in a dictionary.
 ---@param dict SharedDict
----@param first_byte_seconds number for how long a first byte is remembered: that of a stall
+---@param first_byte_seconds number for how long a first byte is remembered: `stall_seconds`
 ---@return NodeCounts
 function node_counts.new(dict, first_byte_seconds)
     return setmetatable({ dict = dict, first_byte_seconds = first_byte_seconds }, NodeCounts)
@@ -39,12 +39,12 @@ end
 
 --- When a node last sent the first byte of an answer.
 ---@param peer string its address
----@return number at Unix seconds; 0 if that is longer ago than is remembered
+---@return number at Unix seconds; 0 if none is remembered
 function NodeCounts:last_first_byte(peer)
     return self.dict:get(FIRST_BYTE .. peer) or 0
 end
 
---- Drop what is kept of nodes that have left, or it would grow with every node there ever was.
+--- Drop the facts about nodes that have left the list: otherwise each former node would use memory for ever.
 ---@param before string[] addresses
 ---@param after string[] addresses
 function NodeCounts:forget(before, after)

@@ -1,11 +1,11 @@
---- What is known of each node, as rows and as Prometheus reads it. Pure.
+--- The state of each node, as rows and in Prometheus' text format. Pure.
 
 local least_work = require "vllm_nginx_lb.least_work"
 
 local node_report = {}
 
 local NO_REQUEST = { bytes = 0, cached = {} } -- adds no work
--- Of each node: the key of its row, the metric's name without the common part, its type and its help.
+-- The metrics of a node: the key in its row, the name without the common part, the type, the help.
 local METRICS = {
     { "weight", "weight", "gauge", "Weight by the balancer's script, 0 to 100." },
     { "capacity", "capacity", "gauge", "Effective weight: less than the weight while a node is in slow start." },
@@ -15,15 +15,15 @@ local METRICS = {
     { "backoff_seconds", "backoff_seconds", "gauge", "Seconds for which it is still ejected because it failed." },
     { "picks", "picks_total", "counter", "Requests it was chosen for." },
 }
--- Of each shared dictionary, likewise.
+-- The metrics of a shared dictionary, in the same columns.
 local DICT_METRICS = {
     { "full", "dict_full_total", "counter", "Writes that failed or dropped something else for lack of shared memory." },
 }
 
---- What is known of every node, pool by pool in the order of the file.
+--- The rows of all nodes, pool by pool in the order of the file.
 ---@param pools table by name, each with `nodes`
 ---@param parts table `settings`, `in_flight`, `ejection`, `counts`
----@return table[] rows `pool`, `node`, `address`, and what METRICS names; no `score` for one that serves nobody
+---@return table[] rows `pool`, `node`, `address`, and the keys in METRICS; no `score` for a node without weight
 function node_report.rows(pools, parts)
     local rows, totals = {}, parts.in_flight:totals()
     for name, pool in pairs(pools) do

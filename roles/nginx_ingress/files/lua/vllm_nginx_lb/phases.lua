@@ -1,17 +1,17 @@
---- What each phase of nginx calls. Here is what touches nginx's variables; what happens to a request is in request.lua.
+--- What each phase of nginx calls. Only this module touches nginx's variables. request.lua has the life of a request.
 
 local meter = require "vllm_nginx_lb.meter"
 local request_body = require "vllm_nginx_lb.request_body"
 local router = require "vllm_nginx_lb.router"
 local worker = require "vllm_nginx_lb.worker"
--- Loaded here, before there are workers: a worker must never load a file that an upgrade has changed since.
+-- Loaded here, before there are workers: a worker must never load a file of a later version.
 require "vllm_nginx_lb.admin"
 
 local NO_LIVE_NODE = -3 -- NGX_BUSY, of which nginx makes a 502; another status would become a 500
 
 local phases = {}
 
---- init_by_lua: take the settings.
+--- init_by_lua: read the settings.
 ---@param json string see worker.configure
 function phases.init(json)
     worker.configure(json)
@@ -47,7 +47,7 @@ local function accept()
     return request
 end
 
---- access_by_lua: accept a request, find its pool, and what it belongs together with.
+--- access_by_lua: accept a request, find its pool, and its session or prefix marks.
 function phases.access()
     local request, body = accept(), request_body.new()
     if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
@@ -63,7 +63,7 @@ function phases.access()
 end
 
 --- balancer_by_lua: choose a node for a request, or another one when a try has failed.
----@param pool_name string of which nodes, unless the request's model says otherwise
+---@param pool_name string the pool that nginx has found; a pool found by the model wins
 function phases.balance(pool_name)
     local request = ngx.ctx.vllm_nginx_lb or accept()
     pool_name = request.pool_name or pool_name
@@ -74,7 +74,7 @@ function phases.balance(pool_name)
     end
     local var = ngx.var
     if not request.number then
-        -- Where an error page sends a request to a node again, its record begins anew.
+        -- An error page of nginx has sent this request to a node again: close the former record, begin a new one.
         worker.requests:finish(tonumber(var.vllm_nginx_lb_request))
         worker.requests:begin(request, tonumber(var.content_length) or tonumber(var.request_length) or 0)
         var.vllm_nginx_lb_request, var.vllm_nginx_lb_pool_name = request.number, pool_name

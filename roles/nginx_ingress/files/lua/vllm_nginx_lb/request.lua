@@ -1,12 +1,12 @@
---- The life of a request, from its acceptance to its end. Whatever follows requests reads this record.
+--- The life of a request, from its acceptance to its end, in one record.
 --
 --     accepted ─▶ sent ─▶ headers ─▶ body ─▶ ended
 --         ▲         │
---         └─────────┘ the try has failed, and another node is chosen
+--         └─────────┘ the try has failed: another node is chosen
 --
--- While a request is `sent` or has `headers`, its prompt counts as pending at its node; until it has ended or its try
--- has failed, it counts as a stream there. vLLM sends the headers of a stream before it has computed the prompt, so the
--- prompt is done with the first byte of the body.
+-- In the stages `sent` and `headers`, the prompt counts as pending work of the node. Until the request ends or the try
+-- fails, it also counts as a stream of the node. vLLM sends the headers of a stream before it has computed the prompt,
+-- so the prompt is done with the first byte of the body.
 
 local ejection = require "vllm_nginx_lb.ejection"
 local least_work = require "vllm_nginx_lb.least_work"
@@ -14,16 +14,16 @@ local least_work = require "vllm_nginx_lb.least_work"
 ---@class Request
 ---@field stage string accepted, sent, headers, body, ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
----@field pool_name string|nil of its model; nil: the pool that nginx has found
----@field place integer|nil of its session (affinity/session.lua)
----@field marks string[]|nil of its body (affinity/prefix.lua)
----@field bytes number of its prompt, as far as they count
+---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
+---@field place integer|nil the place of its session on the ring (affinity/session.lua)
+---@field marks string[]|nil the prefix marks of its body (affinity/prefix.lua)
+---@field bytes number of its prompt, at most `max_request_bytes`
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
----@field tried table<string, boolean> addresses of the nodes that have had it
----@field is_tried_again boolean|nil true: each node has had it, and one of them gets it once more
+---@field tried table<string, boolean> addresses of the nodes that it was sent to
+---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
 ---@field tries_left integer how often nginx may still be told to try it
----@field peer string|nil the address of the node that has it
----@field cost number bytes of its prompt that its node has to begin with
+---@field peer string|nil the address of the node that it is at now
+---@field cost number bytes of its prompt that the node has to compute
 ---@field sent_at number Unix seconds
 
 ---@class Requests the requests of one worker
@@ -44,22 +44,21 @@ local request = {}
 ---@field log fun(text: string)
 
 --- Follow the requests of one worker.
---
--- They are found by a number in an nginx variable. Unlike ngx.ctx, that outlives the internal redirect to an error
--- page, after which a request must be counted out, too.
+-- An nginx variable has the number of each request. Unlike ngx.ctx, the variable survives the internal redirect to an
+-- error page, after which the request's work still has to be released.
 ---@param parts RequestParts
 ---@return Requests
 function request.follow(parts)
     return setmetatable({ parts = parts, by_number = {}, latest = 0 }, Requests)
 end
 
---- Begin the record of a request. Until it is sent to a node for the first time, nothing keeps it but the caller.
+--- Begin the record of a request. Until the request is sent to a node, only the caller keeps the record.
 ---@return Request
 function Requests.accept()
     return { stage = "accepted", tried = {} }
 end
 
---- Get a request ready for its first choice.
+--- Prepare a request for its first choice, and keep its record.
 ---@param it Request
 ---@param bytes number of its body
 function Requests:begin(it, bytes)
@@ -72,7 +71,7 @@ function Requests:begin(it, bytes)
     self.by_number[it.number] = it
 end
 
---- Count a request out of the node that has it.
+--- Release a request's work at its node.
 function Requests:release(it)
     if it.peer then
         local is_pending = it.stage == "sent" or it.stage == "headers"
@@ -81,7 +80,7 @@ function Requests:release(it)
     end
 end
 
---- Let nginx try a request once more if there is a node for that; else the answer of this one is the client's.
+--- Let nginx try a request once more if another node is left. If none is, the client gets the answer of this try.
 function Requests:allow_another_try(it, pool, totals)
     local parts = self.parts
     if it.tries_left > 1 and (not it.is_tried_again or parts.choice:has_untried(it, pool, totals)) then
@@ -90,7 +89,7 @@ function Requests:allow_another_try(it, pool, totals)
     end
 end
 
---- Choose a node that nginx takes; nil if there is none.
+--- Choose a node that nginx accepts; nil if there is none.
 function Requests:choose(it, pool, totals)
     local parts = self.parts
     while true do
@@ -107,9 +106,9 @@ function Requests:choose(it, pool, totals)
     end
 end
 
---- Send a request to a node. If one has it already, that try has failed.
+--- Send a request to a node. If the request is at a node already, that try has failed.
 ---@param it Request which has begun
----@param pool table of nodes, as it is now
+---@param pool table with its present nodes
 ---@return string|nil why the node was chosen, as $vllm_nginx_lb_choice has it; nil if there is none
 function Requests:send(it, pool)
     local parts = self.parts
@@ -125,7 +124,7 @@ function Requests:send(it, pool)
     self:allow_another_try(it, pool, totals)
     it.peer, it.stage, it.sent_at = node.peer, "sent", parts.now()
     it.cost = least_work.cost(it, node)
-    parts.ejection:taken(node.peer)
+    parts.ejection:chosen(node.peer)
     parts.in_flight:add(node.peer, it.cost, 1)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
@@ -140,10 +139,10 @@ function Requests.see_headers(_, it)
     end
 end
 
---- See a piece of an answer's body, not empty.
+--- See a piece of an answer's body that is not empty.
 ---@param it Request
 ---@param is_good boolean false: it is an error of the server
----@return boolean is_first true of the first one: its prompt is done
+---@return boolean is_first true: this is the first piece, so the prompt is computed
 function Requests:see_piece(it, is_good)
     if it.stage ~= "sent" and it.stage ~= "headers" then
         return false
@@ -158,9 +157,9 @@ function Requests:see_piece(it, is_good)
     return true
 end
 
---- Count a request out, however it ended: answered, broken off by the node, left by the client, refused.
+--- Close a request's record and release its work, however the request ended.
 ---@param number integer|nil of the request
----@param status integer|nil of the last node that answered; nil: it has not, or the client has gone meanwhile
+---@param status integer|nil of the last node's answer; nil: no answer, or the client has gone
 function Requests:finish(number, status)
     local it = number and self.by_number[number]
     if not it then
@@ -174,7 +173,7 @@ function Requests:finish(number, status)
     it.stage = "ended"
 end
 
---- Eject the nodes that are stalled: they have sent headers, and then no first byte to anybody for too long.
+--- Eject stalled nodes: a stalled node has sent headers, and then no first byte to any client for `stall_seconds`.
 function Requests:eject_stalled()
     local parts = self.parts
     local now = parts.now()

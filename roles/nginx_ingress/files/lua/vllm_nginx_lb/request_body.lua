@@ -1,4 +1,4 @@
---- A request's body, read once by whatever needs it first.
+--- A request's body. The first module that needs it reads it; the others use the same text.
 
 local files = require "vllm_nginx_lb.files"
 
@@ -14,8 +14,8 @@ function request_body.new()
     return setmetatable({ is_read = false, text = nil }, RequestBody)
 end
 
---- The body, or its beginning. The first call decides how much there is for all.
----@param bytes integer|nil that are enough, for a body that nginx has written to a file; nil: all of it
+--- The body, or its beginning. The first call decides how much of it all callers get.
+---@param bytes integer|nil how many bytes to read of a body that nginx has written to a file; nil: all of it
 ---@return string|nil text nil if there is none
 function RequestBody:read(bytes)
     if not self.is_read then

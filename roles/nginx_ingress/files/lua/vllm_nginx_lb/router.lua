@@ -1,18 +1,17 @@
---- Which pool a request is for, by the model that its body asks for. Pure.
---
--- It matters where pools name their models. Where none does, and where nginx has found the pool itself (by path, name
--- or X-Model), the pool of nginx stays.
+--- The pool of a request, by the model in its body. Pure.
+-- Only pools that name their models are found in this way. If no pool does, or if nginx has found the pool itself (by
+-- path, name or X-Model), the pool of nginx stays.
 
 local cjson = require "cjson.safe"
 local model = require "vllm_nginx_lb.model"
 
 local router = {}
 
----@class Answer what a client is answered instead of a node's answer
+---@class Answer an answer to the client in place of a node's
 ---@field status integer of HTTP
 ---@field json string
 
---- As OpenAI answers when there is no such model.
+--- OpenAI's answer for a model that does not exist.
 local function no_such_model(name)
     local message = "The model `" .. name .. "` does not exist."
     local problem = { message = message, type = "invalid_request_error", param = "model", code = "model_not_found" }
@@ -35,7 +34,7 @@ end
 ---@param models table<string, string> the pool of each model
 ---@param path string of the request
 ---@param read_body fun(): string|nil
----@param pause fun() lets other requests have their turn while a long body is searched
+---@param pause fun() lets the worker serve other requests while a long body is searched
 ---@return string|nil pool nil: the one that nginx has found
 ---@return Answer|nil answer for the client, whose request then goes to no node
 function router.route(models, path, read_body, pause)

@@ -1,6 +1,5 @@
---- What can be set, each setting declared once. Pure.
---
--- The names are those of the JSON that init_by_lua hands over. Who hands it over leaves out what is as it is here.
+--- Every setting of the Lua code, declared once. Pure.
+-- The names are the keys of the JSON that init_by_lua passes in. A key that is left out has the default.
 
 local settings = {}
 
@@ -10,32 +9,32 @@ local KINDS = {}
 -- the least value allowed, and may have a `unit`; texts may have a `pattern`; a word has its `choices`; a group has its
 -- `members`. A default that is a function is called with the other settings of its group.
 local DECLARED = {
-    -- What vllm-nginx-lb writes, and what nginx's own balancer had: read until there is the first.
+    -- The weights that vllm-nginx-lb publishes. Until that file exists, the upstream file of the balancer `upstream`.
     { name = "file", kind = "text", default = "/etc/nginx/vllm-nginx-lb/weights.json" },
     { name = "upstream_file", kind = "text", default = "/etc/nginx/vllm-nginx-lb/upstream.conf" },
-    -- How often the file is read, slow start goes on, and stalled nodes and dead workers are looked for.
+    -- How often the file is read, slow start raises weights, and stalled nodes and dead workers are searched.
     { name = "refresh_seconds", kind = "number", unit = "s", low = 0.001, default = 0.5 },
-    -- The shared dictionary of what all workers count.
+    -- The shared dictionary for the counts of all workers.
     { name = "dict", kind = "text", default = "vllm_nginx_lb" },
-    -- What an open stream counts, in bytes of prompt.
+    -- The work of an open stream, as bytes of prompt.
     { name = "stream_bytes", kind = "number", unit = "bytes", low = 0, default = 1000 },
     -- How many ingresses send requests to the same nodes.
     { name = "ingresses", kind = "integer", low = 1, default = 1 },
-    -- The most that one request counts.
+    -- The largest work of one request.
     { name = "max_request_bytes", kind = "integer", unit = "bytes", low = 1, default = 64 * 1024 },
-    -- How many nodes a request reaches at most.
+    -- The most nodes that one request may reach.
     { name = "tries", kind = "integer", low = 1, default = 3 },
-    -- How long slow start lasts; 0: a node that comes back has all of its weight at once.
+    -- How long slow start lasts; 0: a returning node has its full weight at once.
     { name = "ramp_seconds", kind = "number", unit = "s", low = 0, default = 30 },
-    -- A node is stalled that has sent headers and no first byte for so long.
+    -- A node that has sent headers and then no first byte for so long is stalled.
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
-    -- What finds a node that has a prompt cached.
+    -- How a node is found that has a prompt cached.
     { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },
     { name = "session_header", kind = "text", pattern = "^[%w-]+$", default = "X-Session-Id" },
-    -- The work that a session's node may have: so many times the least of all, and the slack besides.
+    -- The most work that a session's node may have: the least work of all nodes times the factor, plus the slack.
     { name = "affinity_factor", kind = "number", low = 1, default = 2 },
     { name = "affinity_slack_bytes", kind = "number", unit = "bytes", low = 0, default = 8192 },
-    -- How much of a body's beginning gets prefix marks, for how long they are kept, and in which shared dictionary.
+    -- How many bytes of a body get prefix marks, for how long marks are kept, and in which shared dictionary.
     { name = "prefix_bytes", kind = "integer", unit = "bytes", low = 1, default = 16 * 1024 },
     { name = "prefix_seconds", kind = "number", unit = "s", low = 0.001, default = 600 },
     { name = "prefix_dict", kind = "text", default = "vllm_nginx_lb_prefixes" },
@@ -46,7 +45,7 @@ local DECLARED = {
             -- The ejection time after a node's first failure; each further one doubles it. 0: no node is ever ejected.
             { name = "first", kind = "number", unit = "s", low = 0, default = 0.5 },
             { name = "longest", kind = "number", unit = "s", low = 0, default = 10 },
-            -- After which a failure is forgotten.
+            -- A failure is forgotten after so long.
             {
                 name = "memory",
                 kind = "number",
@@ -56,13 +55,13 @@ local DECLARED = {
                     return math.max(60, 2 * group.longest)
                 end,
             },
-            -- How long one trial of a node may take until the next request may try it.
+            -- How long the trial of a node may take. Then another request may be its trial.
             { name = "probe", kind = "number", unit = "s", low = 0.001, default = 10 },
         },
     },
 }
 
---- How a number is told to be wrong.
+--- The message for a wrong number.
 local function number_of_at_least(setting, what)
     return ("expected %s of at least %s%s"):format(what, setting.low, setting.unit and " " .. setting.unit or "")
 end
@@ -71,7 +70,7 @@ local function is_number(value, low)
     return type(value) == "number" and value >= low and value < math.huge
 end
 
---- Each kind of setting: what is wrong with a value, or nil.
+--- The check of each kind of setting: what is wrong with a value, or nil.
 function KINDS.number(setting, value)
     return not is_number(value, setting.low) and number_of_at_least(setting, "a number") or nil
 end
@@ -135,7 +134,7 @@ function fill(declared, given, prefix, problems)
     return filled
 end
 
---- What must fit together.
+--- The checks across settings.
 local function check_together(filled, problems)
     local backoff = filled.backoff
     if backoff.longest < backoff.first then
@@ -170,7 +169,7 @@ end
 ---@return table|nil settings see settings.of
 ---@return string|nil problems
 function settings.read(json)
-    -- Required here, so that what has no cjson can still use the defaults.
+    -- Required here, so that a program without cjson can still use the defaults.
     local given, problem = require("cjson.safe").decode(json)
     if type(given) ~= "table" then
         return nil, "expected a JSON object" .. (problem and ": " .. problem or "")

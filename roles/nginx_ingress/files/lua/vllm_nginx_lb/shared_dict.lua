@@ -1,11 +1,10 @@
---- Every write to a shared dictionary of nginx goes through here. What does not fit is counted over all workers, and
--- each worker says it once.
---
--- A full dictionary makes room by dropping what was used least recently. So a write that succeeded may still have cost
--- something else its place; it counts as one that did not fit, too.
+--- Checked writes to a shared dictionary of nginx. Writes that do not fit are counted over all workers, and each worker
+-- logs the first one.
+-- A full dictionary drops the least recently used entries. So a write that succeeded may have removed another entry.
+-- Such a write also counts as one that did not fit.
 
 local FULL = "full" -- in the dictionary: how many writes did not fit
-local HARMLESS = { exists = true, ["not found"] = true } -- why a write changes nothing, but not for lack of memory
+local HARMLESS = { exists = true, ["not found"] = true } -- reasons of a write that changes nothing and lacks no memory
 
 ---@class SharedDict
 ---@field name string as nginx.conf has it
@@ -16,7 +15,7 @@ local shared_dict = {}
 
 ---@class SharedDictOptions
 ---@field name string as nginx.conf has it
----@field may_forget boolean|nil true: it is a cache, so what is dropped is not worth a line in the log
+---@field may_forget boolean|nil true: it is a cache, and dropped entries are not logged
 ---@field advice string what to do when it is full
 ---@field log fun(text: string)
 
@@ -25,11 +24,11 @@ local shared_dict = {}
 ---@param options SharedDictOptions
 ---@return SharedDict
 function shared_dict.open(dict, options)
-    dict:add(FULL, 0) -- now, because to count on takes no memory
+    dict:add(FULL, 0) -- now, because later the dictionary may be full
     return setmetatable({ dict = dict, name = options.name, options = options, is_said = false }, SharedDict)
 end
 
---- Check how a write went, and hand on its first two results.
+--- Check the results of a write, and return the first two.
 function SharedDict:checked(done, problem, dropped_others)
     local has_failed = problem and not HARMLESS[problem]
     if has_failed or dropped_others then
@@ -69,7 +68,7 @@ function SharedDict:incr(key, by)
     return self:checked(self.dict:incr(key, by, 0))
 end
 
---- Keep what is there for so many seconds from now.
+--- Keep an entry for so many seconds from now.
 ---@return boolean|nil done nil if there is nothing
 ---@return string|nil problem
 function SharedDict:expire(key, seconds)
@@ -95,7 +94,7 @@ function SharedDict:ttl(key)
     return (self.dict:ttl(key))
 end
 
---- All keys, of this module's too.
+--- All keys, those of this module included.
 ---@return string[]
 function SharedDict:get_keys()
     return self.dict:get_keys(0)

@@ -1,6 +1,6 @@
---- Slow start: a node that comes back has a tenth of its weight at first, and all of it after some time. Pure.
---
--- What a node has is its effective weight. Work is counted per effective weight, so a node with less gets less.
+--- Slow start: a returning node has a tenth of its weight at first, and its full weight after some time. Pure.
+-- The present share of the weight is the effective weight. Work is compared per effective weight, so a node with a
+-- lower one gets less work.
 
 local slow_start = {}
 
@@ -22,7 +22,7 @@ local function set_effective_weight(node, now, seconds)
     node.effective_weight = node.weight * share
 end
 
---- The nodes of some pools by pool and address. A server can be there under two names, of which one serves: that one.
+--- The nodes of some pools by pool and address. Of two names of one server, this is the name that serves.
 local function by_address(pools)
     local found = {}
     for name, pool in pairs(pools) do
@@ -36,10 +36,9 @@ local function by_address(pools)
     return found
 end
 
---- Begin slow start for the nodes of a new list that did not serve by the former one, and go on with it for those that
--- are in it already.
+--- Begin slow start for nodes that serve now and did not serve in the former list. Nodes in slow start continue.
 ---@param pools table by name, each with `nodes`
----@param former table|nil the pools of the list before; nil: this worker has just begun, and no node is new
+---@param former table|nil the pools of the former list; nil: the worker has just started, and no node is new
 ---@param now number Unix seconds
 ---@param seconds number how long slow start lasts; 0: there is none
 function slow_start.begin(pools, former, now, seconds)
@@ -57,7 +56,7 @@ function slow_start.begin(pools, former, now, seconds)
     end
 end
 
---- Raise the effective weight of the nodes in slow start to what it is by now.
+--- Set the effective weight of the nodes in slow start as of now.
 ---@param pools table by name, each with `nodes`
 ---@param now number Unix seconds
 ---@param seconds number how long slow start lasts

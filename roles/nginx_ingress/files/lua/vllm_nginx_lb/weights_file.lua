@@ -1,6 +1,5 @@
 --- The weights that this worker uses: read again whenever vllm-nginx-lb has published new ones.
---
--- A file that is no good is refused as a whole, and the last good weights stay. Shared memory keeps them for the
+-- A faulty file is refused as a whole, and the last good weights stay. Shared memory keeps these weights for the
 -- workers of the next reload.
 
 local cjson = require "cjson.safe"
@@ -11,7 +10,7 @@ local weights_format = require "vllm_nginx_lb.weights_format"
 local LAST_GOOD = "good" -- in the dictionary: the text of the last good file
 
 ---@class WeightsFile
----@field known Weights|nil what is in use; nil: nothing is known yet
+---@field known Weights|nil the weights in use; nil: none yet
 local WeightsFile = {}
 WeightsFile.__index = WeightsFile
 
@@ -26,14 +25,14 @@ local weights_file = {}
 ---@field log fun(text: string)
 ---@field on_change fun(found: Weights, former: Weights|nil) called before new weights are in use
 
---- Know nothing yet; `refresh` reads the file.
+--- Start without weights; `refresh` reads the file.
 ---@param parts WeightsFileParts
 ---@return WeightsFile
 function weights_file.new(parts)
     return setmetatable({ parts = parts, known = nil, last_seen = nil }, WeightsFile)
 end
 
---- What weights.json would say, read back out of the upstream file that the script writes for nginx's own balancer.
+--- The content of weights.json, read back from the upstream file that the script writes for nginx's own balancer.
 --
 -- This is the only place that reads nginx's configuration: a host that switches from the balancer `upstream` to `work`
 -- serves with this until the script has published weights.json.
@@ -58,7 +57,7 @@ function weights_file.of_upstream_file(text)
     return { version = weights_format.VERSION, generation = generation, pools = pools }
 end
 
---- What a text says, or nil and why it says nothing.
+--- The weights in a text, or nil and what is wrong.
 local function parse(text)
     local content, problem = cjson.decode(text)
     if not content then
@@ -67,7 +66,7 @@ local function parse(text)
     return weights_format.read(content)
 end
 
---- What a new worker begins with where the file is no good: the last good one, or what nginx's own balancer had.
+--- The weights of a new worker when the file is faulty: the last good ones, or those of nginx's own balancer.
 function WeightsFile:instead()
     local text = self.parts.dict:get(LAST_GOOD)
     if text then
@@ -85,7 +84,7 @@ function WeightsFile:take(found)
     self.known = found
 end
 
---- Read the file, and take it if it has changed. What is wrong with it is said once.
+--- Read the file, and use it if it has changed. A fault of the file is logged once.
 function WeightsFile:refresh()
     local parts = self.parts
     local text, unreadable = files.read(parts.path)
@@ -102,7 +101,7 @@ function WeightsFile:refresh()
         parts.dict:set(LAST_GOOD, text)
     else
         found = not self.known and self:instead()
-        if text or not found then -- a file that is missing is no fault where another one is read instead
+        if text or not found then -- a missing file is no fault if other weights were found
             local what = (self.known or found) and "the last good weights stay" or "no node is known yet"
             parts.log(("%s: %s; %s"):format(parts.path, problem or unreadable, what))
         end
@@ -112,7 +111,7 @@ function WeightsFile:refresh()
     end
 end
 
---- Let slow start go on.
+--- Raise the weights of the nodes in slow start.
 function WeightsFile:go_on()
     if self.known then
         slow_start.go_on(self.known.pools, self.parts.now(), self.parts.slow_start_seconds)

@@ -1,6 +1,5 @@
 --- The format of weights.json: the pools, their nodes and weights, as vllm-nginx-lb publishes them. Pure.
---
--- The file is taken as a whole or not at all, so that half a truth never routes a request.
+-- A file is accepted as a whole or not at all: requests never follow half of a file.
 
 local weights_format = { VERSION = 1 }
 
@@ -18,7 +17,7 @@ local function is_text(value, pattern, longest)
     return type(value) == "string" and #value <= longest and value:match(pattern) ~= nil
 end
 
---- Whether a text can be an IP address; what gets past this, nginx refuses when a request is sent there.
+--- Whether a text can be an IP address. nginx refuses a wrong one when a request is sent there.
 local function is_ip(value)
     if type(value) == "string" and value:find(":", 1, true) then
         return is_text(value, "^[%x:.]+$", 45) and not value:find ":::"
@@ -58,9 +57,9 @@ end
 
 --- Read one node of a pool.
 ---@param node any
----@param found Weights so far; a new address gets the next slot
----@param slots table of the addresses so far
----@param serving table the addresses of the pool so far that have a weight
+---@param found Weights read so far; a new address gets the next slot
+---@param slots table the slot of each address read so far
+---@param serving table the addresses of the pool, read so far, that have a weight
 ---@return table|nil node
 ---@return string|nil problem
 local function read_node(node, found, slots, serving)
@@ -90,7 +89,7 @@ local function read_node(node, found, slots, serving)
     }
 end
 
---- Note the models of a pool.
+--- Add the models of a pool.
 ---@return string|nil problem
 local function read_models(pool, found)
     if pool.models ~= nil and not is_list(pool.models) then
@@ -105,7 +104,7 @@ local function read_models(pool, found)
     return nil
 end
 
---- Note a pool.
+--- Add a pool.
 ---@return string|nil problem
 local function read_pool(pool, found, slots)
     if type(pool) ~= "table" or not is_text(pool.name, "^[%w._-]+$", 63) or found.pools[pool.name] then
@@ -137,9 +136,9 @@ end
 ---@field models table<string, string> the pool of each model
 
 --- Read the file's content.
----@param content any what its JSON says
+---@param content any its JSON, decoded
 ---@return Weights|nil
----@return string|nil problem where it is wrong, and what was expected
+---@return string|nil problem the place of the fault, and what is expected there
 function weights_format.read(content)
     if type(content) ~= "table" or content.version ~= weights_format.VERSION then
         return nil, "version: expected " .. weights_format.VERSION

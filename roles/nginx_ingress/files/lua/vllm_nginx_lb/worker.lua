@@ -1,6 +1,5 @@
---- One worker process of nginx: what it serves requests with, made once at its start, and what it does twice a second.
---
--- This table is the one that belongs to the worker; everything else gets what it needs from here.
+--- One worker process of nginx: the objects that it makes at its start, and the tasks that it runs twice a second.
+-- Only this table is global to a worker. It hands the other modules the objects that they need.
 
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
@@ -41,7 +40,7 @@ local function short_name(text)
     return ngx.md5(text):sub(1, 16)
 end
 
---- A number from 0 to 2^32 - 1 for a text. CRC would put texts that differ only in their end side by side on a ring.
+--- A number from 0 to 2^32 - 1 for a text. CRC would put texts that differ only at the end side by side on a ring.
 local function hash32(text)
     return tonumber(ngx.md5(text):sub(1, 8), 16)
 end
@@ -66,7 +65,7 @@ local function new_affinity(wanted, prefixes)
     return off.new()
 end
 
---- Let everything know a new list of nodes.
+--- Tell the other modules the new list of nodes.
 local function use_nodes(found, former)
     for name, pool in pairs(found.pools) do
         worker.affinity:on_nodes(pool, former and former.pools[name])
@@ -78,7 +77,7 @@ local function use_nodes(found, former)
     end
 end
 
---- What is done every `refresh_seconds`.
+--- The tasks of every `refresh_seconds`.
 local function tick(is_shutting_down)
     if is_shutting_down then
         return
@@ -89,7 +88,7 @@ local function tick(is_shutting_down)
     worker.requests:eject_stalled()
 end
 
---- Take the settings, before there are workers.
+--- Read the settings, before there are workers.
 ---@param json string an object of the settings that differ from their defaults (settings.lua)
 function worker.configure(json)
     local wanted, problems = settings.read(json)
@@ -99,10 +98,10 @@ function worker.configure(json)
     worker.settings = wanted
 end
 
---- Start in a worker. The weights are there before its first request.
+--- Start in a worker. The weights are read before its first request.
 function worker.start()
     local wanted = worker.settings
-    math.randomseed(ngx.now() * 1000 + ngx.worker.pid()) -- or each worker would break ties alike
+    math.randomseed(ngx.now() * 1000 + ngx.worker.pid()) -- so that workers break ties differently
     local dict = open_dict(wanted.dict, "nginx_ingress_work_memory_mib", false)
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }

@@ -1,4 +1,4 @@
---- No affinity: each request goes where the least work is. The other affinities have the same functions.
+--- No affinity: each request goes to the node with the least work. The other affinities have the same functions.
 
 local NOTHING_CACHED = {}
 
@@ -13,26 +13,26 @@ function off.new()
     return setmetatable({}, Off)
 end
 
---- Note in a new request what it belongs together with.
+--- Note in a new request its session or its prefix marks.
 ---@param request Request
 ---@param header fun(name: string): any the value of a header, nil if there is none, a table if there are several
 ---@param body RequestBody
 function Off.prepare() end
 
---- How many bytes of a request's prompt which nodes are likely to have cached.
+--- How many bytes of a request's prompt each node has probably cached.
 ---@param request Request
 ---@return table<string, number> bytes by the node's address
 function Off.cached()
     return NOTHING_CACHED
 end
 
---- The node that a request belongs to.
+--- The preferred node of a request: the node of its session.
 ---@param request Request
 ---@param pool table of nodes
 ---@param may_take fun(node: table): boolean
 ---@param least number the least score of the pool's nodes
----@return table|nil node nil if it belongs to none
----@return number|nil limit the highest score with which the node is still to be preferred
+---@return table|nil node nil if the request has none
+---@return number|nil limit the highest score with which the node is still preferred
 function Off.preferred()
     return nil
 end

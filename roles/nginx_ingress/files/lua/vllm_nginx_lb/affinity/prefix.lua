@@ -1,13 +1,11 @@
---- Affinity by what prompts have in common: which nodes were sent which beginnings of bodies, because they are likely
--- to have these in their prefix caches.
---
--- A body has prefix marks, one for each whole block from its beginning, each standing for all before it as well, as
--- vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So a chat's next turn
--- is found by what it has in common with the turn before, and a question by the system prompt it shares with others.
---
--- What a node has cached counts as work that it saves, so no node is preferred beyond that.
+--- Affinity by prompt prefixes: which node was sent which beginning of a body. A node probably has such a beginning in
+-- its prefix cache.
+-- A body has one prefix mark for each whole block from its beginning. A mark is a hash of the body up to the end of its
+-- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
+-- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
+-- Cached bytes count as work that the node saves. No node is preferred by more than that.
 
-local MOST_PEERS = 16 -- of each mark, the last ones
+local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 
 ---@class Prefix: Affinity see affinity/off.lua for its functions
 local Prefix = {}
@@ -24,7 +22,7 @@ function prefix.new(settings, dict, hash)
     return setmetatable({ settings = settings, dict = dict, hash = hash }, Prefix)
 end
 
---- The marks of a body's first bytes; the last one stands for the most.
+--- The marks of a body's first bytes; the last one stands for the longest prefix.
 local function marks_of(body, bytes, hash)
     local marks, mark = {}, ""
     for last = prefix.BLOCK_BYTES, math.min(bytes, #body), prefix.BLOCK_BYTES do
@@ -39,8 +37,8 @@ function Prefix:prepare(request, _, body)
     request.marks = text and marks_of(text, self.settings.prefix_bytes, self.hash) or {}
 end
 
---- Of the nodes that have the most of it. Others may have its beginning, the system prompt of many chats; to count that
--- as well would spread chats over caches (docs/decisions.md).
+--- Only the nodes with the longest prefix count. Other nodes may have its beginning, such as the system prompt of many
+-- chats. Counting these too would spread chats over the caches of many nodes (docs/decisions.md).
 function Prefix:cached(request)
     local found, marks = {}, request.marks or {}
     for count = #marks, 1, -1 do

@@ -1,9 +1,9 @@
---- Affinity by a header that names a session: each session has its node, as long as that costs little.
---
--- Each session has a preferred node on a ring of hashes, so that a node more or less moves few sessions. The preferred
--- one is taken while its score is within a factor of the best one's, and what a cached prompt saves: consistent hashing
--- with bounded loads (Mirrokni, Thorup, Zadimoghaddam, https://arxiv.org/abs/1608.01350), the bound being work, not a
--- count. It needs no memory, and several ingresses agree on it.
+--- Affinity by a header that names a session: a session stays on one node while that costs little.
+-- Each session has a preferred node on a ring of hashes, so that one node more or less moves few sessions. The
+-- preferred node gets the request unless its score exceeds a limit: the best score times a factor, plus the slack that
+-- a cached prompt is worth. This is consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam,
+-- https://arxiv.org/abs/1608.01350), with work as the bound instead of a count. It needs no memory, and several
+-- ingresses choose the same node.
 
 local POINTS = 64 -- of each node on the ring: keys spread to within about an eighth
 local NOTHING_CACHED = {}
@@ -22,7 +22,7 @@ function session.new(settings, hash)
     return setmetatable({ settings = settings, hash = hash }, Session)
 end
 
---- The ring of some nodes. Weights do not matter to it: work decides.
+--- The ring of some nodes. It ignores weights: the limit on work respects them.
 local function make_ring(peers, hash)
     local ring = {}
     for index, peer in ipairs(peers) do
@@ -36,7 +36,7 @@ local function make_ring(peers, hash)
     return ring
 end
 
---- The first node at or behind a place of the ring that may be taken, as an index; nil if there is none.
+--- The index of the first node at or after a place of the ring that may get a request; nil if there is none.
 local function find_on_ring(ring, at, may_take)
     local low, high = 1, #ring + 1
     while low < high do
@@ -85,7 +85,7 @@ end
 
 function Session.note() end
 
---- Weights change more often than nodes, so most of the time the ring is the one that is there.
+--- Weights change more often than nodes, so most of the time the former ring stays.
 function Session:on_nodes(pool, former)
     local peers = {}
     for i, node in ipairs(pool.nodes) do
