@@ -123,7 +123,7 @@ def record_failure(config: Config, state: State, plan: Plan, failure: FailureErr
     try:
         state.record(plan, result, config.interval_seconds)
     except FailureError as second:  # for instance a full disk: it must not hide the first error
-        log(ERROR, str(second), cause=second.cause)
+        log(ERROR, str(second))
 
 
 def log_result(result: Result, state: State) -> None:

@@ -50,7 +50,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
         try:
             write()
         except FailureError as failure:  # must not keep the weights from going out
-            log(WARNING, str(failure), cause=failure.cause)
+            log(WARNING, str(failure))
 
 
 def scrape_and_decide(config: Config, state: State) -> Tick:

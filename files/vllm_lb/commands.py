@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
         execute(options)
         sys.stdout.flush()
     except FailureError as failure:
-        log(ERROR, str(failure), cause=failure.cause)
+        # Without fields: the journal finds the unit of a message with fields by its process, which ends now. The code is
+        # in status.json.
+        log(ERROR, str(failure))
         return failure.code
     except BrokenPipeError:  # the program that reads our output has ended
         return EXIT_FAILED

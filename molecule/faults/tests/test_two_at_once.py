@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import stack
 import ticks
+import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +63,9 @@ def test_a_tick_hangs(key: str) -> None:
     began = time.time()
     with ticks.drained("node-c"):
         with config_restored():
-            ticks.shell(f"""sed -i 's/^  {key}: .*/  {key}: [sleep, "60"]/' {CONFIG}""")
+            config = yaml.safe_load(ticks.shell(f"cat {CONFIG}"))
+            config["nginx"][key] = ["sleep", "60"]
+            ticks.shell(f"cat > {CONFIG} <<'END'\n{json.dumps(config)}\nEND")
             stack.on_ingress("systemctl", "start", "--no-block", ticks.SERVICE)
             stack.wait_until(
                 lambda: ticks.shell("grep --files-with-matches --no-messages ^sleep /proc/[0-9]*/cmdline || true"),
