@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
         execute(options)
         sys.stdout.flush()
     except FailureError as failure:
-        # Without fields: the journal finds the unit of a message with fields by its process, which ends now. The code is
-        # in status.json.
+        # Without fields: the journal finds the unit of a message with fields by its process, which ends now.
+        # status.json has the code.
         log(ERROR, str(failure))
         return failure.code
     except BrokenPipeError:  # the program that reads our output has ended
