@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
+from vllm_lb.backups import Backup
 from vllm_lb.causes import FailureCause
 from vllm_lb.errors import EXIT_LOCKED, FailureError, PublishError, RolledBackError
 from vllm_lb.files import age_seconds, locked
@@ -62,8 +63,8 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
     nginx, source = Nginx(config.nginx), source_of(config, plan.pools)
     live = live_or_restored(nginx)
     present, workers = present_of(nginx, live), nginx.workers(known, live)
-    if present.is_live(live) and source.generation == live.generation:
-        finish(nginx, present.content)
+    if present.record and present.is_live(live) and source.generation == live.generation:
+        finish(nginx, Backup(present.content, present.record))
         return Result(outcome="unchanged", generation=source.generation, workers=workers)
     wanted = source.render()
     if nginx.reloads and present.record and present.is_live(live):

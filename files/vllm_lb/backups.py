@@ -76,19 +76,18 @@ class Backups:
         newest = max((number for number, _ in self.numbered(*KINDS)), default=0)
         return self.beside(f"{newest + 1:06d}.{name}")
 
-    def record_path(self, content: str) -> Path | None:
-        """Return the path of the record of a content, or None if we did not write that content."""
+    def find_record(self, content: str) -> tuple[Path, Record] | None:
+        """Return the newest record of a content with its path, or None if there is none."""
         for path in self.copies("json"):
             record = read_record(path)
             if record and record.is_of(content):
-                return path
+                return path, record
         return None
 
     def record_of(self, content: str) -> Record | None:
         """Return the record of a content, or None if we did not write that content."""
-        path = self.record_path(content)
-        if path:
-            return read_record(path)
+        if found := self.find_record(content):
+            return found[1]
         return next((each.record for each in self.all() if each.content == content), None)
 
     def add_record(self, wanted: Rendered | Backup) -> Path:
@@ -102,9 +101,8 @@ class Backups:
 
     def add_backup(self, staged: Path, content: str) -> None:
         """Keep a staged copy of what went live, beside its record."""
-        record = self.record_path(content)
-        if record:
-            put_in_place(staged, record.with_suffix(".bak"))
+        if found := self.find_record(content):
+            put_in_place(staged, found[0].with_suffix(".bak"))
         self.drop_old_copies()
 
     def drop_record(self, path: Path) -> None:

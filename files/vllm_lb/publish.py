@@ -95,7 +95,7 @@ def publish(nginx: Nginx, wanted: Rendered | Backup, present: Present, live: Liv
     fault = refused or nginx.reload(wanted.record.generation, anew=True)
     if fault is None:
         backups.add_backup(copy, wanted.content)
-        finish(nginx, wanted.content)
+        finish(nginx, Backup(wanted.content, wanted.record))
         return
     cause = FailureCause.TEST_FAILED if refused else FailureCause.RELOAD_NOT_TAKEN
     if not way_back:
@@ -122,13 +122,13 @@ def last_good(nginx: Nginx, present: Present, live: Live) -> Backup | None:
     return next((each for each in backups.all() if each.record.generation == live.generation), backups.newest())
 
 
-def finish(nginx: Nginx, content: str) -> None:
+def finish(nginx: Nginx, live: Backup) -> None:
     """Complete a run that was killed after its file went live: keep the backup, remove temporary files."""
     backups = nginx.backups
-    newest, record = backups.newest(), backups.record_of(content)
-    if record and (newest is None or newest.content != content):
-        backups.add_record(Backup(content, record))  # as the newest one: an operator may have copied an old backup back
-        backups.add_backup(backups.stage("copy", content), content)
+    newest = backups.newest()
+    if newest is None or newest.content != live.content:
+        backups.add_record(live)  # as the newest one: an operator may have copied an old backup back
+        backups.add_backup(backups.stage("copy", live.content), live.content)
     backups.remove_leftovers()
 
 
