@@ -10,7 +10,7 @@ local shared_dict = require "vllm_nginx_lb.shared_dict"
 local SETTINGS = { max_request_bytes = 5000, tries = 3, stall_seconds = 60, stream_bytes = 100, ingresses = 1 }
 
 describe("request", function()
-    local fake, work, nodes_out, counts, requests, pool, refused, more_tries, said, noted
+    local fake, work, nodes_out, counts, requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
     local function pool_of(count)
@@ -48,7 +48,7 @@ describe("request", function()
     end
 
     before_each(function()
-        fake, refused, more_tries, said, noted = new_dict(), {}, 0, {}, {}
+        fake, refused, more_tries, said, noted, meanwhile = new_dict(), {}, 0, {}, {}, nil
         local dict = shared_dict.open(fake, { name = "test" })
         work = in_flight.open(dict, 1, function()
             return true
@@ -77,6 +77,9 @@ describe("request", function()
             },
             peers = {
                 set_current_peer = function(host)
+                    if meanwhile then
+                        meanwhile(host)
+                    end
                     return not refused[host], refused[host]
                 end,
                 set_more_tries = function(count)
@@ -163,6 +166,40 @@ describe("request", function()
         it = requests.accept()
         requests:begin(it, 1)
         assert.is_nil(requests:send(it, pool))
+    end)
+
+    describe("of which a node may have one", function()
+        local other
+
+        before_each(function()
+            other = in_flight.open(shared_dict.open(fake, { name = "test" }), 2, function()
+                return true
+            end, function()
+                return "0123456789abcdef"
+            end)
+            other:use_nodes { "node-0:80", "node-1:80" }
+            for _, node in ipairs(pool.nodes) do
+                node.max_conns = 1
+            end
+        end)
+
+        it("goes elsewhere when another worker takes the last place at the same time", function()
+            meanwhile = function(host)
+                meanwhile = nil
+                other:add(host .. ":80", 10, 1)
+            end
+            local it = sent(100)
+            assert.same({ "node-1:80", { { 10, 1 }, { 100, 1 } } }, { it.peer, counted() })
+            assert.is_nil(it.tried["node-0:80"])
+        end)
+
+        it("has no node when the other worker takes each last place, and leaves no count", function()
+            meanwhile = function(host)
+                other:add(host .. ":80", 0, 1)
+            end
+            local it, why = sent(100)
+            assert.same({ nil, nil, { { 0, 1 }, { 0, 1 } } }, { it.peer, why, counted() })
+        end)
     end)
 
     it("ejects a node whose last answer is a gateway's error, but not one that was left", function()

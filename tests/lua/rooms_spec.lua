@@ -4,6 +4,7 @@ local LAYERS = {
     { "files", "meter", "model", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection", "node_counts", "request_body", "router", "weights_file" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
+    { "place" },
     { "request" },
     { "worker" },
     { "admin" },

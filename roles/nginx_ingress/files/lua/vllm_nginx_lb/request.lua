@@ -9,7 +9,7 @@
 -- so the prompt is done with the first byte of the body.
 
 local ejection = require "vllm_nginx_lb.ejection"
-local least_work = require "vllm_nginx_lb.least_work"
+local place = require "vllm_nginx_lb.place"
 
 ---@class Request
 ---@field stage string accepted, sent, headers, body, ended
@@ -49,7 +49,7 @@ local request = {}
 ---@param parts RequestParts
 ---@return Requests
 function request.follow(parts)
-    return setmetatable({ parts = parts, by_number = {}, latest = 0 }, Requests)
+    return setmetatable({ parts = parts, places = place.new(parts), by_number = {}, latest = 0 }, Requests)
 end
 
 --- Begin the record of a request. Until the request is sent to a node, only the caller keeps the record.
@@ -71,38 +71,13 @@ function Requests:begin(it, bytes)
     self.by_number[it.number] = it
 end
 
---- Release a request's work at its node.
-function Requests:release(it)
-    if it.peer then
-        local is_pending = it.stage == "sent" or it.stage == "headers"
-        self.parts.in_flight:add(it.peer, is_pending and -it.cost or 0, -1)
-        it.peer, it.stage = nil, "accepted"
-    end
-end
-
 --- Let nginx try a request once more if another node is left. If none is, the client gets the answer of this try.
-function Requests:allow_another_try(it, pool, totals)
+function Requests:allow_another_try(it, pool)
     local parts = self.parts
-    if it.tries_left > 1 and (not it.is_tried_again or parts.choice:has_untried(it, pool, totals)) then
+    local is_left = not it.is_tried_again or parts.choice:has_untried(it, pool, parts.in_flight:totals())
+    if it.tries_left > 1 and is_left then
         it.tries_left = it.tries_left - 1
         parts.peers.set_more_tries(1)
-    end
-end
-
---- Choose a node that nginx accepts; nil if there is none.
-function Requests:choose(it, pool, totals)
-    local parts = self.parts
-    while true do
-        local node, why = parts.choice:pick(it, pool, totals)
-        if not node then
-            return nil
-        end
-        it.tried[node.peer] = true
-        local done, problem = parts.peers.set_current_peer(node.host, node.port)
-        if done then
-            return node, why
-        end
-        parts.log(("node %s: %s"):format(node.name, problem))
     end
 end
 
@@ -114,18 +89,15 @@ function Requests:send(it, pool)
     local parts = self.parts
     if it.peer then
         parts.ejection:failed(it.peer)
-        self:release(it)
+        self.places:release(it)
     end
-    local totals = parts.in_flight:totals()
-    local node, why = self:choose(it, pool, totals)
+    local node, why = self.places:take(it, pool)
     if not node then
         return nil
     end
-    self:allow_another_try(it, pool, totals)
-    it.peer, it.stage, it.sent_at = node.peer, "sent", parts.now()
-    it.cost = least_work.cost(it, node)
+    self:allow_another_try(it, pool)
+    it.stage, it.sent_at = "sent", parts.now()
     parts.ejection:chosen(node.peer)
-    parts.in_flight:add(node.peer, it.cost, 1)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why
@@ -169,7 +141,7 @@ function Requests:finish(number, status)
     if it.peer and ejection.is_failure(status) then
         self.parts.ejection:failed(it.peer)
     end
-    self:release(it)
+    self.places:release(it)
     it.stage = "ended"
 end
 

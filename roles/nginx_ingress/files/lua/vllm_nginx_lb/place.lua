@@ -1,0 +1,87 @@
+--- A request's place at a node: nginx will send the request there, and its work is counted there.
+
+local least_work = require "vllm_nginx_lb.least_work"
+
+-- How many lost races for the last place of a node end the search. Few requests lose two.
+local MOST_RACES = 20
+
+---@class Places
+local Places = {}
+Places.__index = Places
+
+local place = {}
+
+---@class PlaceParts
+---@field in_flight InFlight
+---@field choice Choice
+---@field peers table `set_current_peer`, as of ngx.balancer
+---@field log fun(text: string)
+
+---@param parts PlaceParts
+---@return Places
+function place.new(parts)
+    return setmetatable({ parts = parts }, Places)
+end
+
+--- Choose a node that nginx accepts; nil if there is none.
+function Places:choose(it, pool, totals)
+    local parts = self.parts
+    while true do
+        local node, why = parts.choice:pick(it, pool, totals)
+        if not node then
+            return nil
+        end
+        it.tried[node.peer] = true
+        local done, problem = parts.peers.set_current_peer(node.host, node.port)
+        if done then
+            return node, why
+        end
+        parts.log(("node %s: %s"):format(node.name, problem))
+    end
+end
+
+--- Count a request at a node. Another worker may have taken the node's last place since the totals were added up. Then
+-- the request gives its place back. Each worker counts first and looks afterwards, so two never keep one place.
+---@return boolean done false: the node has as many requests as it may
+function Places:occupy(it, node)
+    local work = self.parts.in_flight
+    it.cost = least_work.cost(it, node)
+    work:add(node.peer, it.cost, 1)
+    if node.max_conns > 0 and work:totals()[2 * node.slot + 1] > node.max_conns then
+        work:add(node.peer, -it.cost, -1)
+        it.tried[node.peer] = nil
+        return false
+    end
+    it.peer = node.peer
+    return true
+end
+
+--- Take a place for a request. After a lost race the choice is made anew: the two that met may both have given back
+-- what was one place.
+---@param it Request with `bytes`, `cached` and `tried`; gets `peer` and `cost`
+---@param pool table its `nodes`
+---@return table|nil node nil if there is none
+---@return string|nil why as $vllm_nginx_lb_choice has it
+function Places:take(it, pool)
+    for _ = 1, MOST_RACES do
+        local node, why = self:choose(it, pool, self.parts.in_flight:totals())
+        if not node then
+            return nil
+        elseif self:occupy(it, node) then
+            return node, why
+        end
+    end
+    return nil
+end
+
+--- Give a request's place back, if it has one.
+---@param it Request
+function Places:release(it)
+    if it.peer then
+        local is_pending = it.stage == "sent" or it.stage == "headers"
+        self.parts.in_flight:add(it.peer, is_pending and -it.cost or 0, -1)
+        it.peer, it.stage = nil, "accepted"
+    end
+end
+
+return place
