@@ -9,7 +9,11 @@ describe("ejection", function()
 
     local function open(first)
         local times = { first = first, longest = 8, memory = 60, probe = 10 }
-        return ejection.new(shared_dict.open(dict, { name = "test" }), times)
+        local opened = ejection.new(shared_dict.open(dict, { name = "test" }), times, function()
+            return dict.now
+        end)
+        opened:use_nodes { A, B }
+        return opened
     end
 
     before_each(function()
@@ -28,13 +32,13 @@ describe("ejection", function()
     end)
 
     it("knows of no failure at first", function()
-        assert.is_false(nodes:any_failed())
+        assert.same({}, nodes:out())
         assert.is_true(nodes:may_take(A))
     end)
 
     it("ejects a node that failed, and only that one", function()
         nodes:failed(A)
-        assert.is_true(nodes:any_failed())
+        assert.same({ [A] = true }, nodes:out())
         assert.is_false(nodes:may_take(A))
         assert.is_true(nodes:may_take(B))
         assert.equal(1, nodes:seconds_left(A))
@@ -102,7 +106,26 @@ describe("ejection", function()
     it("forgets", function()
         nodes:failed(A)
         dict.now = 61
-        assert.is_false(nodes:any_failed())
+        assert.same({}, nodes:out())
         assert.is_true(nodes:may_take(A))
+    end)
+
+    it("shows each worker who is out now, whoever noticed it and when", function()
+        local other = open(1)
+        assert.same({ {}, {} }, { nodes:out(), other:out() })
+        nodes:failed(B)
+        assert.same({ { [B] = true }, { [B] = true } }, { nodes:out(), other:out() })
+        dict.now = 1.5
+        assert.same({ {}, {} }, { nodes:out(), other:out() })
+        other:chosen(B) -- its trial
+        assert.same({ { [B] = true }, { [B] = true } }, { nodes:out(), other:out() })
+        dict.now = 12
+        assert.same({}, nodes:out())
+        nodes:chosen(B)
+        other:succeeded(B)
+        assert.same({ {}, {} }, { nodes:out(), other:out() })
+        nodes:failed(A)
+        nodes:use_nodes { B }
+        assert.same({}, nodes:out())
     end)
 end)

@@ -29,6 +29,7 @@ describe("request", function()
             addresses[i] = nodes[i].peer
         end
         work:use_nodes(addresses)
+        nodes_out:use_nodes(addresses)
         return { nodes = nodes }
     end
 
@@ -55,7 +56,9 @@ describe("request", function()
         end, function()
             return "0123456789abcdef"
         end)
-        nodes_out = ejection.new(dict, { first = 1, longest = 8, memory = 60, probe = 10 })
+        nodes_out = ejection.new(dict, { first = 1, longest = 8, memory = 60, probe = 10 }, function()
+            return fake.now
+        end)
         counts = node_counts.new(dict, 60)
         local affinity = off.new()
         affinity.note = function(_, _, node)

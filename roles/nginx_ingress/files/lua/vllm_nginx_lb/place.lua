@@ -47,7 +47,7 @@ function Places:occupy(it, node)
     local work = self.parts.in_flight
     it.cost = least_work.cost(it, node)
     work:add(node.peer, it.cost, 1)
-    if node.max_conns > 0 and work:totals()[2 * node.slot + 1] > node.max_conns then
+    if node.max_conns > 0 and work:streams_at(node.slot) > node.max_conns then
         work:add(node.peer, -it.cost, -1)
         it.tried[node.peer] = nil
         return false

@@ -2,6 +2,7 @@
 -- Only this table is global to a worker. It hands the other modules the objects that they need.
 
 local choice = require "vllm_nginx_lb.choice"
+local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
@@ -73,6 +74,7 @@ local function use_nodes(found, former)
     local before = former and former.peers or {}
     if not former or table.concat(before, "\n") ~= table.concat(found.peers, "\n") then
         worker.counts:forget(before, found.peers)
+        worker.ejection:use_nodes(found.peers)
         worker.in_flight:use_nodes(found.peers)
     end
 end
@@ -105,7 +107,7 @@ function worker.start()
     local dict = open_dict(wanted.dict, "nginx_ingress_work_memory_mib", false)
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }
-    worker.ejection = ejection.new(dict, wanted.backoff)
+    worker.ejection = ejection.new(dict, wanted.backoff, clock.now)
     worker.counts = node_counts.new(dict, wanted.stall_seconds)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
     worker.affinity = new_affinity(wanted, prefixes)
