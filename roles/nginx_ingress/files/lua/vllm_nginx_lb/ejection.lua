@@ -77,8 +77,8 @@ function Ejection:out()
     if version ~= self.version or self.next_change < math.huge and self.now() >= self.next_change then
         self.version, self.is_out, self.next_change = version, {}, math.huge
         for _, peer in ipairs(version and self.peers or {}) do
-            local left = self.dict:ttl(EJECTED .. peer) or self.dict:ttl(TRIAL .. peer)
-            if left then
+            local left = math.max(self.dict:ttl(EJECTED .. peer) or 0, self.dict:ttl(TRIAL .. peer) or 0)
+            if left > 0 then -- an entry that has expired may still be there
                 self.is_out[peer] = true
                 self.next_change = math.min(self.next_change, self.now() + left)
             end
