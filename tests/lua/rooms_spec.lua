@@ -1,8 +1,30 @@
 --- The rooms of the Lua, lowest first: a module requires only what stands above it here.
 
 local LAYERS = {
-    { "clock", "files", "meter", "model", "settings", "shared_dict", "slow_start", "weights_format", "work_row" },
-    { "least_work", "in_flight", "ejection", "node_counts", "request_body", "router", "weights_file" },
+    {
+        "clock",
+        "files",
+        "meter",
+        "model",
+        "node_keys",
+        "output",
+        "settings",
+        "shared_dict",
+        "slow_start",
+        "weights_format",
+        "work_row",
+    },
+    {
+        "least_work",
+        "in_flight",
+        "ejection",
+        "node_counts",
+        "pending",
+        "prefill",
+        "request_body",
+        "router",
+        "weights_file",
+    },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },
     { "request" },

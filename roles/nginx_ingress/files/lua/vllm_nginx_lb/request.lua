@@ -1,18 +1,19 @@
 --- The life of a request, from its acceptance to its end, in one record.
 --
---     accepted ─▶ sent ─▶ headers ─▶ body ─▶ ended
+--     accepted ─▶ sent ─▶ headers ─▶ output ─▶ ended
 --         ▲         │
 --         └─────────┘ the try has failed: another node is chosen
 --
--- In the stages `sent` and `headers`, the prompt counts as pending work of the node. Until the request ends or the try
--- fails, it also counts as a stream of the node. vLLM sends the headers of a stream before it has computed the prompt,
--- so the prompt is done with the first byte of the body.
+-- In the stages `sent` and `headers`, the prompt counts as pending work of the node, for as long as pending.lua says.
+-- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
+-- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
 local ejection = require "vllm_nginx_lb.ejection"
+local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 
 ---@class Request
----@field stage string accepted, sent, headers, body, ended
+---@field stage string accepted, sent, headers, output, ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
 ---@field place integer|nil the place of its session on the ring (affinity/session.lua)
@@ -23,8 +24,11 @@ local place = require "vllm_nginx_lb.place"
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
 ---@field tries_left integer how often nginx may still be told to try it
 ---@field peer string|nil the address of the node that it is at now
----@field cost number bytes of its prompt that the node has to compute
----@field sent_at number Unix seconds
+---@field pending number bytes of its prompt that count as pending work of that node
+---@field ahead number bytes that were pending there when it was sent, its own included
+---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
+---@field output Output|nil finds its first output; nil: its answer is no event stream, or has no headers yet
+---@field sent_at number seconds of clock.lua
 
 ---@class Requests the requests of one worker
 local Requests = {}
@@ -35,12 +39,14 @@ local request = {}
 ---@class RequestParts
 ---@field settings table `max_request_bytes`, `tries`, `stall_seconds`
 ---@field in_flight InFlight
+---@field pending Pending
+---@field prefill Prefill
 ---@field ejection Ejection
 ---@field counts NodeCounts
 ---@field affinity Affinity
 ---@field choice Choice
 ---@field peers table `set_current_peer` and `set_more_tries`, as of ngx.balancer
----@field now fun(): number Unix seconds
+---@field now fun(): number seconds of clock.lua
 ---@field log fun(text: string)
 
 --- Follow the requests of one worker.
@@ -91,12 +97,14 @@ function Requests:send(it, pool)
         parts.ejection:failed(it.peer)
         self.places:release(it)
     end
+    parts.pending:finish_due(parts.now())
     local node, why = self.places:take(it, pool)
     if not node then
         return nil
     end
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
+    parts.pending:expect(it, it.sent_at)
     parts.ejection:chosen(node.peer)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
@@ -105,26 +113,32 @@ end
 
 --- See the headers of an answer.
 ---@param it Request
-function Requests.see_headers(_, it)
+---@param content_type string|nil of the answer
+function Requests.see_headers(_, it, content_type)
     if it.stage == "sent" then
-        it.stage = "headers"
+        it.stage, it.output = "headers", output.of(content_type)
     end
 end
 
 --- See a piece of an answer's body that is not empty.
 ---@param it Request
+---@param piece string
 ---@param is_good boolean false: it is an error of the server
----@return boolean is_first true: this is the first piece, so the prompt is computed
-function Requests:see_piece(it, is_good)
-    if it.stage ~= "sent" and it.stage ~= "headers" then
+---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
+function Requests:see_piece(it, piece, is_good)
+    if it.stage ~= "sent" and it.stage ~= "headers" or it.output and not it.output:read(piece) then
         return false
     end
     local parts = self.parts
-    it.stage = "body"
-    parts.in_flight:add(it.peer, -it.cost, 0)
+    it.stage = "output"
+    parts.pending:finish(it)
     if is_good then
+        local now = parts.now()
+        if it.output then
+            parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
+        end
         parts.ejection:succeeded(it.peer)
-        parts.counts:sent_first_byte(it.peer, parts.now())
+        parts.counts:sent_first_byte(it.peer, now)
     end
     return true
 end
@@ -145,7 +159,17 @@ function Requests:finish(number, status)
     it.stage = "ended"
 end
 
---- Eject stalled nodes: a stalled node has sent headers, and then no first byte to any client for `stall_seconds`.
+--- Count prompts as computed that are so by now, probably.
+---@param is_last boolean true: this will not be called again
+function Requests:finish_pending(is_last)
+    if is_last then
+        self.parts.pending:finish_all()
+    else
+        self.parts.pending:finish_due(self.parts.now())
+    end
+end
+
+--- Eject stalled nodes: a stalled node has sent headers, and then no output to any client for `stall_seconds`.
 function Requests:eject_stalled()
     local parts = self.parts
     local now = parts.now()

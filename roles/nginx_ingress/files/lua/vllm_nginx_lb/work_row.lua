@@ -1,5 +1,6 @@
---- One worker's row of in-flight work, as one string: the nodes where it has work, with their pending bytes and streams.
--- The string has the name of the layout, which is the order of the nodes, and then doubles: entries and a random number.
+--- One worker's row of in-flight work, as one string: the nodes where it has work, with their pending bytes and
+-- streams. The string has the name of the layout, which is the order of the nodes, and then doubles: the entries and a
+-- random number.
 -- LuaJIT keeps each string once, and finds it by a hash of a few places, the end among them. Rows differ in few places.
 -- Without random bytes many rows would have one hash, and would all be compared with each other.
 

@@ -6,7 +6,10 @@ local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
+local node_keys = require "vllm_nginx_lb.node_keys"
 local off = require "vllm_nginx_lb.affinity.off"
+local pending = require "vllm_nginx_lb.pending"
+local prefill = require "vllm_nginx_lb.prefill"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
 local request = require "vllm_nginx_lb.request"
 local session = require "vllm_nginx_lb.affinity.session"
@@ -29,7 +32,8 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field counts NodeCounts
 ---@field affinity Affinity
 ---@field requests Requests
----@field dicts SharedDict[]
+---@field dict SharedDict for the counts of all workers
+---@field dicts SharedDict[] all of them
 local worker = {}
 
 local function is_alive(pid)
@@ -74,6 +78,7 @@ local function use_nodes(found, former)
     local before = former and former.peers or {}
     if not former or table.concat(before, "\n") ~= table.concat(found.peers, "\n") then
         worker.counts:forget(before, found.peers)
+        node_keys.keep_only(worker.dict, found.peers)
         worker.ejection:use_nodes(found.peers)
         worker.in_flight:use_nodes(found.peers)
     end
@@ -81,6 +86,7 @@ end
 
 --- The tasks of every `refresh_seconds`.
 local function tick(is_shutting_down)
+    worker.requests:finish_pending(is_shutting_down)
     if is_shutting_down then
         return
     end
@@ -106,14 +112,17 @@ function worker.start()
     math.randomseed(ngx.now() * 1000 + ngx.worker.pid()) -- so that workers break ties differently
     local dict = open_dict(wanted.dict, "nginx_ingress_work_memory_mib", false)
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
-    worker.dicts = { dict, prefixes }
+    worker.dict, worker.dicts = dict, { dict, prefixes }
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now)
     worker.counts = node_counts.new(dict, wanted.stall_seconds)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
     worker.affinity = new_affinity(wanted, prefixes)
+    local speeds = prefill.new(dict, wanted.prefill_bytes_per_second)
     worker.requests = request.follow {
         settings = wanted,
         in_flight = worker.in_flight,
+        pending = pending.new(worker.in_flight, speeds),
+        prefill = speeds,
         ejection = worker.ejection,
         counts = worker.counts,
         affinity = worker.affinity,
@@ -124,7 +133,7 @@ function worker.start()
             random = math.random,
         },
         peers = peers,
-        now = ngx.now,
+        now = clock.now,
         log = log_error,
     }
     worker.weights = weights_file.new {
@@ -132,7 +141,7 @@ function worker.start()
         upstream_path = wanted.upstream_file,
         dict = dict,
         slow_start_seconds = wanted.ramp_seconds,
-        now = ngx.now,
+        now = clock.now,
         log = log_error,
         on_change = use_nodes,
     }
