@@ -2,7 +2,7 @@ local choice = require "vllm_nginx_lb.choice"
 local off = require "vllm_nginx_lb.affinity.off"
 
 describe("choice", function()
-    local ejected, any_failed, affinity
+    local ejected, affinity
 
     --- Nodes of these weights; each may be given as {weight, max_conns}.
     local function pool_of(weights)
@@ -28,11 +28,8 @@ describe("choice", function()
         return choice.new {
             settings = { stream_bytes = 100, ingresses = 1 },
             ejection = {
-                any_failed = function()
-                    return any_failed
-                end,
-                may_take = function(_, peer)
-                    return not ejected[peer]
+                out = function()
+                    return ejected
                 end,
             },
             affinity = affinity,
@@ -66,7 +63,7 @@ describe("choice", function()
     end
 
     before_each(function()
-        ejected, any_failed, affinity = {}, false, off.new()
+        ejected, affinity = {}, off.new()
     end)
 
     it("is where the least work is", function()
@@ -79,7 +76,7 @@ describe("choice", function()
     end)
 
     it("passes over ejected nodes, and those that had the request", function()
-        ejected["node-1"], any_failed = true, true
+        ejected["node-1"] = true
         local loads = { { 0, 0 }, { 5, 0 }, { 9, 0 } }
         assert.equal("node-2", pick(request_of(), { 1, 1, 1 }, loads))
         assert.equal("node-3", pick(request_of { ["node-2"] = true }, { 1, 1, 1 }, loads))
@@ -92,7 +89,6 @@ describe("choice", function()
 
     it("is the least loaded when all are ejected", function()
         ejected = { ["node-1"] = true, ["node-2"] = true }
-        any_failed = true
         local loads = { { 5, 0 }, { 0, 0 } }
         assert.same({ "node-2", "last resort" }, { pick(request_of(), { 1, 1 }, loads) })
         assert.same({ "node-1", "last resort" }, { pick(request_of { ["node-2"] = true }, { 1, 1 }, loads) })
@@ -115,7 +111,7 @@ describe("choice", function()
         assert.same({ "node-2", "affinity" }, { pick(request_of(), { 1, 1 }, loads) })
         affinity = preferring("node-2", 4)
         assert.same({ "node-1", "least work, off its affinity" }, { pick(request_of(), { 1, 1 }, loads) })
-        ejected["node-2"], any_failed = true, true
+        ejected["node-2"] = true
         assert.same({ "node-1", "least work" }, { pick(request_of(), { 1, 1 }, loads) })
     end)
 

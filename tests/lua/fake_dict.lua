@@ -55,8 +55,9 @@ function Dict:delete(key)
     self.values[key], self.ends[key] = nil, nil
 end
 
+--- As in nginx: an entry that has expired may still be there, with a time below 0.
 function Dict:ttl(key)
-    return self:get(key) ~= nil and self.ends[key] and self.ends[key] - self.now or nil
+    return self.values[key] ~= nil and self.ends[key] and self.ends[key] - self.now or nil
 end
 
 function Dict:get_keys()

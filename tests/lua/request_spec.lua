@@ -6,6 +6,8 @@ local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local outlier = require "vllm_nginx_lb.outlier"
+local pending = require "vllm_nginx_lb.pending"
+local prefill = require "vllm_nginx_lb.prefill"
 local request = require "vllm_nginx_lb.request"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local verdict = require "vllm_nginx_lb.verdict"
@@ -31,8 +33,10 @@ local function answer(status)
     return { status = status, was_sent = true, has_answer = true }
 end
 
+local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
+
 describe("request", function()
-    local fake, work, nodes_out, counts, held, requests, pool, refused, more_tries, said, noted, meanwhile
+    local fake, work, nodes_out, counts, held, speeds, requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
     local function pool_of(count)
@@ -89,6 +93,7 @@ describe("request", function()
         counts = node_counts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         held = held_work.new(work, SETTINGS.stream_bytes, now)
+        speeds = prefill.new(dict, 1000)
         local affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer
@@ -97,6 +102,8 @@ describe("request", function()
             settings = SETTINGS,
             dict = dict,
             in_flight = work,
+            pending = pending.new(work, speeds),
+            prefill = speeds,
             ejection = nodes_out,
             counts = counts,
             held = held,
@@ -133,9 +140,9 @@ describe("request", function()
         assert.same({ { 3000, 1 }, { 0, 0 } }, counted())
         requests:see_headers(it)
         assert.same({ { 3000, 1 }, { 0, 0 } }, counted())
-        assert.is_true(requests:see_piece(it, true))
+        assert.is_true(requests:see_piece(it, "word", true))
         assert.same({ { 0, 1 }, { 0, 0 } }, counted())
-        assert.is_false(requests:see_piece(it, true))
+        assert.is_false(requests:see_piece(it, "word", true))
         assert.same({ { 0, 1 }, { 0, 0 } }, counted())
         requests:finish(it.number, answer(200))
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
@@ -144,6 +151,69 @@ describe("request", function()
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
         assert.same({}, requests.by_number)
         assert.same({ 1, { "node-0:80" } }, { counts:times_chosen "node-0:80", noted })
+    end)
+
+    it("whose answer is not streamed counts as pending for as long as the node probably needs", function()
+        local one, two = sent(3000), sent(1000) -- at nodes of a thousand bytes per second
+        assert.same({ { 3000, 1 }, { 1000, 1 } }, counted())
+        fake.now = 1.1
+        requests:finish_pending(false)
+        assert.same({ { 3000, 1 }, { 0, 1 } }, counted())
+        fake.now = 3.1
+        local three = sent(10) -- a choice looks, too
+        assert.same({ { 10, 2 }, { 0, 1 } }, counted())
+        for _, it in ipairs { one, two, three } do
+            requests:see_headers(it, "application/json")
+            requests:see_piece(it, "{}", true)
+            requests:finish(it.number, answer(200))
+        end
+        assert.same({ { 0, 0 }, { 0, 0 } }, counted())
+    end)
+
+    it("waits longer where more is pending", function()
+        sent(3000)
+        pool = pool_of(1)
+        sent(1000)
+        fake.now = 3.5
+        requests:finish_pending(false)
+        assert.same({ { 1000, 2 } }, counted())
+        fake.now = 4.1
+        requests:finish_pending(false)
+        assert.same({ { 0, 2 } }, counted())
+    end)
+
+    it("whose answer is streamed counts as pending until its first output", function()
+        local it = sent(3000)
+        requests:see_headers(it, STREAM)
+        fake.now = 50
+        requests:finish_pending(false)
+        for _, piece in ipairs { ": keep-alive\n\n", "event: response.created\ndata: {}\n\n", "da", "ta" } do
+            assert.is_false(requests:see_piece(it, piece, true))
+        end
+        assert.same({ { 3000, 1 }, { 0, 0 } }, counted())
+        assert.is_true(requests:see_piece(it, ": {}\n\n", true))
+        assert.same({ { 0, 1 }, { 0, 0 } }, counted())
+    end)
+
+    it("teaches how fast its node is when it is streamed, and only then", function()
+        local default = speeds:seconds("node-0:80", 4000)
+        for i, content_type in ipairs { "application/json", STREAM } do
+            pool = pool_of(1)
+            local it = sent(4000)
+            requests:see_headers(it, content_type)
+            fake.now = fake.now + 0.5
+            requests:see_piece(it, TOKEN, true)
+            requests:finish(it.number, answer(200))
+            assert.equal(i == 1, speeds:seconds("node-0:80", 4000) == default)
+        end
+    end)
+
+    it("of a worker that ends counts no longer as pending, unless it is streamed", function()
+        local it = sent(3000)
+        sent(1000)
+        requests:see_headers(it, STREAM)
+        requests:finish_pending(true)
+        assert.same({ { 3000, 1 }, { 0, 1 } }, counted())
     end)
 
     it("counts no more than a request may", function()
@@ -291,7 +361,7 @@ describe("request", function()
         fake.now = 2
         local it = sent(100)
         assert.equal("node-0:80", it.peer)
-        requests:see_piece(it, false)
+        requests:see_piece(it, "error", false)
         assert.is_false(may_take "node-0") -- it is on trial
         assert.equal(0, counts:last_first_byte "node-0:80")
         requests:finish(it.number, answer(500))
@@ -299,7 +369,7 @@ describe("request", function()
         assert.equal(2, nodes_out:seconds_left "node-0:80")
         fake.now = 20
         it = sent(100)
-        requests:see_piece(it, true)
+        requests:see_piece(it, "word", true)
         assert.is_true(may_take "node-0")
         assert.equal(20, counts:last_first_byte "node-0:80")
     end)
@@ -337,7 +407,8 @@ describe("request", function()
         fake.now = 61
         requests:eject_stalled()
         assert.is_true(may_take "node-0") -- without headers: an answer that is no stream
-        requests:see_headers(it)
+        requests:see_headers(it, STREAM)
+        assert.is_false(requests:see_piece(it, ": keep-alive\n\n", true)) -- is as good as silence
         counts:sent_first_byte("node-0:80", 50)
         requests:eject_stalled()
         assert.is_true(may_take "node-0")
@@ -356,10 +427,10 @@ describe("request", function()
             local it = open[math.random(#open)]
             local what = math.random(6)
             if what == 1 then
-                requests:see_headers(it)
+                requests:see_headers(it, ({ STREAM, "text/plain" })[math.random(2)])
             elseif what == 2 then
-                requests:see_piece(it, math.random(2) == 1)
-            elseif what == 3 and it.stage ~= "body" then
+                requests:see_piece(it, TOKEN, math.random(2) == 1)
+            elseif what == 3 and it.stage ~= "output" then
                 requests:send(it, pool, tries[math.random(#tries)])
             elseif what == 4 then
                 pool = pool_of(math.random(4))

@@ -37,6 +37,7 @@ describe("settings", function()
         local pairs_of = {
             { "next_upstream_tries", found.tries },
             { "work_stream_bytes", found.stream_bytes },
+            { "work_prefill_bytes_per_second", found.prefill_bytes_per_second },
             { "work_ingresses", found.ingresses },
             { "work_max_request_kib", found.max_request_bytes / 1024 },
             { "work_ramp_seconds", found.ramp_seconds },

@@ -45,13 +45,6 @@ describe("slow start", function()
         assert.same({ 33 }, effective_weights(third))
     end)
 
-    it("is no shorter when the clock goes back", function()
-        local second = pools { "a", 100 }
-        slow_start.begin(second, pools { "a", 0 }, 2000, 30)
-        slow_start.go_on(second, 1000, 30)
-        assert.same({ 10 }, effective_weights(second))
-    end)
-
     it("is not for a server that has served under another name", function()
         local second = pools { "a", 100 }
         slow_start.begin(second, pools({ "a", 100 }, { "a", 0 }), 2000, 30)

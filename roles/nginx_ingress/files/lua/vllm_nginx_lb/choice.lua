@@ -54,10 +54,9 @@ end
 ---@return table|nil node nil if there is none
 ---@return string why as $vllm_nginx_lb_choice has it
 function Choice:pick(request, pool, totals)
-    local settings, ejection, affinity = self.parts.settings, self.parts.ejection, self.parts.affinity
-    local any_failed = ejection:any_failed()
+    local settings, affinity, is_out = self.parts.settings, self.parts.affinity, self.parts.ejection:out()
     local function may_take(node)
-        return is_untried(request, node, totals) and (not any_failed or ejection:may_take(node.peer))
+        return not is_out[node.peer] and is_untried(request, node, totals)
     end
     local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, self.parts.random)
     if not node then
@@ -78,7 +77,9 @@ end
 ---@param totals number[] in_flight.lua
 ---@return boolean
 function Choice.has_untried(_, request, pool, totals)
-    for _, node in ipairs(pool.nodes) do
+    local nodes = pool.nodes
+    for i = 1, #nodes do
+        local node = nodes[i]
         if node.effective_weight > 0 and is_untried(request, node, totals) then
             return true
         end

@@ -1,15 +1,15 @@
 --- In-flight work at each node, over all workers. The count stays exact through reloads and crashes of workers.
--- Each worker writes only its own row: for every node the prompt bytes that wait for a first byte, and the open
--- streams. So no lock is needed, and the sum of all rows is right at any moment. An old worker keeps its row after a
--- reload until it ends. The other workers remove the row of a worker that died. A row is one string of doubles: reading
--- a row of a thousand nodes takes microseconds, which a thousand counters would not.
--- The order of the nodes in a row is its layout. An old worker may have an older list of nodes, so another layout: its
+-- Each worker writes only its own row (work_row.lua). So no lock is needed, and the sum of all rows is right at any
+-- moment. An old worker keeps its row after a reload until it ends. The other workers remove the row of a worker that
+-- died. A row is one string: reading it takes a microsecond, which a counter for each of a thousand nodes would not.
+-- The order of the nodes is the layout of a row. An old worker may have an older list of nodes, so another layout: its
 -- row is added up by address.
 
 local ffi = require "ffi"
+local work_row = require "vllm_nginx_lb.work_row"
 
-local ROW, LAYOUT, CHANGES = "row:", "layout:", "changes"
-local ID_LENGTH = 16 -- of a layout's name, which stands in front of each row
+-- The former release has rows of another format, under other keys.
+local ROW, LAYOUT, CHANGES = "work:", "order:", "changes"
 local SIZE = ffi.sizeof "double"
 
 ---@class InFlight
@@ -46,35 +46,34 @@ function InFlight:use_nodes(addresses)
         slots[address] = i - 1
     end
     local size, layout = 2 * #addresses, self.name_of(text)
-    local row = ffi.new("double[?]", ID_LENGTH / SIZE + size + 1)
-    local counts = row + ID_LENGTH / SIZE -- only `row` keeps the memory
-    ffi.copy(row, layout, ID_LENGTH)
+    self.size, self.slots, self.layout, self.maps = size, slots, layout, {}
+    self.row = work_row.new(layout)
+    self.counts, self.sum = ffi.new("double[?]", size + 1), ffi.new("double[?]", size + 1)
     for address, own in pairs(self.own) do
-        local slot = slots[address]
-        if slot then
-            counts[2 * slot], counts[2 * slot + 1] = own.bytes, own.streams
+        if slots[address] then
+            self:put(slots[address], own)
         elseif own.bytes == 0 and own.streams == 0 then
             self.own[address] = nil
         end
     end
-    self.row, self.counts, self.sum = row, counts, ffi.new("double[?]", size + 1)
-    self.size, self.slots, self.layout, self.maps = size, slots, layout, {}
     self.dict:set(LAYOUT .. layout, text)
     self:write_row()
     self.dict:incr(CHANGES, 1)
 end
 
---- Write this worker's row, with random bytes at its end. LuaJIT keeps each string once, and finds it by a hash of a
--- few places, the end among them. Rows differ in few places. Without random bytes many rows would have one hash, and
--- would all be compared with each other.
+--- Put this worker's work at a node into its row, and into its part of the sums.
+function InFlight:put(slot, own)
+    self.row:put(slot, own.bytes, own.streams)
+    self.counts[2 * slot], self.counts[2 * slot + 1] = own.bytes, own.streams
+end
+
 function InFlight:write_row()
-    self.counts[self.size] = math.random()
-    self.dict:set(self.key, ffi.string(self.row, ID_LENGTH + (self.size + 1) * SIZE))
+    self.dict:set(self.key, self.row:text())
 end
 
 --- Add work at a node; negative numbers when work ends. A node that has left the list may return with the next one.
 ---@param address string of the node
----@param bytes number of prompts that wait for a first byte
+---@param bytes number of prompts that are pending
 ---@param streams integer open requests
 function InFlight:add(address, bytes, streams)
     local own = self.own[address]
@@ -85,45 +84,44 @@ function InFlight:add(address, bytes, streams)
     own.bytes, own.streams = own.bytes + bytes, own.streams + streams
     local slot = self.slots[address]
     if slot then
-        self.counts[2 * slot], self.counts[2 * slot + 1] = own.bytes, own.streams
+        self:put(slot, own)
         self:write_row()
+    end
+end
+
+--- Call a function with each other worker's row, and our slot for each of its slots where these differ.
+function InFlight:each_other(use, ...)
+    local changes = self.dict:get(CHANGES)
+    if changes ~= self.changes then
+        self:find_rows()
+        self.changes = changes
+    end
+    for i = 1, #self.others do
+        local row = self.dict:get(self.others[i])
+        if row then
+            local layout = work_row.layout_of(row)
+            use(row, layout ~= self.layout and self:map_of(layout) or nil, ...)
+        end
     end
 end
 
 --- The sums over all workers.
 ---@return number[] totals doubles, valid until the next call: pending bytes at 2 * slot, streams at 2 * slot + 1
 function InFlight:totals()
-    local changes = self.dict:get(CHANGES)
-    if changes ~= self.changes then
-        self:find_rows()
-        self.changes = changes
-    end
-    local sum = self.sum
-    ffi.copy(sum, self.counts, self.size * SIZE)
-    for i = 1, #self.others do
-        local row = self.dict:get(self.others[i])
-        if row then
-            self:add_row(row)
-        end
-    end
-    return sum
+    ffi.copy(self.sum, self.counts, self.size * SIZE)
+    self:each_other(work_row.add, self.sum)
+    return self.sum
 end
 
---- Add another worker's row to the sums.
-function InFlight:add_row(row)
-    local id = row:sub(1, ID_LENGTH)
-    local values = ffi.cast("const double *", ffi.cast("const char *", row) + ID_LENGTH)
-    local sum = self.sum
-    if id == self.layout then
-        for i = 0, self.size - 1 do
-            sum[i] = sum[i] + values[i]
-        end
-        return
-    end
-    for theirs, ours in pairs(self:map_of(id)) do
-        sum[2 * ours] = sum[2 * ours] + values[2 * theirs]
-        sum[2 * ours + 1] = sum[2 * ours + 1] + values[2 * theirs + 1]
-    end
+--- The open streams of one node over all workers, as of now.
+---@param slot integer of the node
+---@return integer
+function InFlight:streams_at(slot)
+    local streams = self.counts[2 * slot + 1]
+    self:each_other(function(row, map)
+        streams = streams + work_row.streams_at(row, map, slot)
+    end)
+    return streams
 end
 
 --- Our slot for each slot of another layout, if its address is in both.
@@ -152,7 +150,7 @@ function InFlight:find_rows()
                 local row = self.dict:get(key)
                 if row then
                     rows[#rows + 1] = key
-                    used[row:sub(1, ID_LENGTH)] = true
+                    used[work_row.layout_of(row)] = true
                 end
             else
                 self.dict:delete(key)

@@ -11,7 +11,7 @@ local NO_REQUEST = { bytes = 0, cached = {} } -- adds no work
 local METRICS = {
     { "weight", "weight", "gauge", "Weight by the balancer's script, 0 to 100." },
     { "capacity", "capacity", "gauge", "Effective weight: less than the weight while a node is in slow start." },
-    { "pending_bytes", "pending_bytes", "gauge", "Bytes of prompts without a first byte of their answer." },
+    { "pending_bytes", "pending_bytes", "gauge", "Bytes of prompts that are probably not computed yet." },
     { "streams", "streams", "gauge", "Open requests." },
     { "score", "score", "gauge", "Outstanding work per effective weight: the next request goes where it is least." },
     { "backoff_seconds", "backoff_seconds", "gauge", "Seconds for which it is still ejected because it failed." },

@@ -95,7 +95,7 @@ end
 function phases.header_filter()
     local request = ngx.ctx.vllm_nginx_lb
     if request then
-        worker.requests:see_headers(request)
+        worker.requests:see_headers(request, ngx.header["Content-Type"])
     end
 end
 
@@ -104,8 +104,8 @@ function phases.body_filter()
     local request = ngx.ctx.vllm_nginx_lb
     if request and ngx.arg[1] ~= "" then
         local is_good = ngx.status < ngx.HTTP_BAD_REQUEST
-        if worker.requests:see_piece(request, is_good) then
-            ngx.var.vllm_nginx_lb_first_byte_time = meter.first_byte_time(ngx.now(), ngx.req.start_time())
+        if worker.requests:see_piece(request, ngx.arg[1], is_good) then
+            ngx.var.vllm_nginx_lb_first_byte_time = meter.first_output_time(ngx.now(), ngx.req.start_time())
         end
     end
 end

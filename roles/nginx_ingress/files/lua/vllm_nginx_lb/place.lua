@@ -43,12 +43,12 @@ end
 --- Count a request at a node. Another worker may have taken the node's last place since the totals were added up. Then
 -- the request gives its place back. Each worker counts first and looks afterwards, so two never keep one place.
 ---@return boolean done false: the node has as many requests as it may
-function Places:occupy(it, node)
-    local work = self.parts.in_flight
-    it.cost = least_work.cost(it, node)
-    work:add(node.peer, it.cost, 1)
-    if node.max_conns > 0 and work:totals()[2 * node.slot + 1] > node.max_conns then
-        work:add(node.peer, -it.cost, -1)
+function Places:occupy(it, node, totals)
+    local work, bytes = self.parts.in_flight, least_work.cost(it, node)
+    it.cost, it.pending, it.ahead = bytes, bytes, totals[2 * node.slot] + bytes
+    work:add(node.peer, bytes, 1)
+    if node.max_conns > 0 and work:streams_at(node.slot) > node.max_conns then
+        work:add(node.peer, -bytes, -1)
         it.tried[node.peer] = nil
         return false
     end
@@ -58,16 +58,17 @@ end
 
 --- Take a place for a request. After a lost race the choice is made anew: the two that met may both have given back
 -- what was one place.
----@param it Request with `bytes`, `cached` and `tried`; gets `peer` and `cost`
+---@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `pending` and `ahead`
 ---@param pool table its `nodes`
 ---@return table|nil node nil if there is none
 ---@return string|nil why as $vllm_nginx_lb_choice has it
 function Places:take(it, pool)
     for _ = 1, MOST_RACES do
-        local node, why = self:choose(it, pool, self.parts.in_flight:totals())
+        local totals = self.parts.in_flight:totals()
+        local node, why = self:choose(it, pool, totals)
         if not node then
             return nil
-        elseif self:occupy(it, node) then
+        elseif self:occupy(it, node, totals) then
             return node, why
         end
     end
@@ -78,9 +79,8 @@ end
 ---@param it Request
 function Places:release(it)
     if it.peer then
-        local is_pending = it.stage == "sent" or it.stage == "headers"
-        self.parts.in_flight:add(it.peer, is_pending and -it.cost or 0, -1)
-        it.peer, it.stage = nil, "accepted"
+        self.parts.in_flight:add(it.peer, -it.pending, -1)
+        it.peer, it.output, it.pending, it.stage = nil, nil, 0, "accepted"
     end
 end
 

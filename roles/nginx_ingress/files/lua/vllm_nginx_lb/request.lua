@@ -1,17 +1,18 @@
 --- The life of a request, from its acceptance to its end, in one record.
 --
---     accepted ─▶ sent ─▶ headers ─▶ body ─▶ ended
+--     accepted ─▶ sent ─▶ headers ─▶ output ─▶ ended
 --         ▲         │
 --         └─────────┘ the try has failed: another node is chosen
 --
--- In the stages `sent` and `headers`, the prompt counts as pending work of the node. Until the request ends or the try
--- fails, it also counts as a stream of the node. vLLM sends the headers of a stream before it has computed the prompt,
--- so the prompt is done with the first byte of the body.
+-- In the stages `sent` and `headers`, the prompt counts as pending work of the node, for as long as pending.lua says.
+-- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
+-- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
+local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 
 ---@class Request
----@field stage string accepted, sent, headers, body, ended
+---@field stage string accepted, sent, headers, output, ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
 ---@field place integer|nil the place of its session on the ring (affinity/session.lua)
@@ -26,6 +27,10 @@ local place = require "vllm_nginx_lb.place"
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
 ---@field cost number bytes of its prompt that the node has to compute
+---@field pending number bytes of its prompt that count as pending work of that node
+---@field ahead number bytes that were pending there when it was sent, its own included
+---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
+---@field output Output|nil finds its first output; nil: its answer is no event stream, or has no headers yet
 ---@field sent_at number seconds of clock.lua
 
 ---@class Requests the requests of one worker
@@ -37,6 +42,8 @@ local request = {}
 ---@class RequestParts
 ---@field settings table `max_request_bytes`, `tries`, `stall_seconds`
 ---@field in_flight InFlight
+---@field pending Pending
+---@field prefill Prefill
 ---@field ejection Ejection
 ---@field counts NodeCounts
 ---@field outlier Outlier
@@ -103,6 +110,7 @@ function Requests:send(it, pool, try)
     if it.peer and not self:leave_node(it, try) or it.tries >= parts.settings.tries then
         return nil
     end
+    parts.pending:finish_due(parts.now())
     local node, why = self.places:take(it, pool)
     if not node then
         return nil
@@ -110,6 +118,7 @@ function Requests:send(it, pool, try)
     it.tries, it.pool = it.tries + 1, pool
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
+    parts.pending:expect(it, it.sent_at)
     parts.ejection:chosen(node.peer)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
@@ -118,27 +127,33 @@ end
 
 --- See the headers of an answer.
 ---@param it Request
-function Requests.see_headers(_, it)
+---@param content_type string|nil of the answer
+function Requests.see_headers(_, it, content_type)
     if it.stage == "sent" then
-        it.stage = "headers"
+        it.stage, it.output = "headers", output.of(content_type)
     end
 end
 
 --- See a piece of an answer's body that is not empty.
 ---@param it Request
+---@param piece string
 ---@param is_good boolean false: it is an error
----@return boolean is_first true: this is the first piece, so the prompt is computed
-function Requests:see_piece(it, is_good)
-    if it.stage ~= "sent" and it.stage ~= "headers" then
+---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
+function Requests:see_piece(it, piece, is_good)
+    if it.stage ~= "sent" and it.stage ~= "headers" or it.output and not it.output:read(piece) then
         return false
     end
     local parts = self.parts
-    it.stage = "body"
-    parts.in_flight:add(it.peer, -it.cost, 0)
+    it.stage = "output"
+    parts.pending:finish(it)
     if is_good and not it.is_light then
+        local now = parts.now()
+        if it.output then
+            parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
+        end
         parts.ejection:succeeded(it.peer)
         parts.outlier:good(it.peer)
-        parts.counts:sent_first_byte(it.peer, parts.now())
+        parts.counts:sent_first_byte(it.peer, now)
     end
     return true
 end
@@ -158,7 +173,17 @@ function Requests:finish(number, try)
     it.stage = "ended"
 end
 
---- Eject stalled nodes: a stalled node has sent headers, and then no first byte to any client for `stall_seconds`.
+--- Count prompts as computed that are so by now, probably.
+---@param is_last boolean true: this will not be called again
+function Requests:finish_pending(is_last)
+    if is_last then
+        self.parts.pending:finish_all()
+    else
+        self.parts.pending:finish_due(self.parts.now())
+    end
+end
+
+--- Eject stalled nodes: a stalled node has sent headers, and then no output to any client for `stall_seconds`.
 function Requests:eject_stalled()
     local parts = self.parts
     local now = parts.now()

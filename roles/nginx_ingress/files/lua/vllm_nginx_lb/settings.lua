@@ -18,6 +18,8 @@ local DECLARED = {
     { name = "dict", kind = "text", default = "vllm_nginx_lb" },
     -- The work of an open stream, as bytes of prompt.
     { name = "stream_bytes", kind = "number", unit = "bytes", low = 0, default = 1000 },
+    -- How fast a node computes prompts, as long as nothing is learned from streamed answers.
+    { name = "prefill_bytes_per_second", kind = "number", unit = "bytes", low = 1, default = 32 * 1024 },
     -- How many ingresses send requests to the same nodes.
     { name = "ingresses", kind = "integer", low = 1, default = 1 },
     -- The largest work of one request.
@@ -26,7 +28,7 @@ local DECLARED = {
     { name = "tries", kind = "integer", low = 1, default = 3 },
     -- How long slow start lasts; 0: a returning node has its full weight at once.
     { name = "ramp_seconds", kind = "number", unit = "s", low = 0, default = 30 },
-    -- A node that has sent headers and then no first byte for so long is stalled.
+    -- A node that has sent headers and then no output for so long is stalled.
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
     -- How a node is found that has a prompt cached.
     { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },

@@ -7,13 +7,13 @@ local slow_start = {}
 local FIRST_SHARE = 0.1 -- of its weight
 
 --- Set a node's effective weight as of now.
----@param node table `weight`, 0 to 100, and `slow_since`, Unix seconds, while it is in slow start
----@param now number Unix seconds
+---@param node table `weight`, 0 to 100, and `slow_since`, seconds of clock.lua, while it is in slow start
+---@param now number seconds of clock.lua
 ---@param seconds number how long slow start lasts
 local function set_effective_weight(node, now, seconds)
     local share = 1
     if node.slow_since then
-        local passed = math.max(0, now - node.slow_since) / seconds -- a clock can go back
+        local passed = (now - node.slow_since) / seconds
         share = math.min(1, FIRST_SHARE + (1 - FIRST_SHARE) * passed)
         if share >= 1 then
             node.slow_since = nil
@@ -39,7 +39,7 @@ end
 --- Begin slow start for nodes that serve now and did not serve in the former list. Nodes in slow start continue.
 ---@param pools table by name, each with `nodes`
 ---@param former table|nil the pools of the former list; nil: the worker has just started, and no node is new
----@param now number Unix seconds
+---@param now number seconds of clock.lua
 ---@param seconds number how long slow start lasts; 0: there is none
 function slow_start.begin(pools, former, now, seconds)
     local before = former and by_address(former)
@@ -58,7 +58,7 @@ end
 
 --- Set the effective weight of the nodes in slow start as of now.
 ---@param pools table by name, each with `nodes`
----@param now number Unix seconds
+---@param now number seconds of clock.lua
 ---@param seconds number how long slow start lasts
 function slow_start.go_on(pools, now, seconds)
     for _, pool in pairs(pools) do

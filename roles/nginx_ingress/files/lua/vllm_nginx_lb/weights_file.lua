@@ -21,7 +21,7 @@ local weights_file = {}
 ---@field upstream_path string of the upstream file of nginx's own balancer
 ---@field dict SharedDict
 ---@field slow_start_seconds number 0: no slow start
----@field now fun(): number Unix seconds
+---@field now fun(): number seconds of clock.lua
 ---@field log fun(text: string)
 ---@field on_change fun(found: Weights, former: Weights|nil) called before new weights are in use
 

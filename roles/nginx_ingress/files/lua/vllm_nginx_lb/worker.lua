@@ -10,6 +10,8 @@ local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local outlier = require "vllm_nginx_lb.outlier"
+local pending = require "vllm_nginx_lb.pending"
+local prefill = require "vllm_nginx_lb.prefill"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
 local request = require "vllm_nginx_lb.request"
 local session = require "vllm_nginx_lb.affinity.session"
@@ -35,7 +37,8 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field error_share ErrorShare
 ---@field affinity Affinity
 ---@field requests Requests
----@field dicts SharedDict[]
+---@field dict SharedDict for the counts of all workers
+---@field dicts SharedDict[] all of them
 local worker = {}
 
 local function is_alive(pid)
@@ -88,6 +91,7 @@ end
 --- The tasks of every `refresh_seconds`.
 local function tick(is_shutting_down)
     worker.held:release(is_shutting_down)
+    worker.requests:finish_pending(is_shutting_down)
     if is_shutting_down then
         return
     end
@@ -100,10 +104,13 @@ end
 
 --- Make the objects that follow requests, and judge nodes by what becomes of them.
 local function follow_requests(dict)
+    local speeds = prefill.new(dict, worker.settings.prefill_bytes_per_second)
     local parts = {
         settings = worker.settings,
         dict = dict,
         in_flight = worker.in_flight,
+        pending = pending.new(worker.in_flight, speeds),
+        prefill = speeds,
         ejection = worker.ejection,
         counts = worker.counts,
         held = worker.held,
@@ -148,7 +155,7 @@ function worker.start()
         upstream_path = wanted.upstream_file,
         dict = dict,
         slow_start_seconds = wanted.ramp_seconds,
-        now = ngx.now,
+        now = clock.now,
         log = log_error,
         on_change = use_nodes,
     }

@@ -1,0 +1,81 @@
+--- Pending work: the prompts of this worker's requests that their nodes have not computed yet.
+--
+-- A prompt is pending until the first output of its answer. An answer that is not streamed shows nothing until it is
+-- complete, minutes later maybe; its prompt is pending for as long as the node probably needs for it (prefill.lua). A
+-- request may turn out to be streamed when its headers come; from then on, only its output ends its pending work. So a
+-- node that hangs keeps the pending work of its streams.
+-- Requests wait in slots of time, so that a look costs as much as prompts have ended meanwhile.
+
+local STEP = 0.05 -- s, of a slot
+local MOST_SLOTS = 1500 -- more than prefill.lua's longest time has
+
+---@class Pending
+local Pending = {}
+Pending.__index = Pending
+
+local pending = {}
+
+--- Nothing is pending.
+---@param in_flight InFlight
+---@param prefill Prefill
+---@return Pending
+function pending.new(in_flight, prefill)
+    return setmetatable({ in_flight = in_flight, prefill = prefill, slots = {} }, Pending)
+end
+
+--- Expect a prompt to be computed. Its bytes are counted already.
+---@param it Request with `peer`; `pending`, its bytes that are counted, and `ahead`, all bytes pending at its node
+---@param now number seconds of clock.lua
+function Pending:expect(it, now)
+    if it.pending == 0 then
+        return
+    end
+    local slot = math.ceil((now + self.prefill:seconds(it.peer, it.ahead)) / STEP)
+    self.next_slot = self.next_slot or math.floor(now / STEP)
+    slot = math.max(slot, self.next_slot)
+    it.due_slot = slot
+    local requests = self.slots[slot] or {}
+    self.slots[slot] = requests
+    requests[#requests + 1] = it
+end
+
+--- Count a prompt as computed, if it is pending.
+---@param it Request
+function Pending:finish(it)
+    if it.pending and it.pending > 0 then
+        self.in_flight:add(it.peer, -it.pending, 0)
+        it.pending = 0
+    end
+end
+
+--- Count the prompts as computed that are so by now, probably.
+---@param now number seconds of clock.lua
+function Pending:finish_due(now)
+    local first, last = self.next_slot, math.floor(now / STEP)
+    if not first or last < first then
+        return
+    end
+    for slot = first, math.min(last, first + MOST_SLOTS) do
+        for _, it in ipairs(self.slots[slot] or {}) do
+            if it.due_slot == slot and not it.output then -- not sent again since, and not a stream
+                self:finish(it)
+            end
+        end
+        self.slots[slot] = nil
+    end
+    self.next_slot = last + 1
+end
+
+--- Count all prompts as computed but those of streams: nobody will look at the time any more.
+function Pending:finish_all()
+    for slot, requests in pairs(self.slots) do
+        for _, it in ipairs(requests) do
+            if not it.output then
+                self:finish(it)
+            end
+        end
+        self.slots[slot] = nil
+    end
+end
+
+return pending

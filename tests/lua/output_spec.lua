@@ -1,0 +1,84 @@
+local output = require "vllm_nginx_lb.output"
+
+local STREAM = "text/event-stream; charset=utf-8"
+-- Each case: what a node sends before the first output, and what carries it.
+local CASES = {
+    { "a completion", "", 'data: {"choices":[{"text":"word "}]}\n\n' },
+    { "a chat", "", 'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n' },
+    { "lines that end with CR LF", ": wait\r\n\r\n", 'data: {"choices":[]}\r\n\r\n' },
+    { "comments while the client waits", (": keep-alive\n\n"):rep(5), 'data: {"choices":[]}\n\n' },
+    {
+        "responses",
+        'event: response.created\ndata: {"response":{"instructions":"'
+            .. ("x"):rep(5000)
+            .. '"},"type":"response.created"}\n\n'
+            .. "event: response.queued\ndata: {}\n\n"
+            .. 'event: response.in_progress\ndata: {"sequence_number":1}\n\n',
+        'event: response.output_item.added\ndata: {"output_index":0}\n\n',
+    },
+    {
+        "messages",
+        'event: message_start\ndata: {"type":"message_start"}\n\nevent: ping\ndata: {"type":"ping"}\n\n',
+        'event: content_block_start\ndata: {"index":0}\n\n',
+    },
+    { "events with numbers and waiting times", "id: 7\nretry: 10\n\n", "data:{}\n\n" },
+    { "an event after one without data", "event: ping\n\n", "data: {}\n\n" },
+}
+local ERRORS = { 'data: {"error": {"message": "dead"}}\n\n', 'event: error\ndata: {"type":"error"}\n\n' }
+
+--- Whether each piece has the first output or follows it.
+local function read(pieces)
+    local answer, found = assert(output.of(STREAM)), {}
+    for i, piece in ipairs(pieces) do
+        found[i] = answer:read(piece)
+    end
+    return found
+end
+
+describe("output", function()
+    it("is all of an answer that is no event stream", function()
+        for _, content_type in ipairs { "application/json", "text/plain", "" } do
+            assert.is_nil(output.of(content_type))
+        end
+        assert.is_nil(output.of(nil))
+        assert.is_nil(output.of { "text/event-stream", "text/html" }) -- a header that came twice
+        assert.is_truthy(output.of "text/event-stream")
+        assert.is_truthy(output.of "Text/Event-Stream;charset=utf-8")
+    end)
+
+    for _, case in ipairs(CASES) do
+        local name, before, first = unpack(case)
+
+        it("begins after what is none: " .. name, function()
+            assert.same({ false, true }, read { before, first })
+            assert.same({ true }, read { before .. first })
+        end)
+
+        it("is found wherever pieces are cut: " .. name, function()
+            local answer, whole, begun_at = assert(output.of(STREAM)), before .. first, nil
+            for i = 1, #whole do
+                if answer:read(whole:sub(i, i)) then
+                    begun_at = i
+                    break
+                end
+            end
+            assert.is_true(begun_at > #before and begun_at <= #whole)
+        end)
+    end
+
+    it("is not an error", function()
+        assert.same({ false, false, false }, read { ERRORS[1], ERRORS[2], "data: [DO" })
+    end)
+
+    it("is looked for with little memory and in few lines", function()
+        local answer = assert(output.of(STREAM))
+        assert.is_false(answer:read((":"):rep(10 ^ 6)))
+        assert.is_true(#answer.line <= 64)
+        assert.is_false(answer:read(("\n"):rep(5000)))
+        assert.is_true(answer:read(("\n"):rep(10 ^ 6)))
+    end)
+
+    it("is found in a line that does not end", function()
+        assert.same({ false, true }, read { 'data: {"choices"', ("x"):rep(100) })
+    end)
+end)
