@@ -173,7 +173,7 @@ def test_a_stream_is_pending_until_its_first_output(counted: CountedStack) -> No
 
 def test_a_node_that_sends_only_comments_is_stalled(counted: CountedStack) -> None:
     counted.start_with(stall_seconds=0.3)
-    counted.publish({"node-2": 100})
+    counted.publish({"node-2": 100, "node-3": 1})  # the only node of a pool is never ejected
     node = counted.node("node-2")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(counted.ask, "stream")
