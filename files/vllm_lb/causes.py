@@ -24,6 +24,9 @@ class NodeCause(StrEnum):
     STALE = "stale"  # no reading for longer than health.stale_after_seconds
     UNREACHABLE = "unreachable"  # down: the node does not answer
     UNREADABLE = "unreadable"  # down: the node answers, and the answer cannot be used
+    NO_STATISTICS = "no_statistics"  # vLLM runs with --disable-log-stats: the configured share
+    IMPLAUSIBLE = "implausible"  # capacity: the node claims a speed that no engine has, and its weight stays
+    BOUNDED = "bounded"  # capacity: the most that a node may get beside the others, whatever it says
     ASLEEP = "asleep"
     DRAINED_IN_INVENTORY = "drained_in_inventory"
     DRAINED_BY_OPERATOR = "drained_by_operator"
@@ -31,7 +34,7 @@ class NodeCause(StrEnum):
 
 
 class ScrapeCause(StrEnum):
-    """Why a scrape brought no reading."""
+    """Why a scrape brought no reading, or a part of one."""
 
     CONNECTION_REFUSED = "connection_refused"
     TIMEOUT = "timeout"
@@ -50,6 +53,7 @@ class ScrapeCause(StrEnum):
     NOT_METRICS = "not_metrics"
     METRIC_MISSING = "metric_missing"
     METRIC_IMPLAUSIBLE = "metric_implausible"
+    NO_STATISTICS = "no_statistics"  # vLLM's page has no metric of vLLM: --disable-log-stats
     UNEXPECTED = "unexpected"
 
 

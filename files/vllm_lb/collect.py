@@ -123,6 +123,8 @@ def log_changes(tick: Tick) -> None:
 def has_new_trouble(node: NodePlan, memory: Mapping[str, NodeMemory], after: NodeMemory) -> bool:
     """Tell whether a node has trouble that the tick before did not have."""
     was = memory.get(node.name, NodeMemory())
-    if was.resolves and not after.resolves:
+    if (was.resolves and not after.resolves) or (after.doubt and after.doubt != was.doubt):
         return True
+    if after.successes:
+        return False
     return node.error_cause is not None and (was.successes > 0 or was == NodeMemory() or was.up != after.up)

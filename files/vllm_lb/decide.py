@@ -11,7 +11,7 @@ from vllm_lb.health import preemptions_delta, remembered
 from vllm_lb.judge import Judgement, Levels, judge
 from vllm_lb.memory import NodeMemory
 from vllm_lb.plan import NodePlan, PoolPlan
-from vllm_lb.policies import Moment, Observation, Policy, capacity, static, stepped
+from vllm_lb.policies import Moment, Observation, Policy, Verdict, capacity, static, stepped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Config, Node, Policies, Pool
 
 POLICIES: dict[str, Policy] = {"stepped": stepped, "capacity": capacity, "static": static}
+DOUBTS = (NodeCause.IMPLAUSIBLE, NodeCause.BOUNDED)  # a reading is not believed as a whole
 
 
 def decide(
@@ -61,11 +62,11 @@ def decide_pool(
         node.name: remembered(before[node.name], samples[node.name], config.health, moment.now) for node in pool.nodes
     }
     seen = {
-        name: Observation(reading, preemptions_delta(before[name], reading), before[name])
+        name: Observation(reading, preemptions_delta(before[name], reading, moment.now), before[name])
         for name in before
         if (reading := samples[name].reading)
     }
-    verdicts = POLICIES[pool.policy].weigh(pool, config.policies, seen, moment)
+    verdicts = verdicts_on(pool, config.policies, seen, moment)
     nodes: list[NodePlan] = []
     serving: dict[tuple[str | None, int], str] = {}
     for node in pool.nodes:
@@ -92,10 +93,30 @@ def decide_pool(
             learned=verdicts[each.name].learned if each.state == "up" else before[each.name].learned,
             host=node.host,
             resolves=samples[each.name].unresolved is None,
+            doubt=doubt_of(samples[each.name], each, before[each.name]),
         )
         for each, node in zip(plan.nodes, pool.nodes, strict=True)
     }
     return plan, remembered_nodes
+
+
+def verdicts_on(pool: Pool, policies: Policies, seen: Mapping[str, Observation], moment: Moment) -> dict[str, Verdict]:
+    """Return what the pool's policy says of the nodes; a node without statistics gets its configured share."""
+    with_statistics = {name: each for name, each in seen.items() if each.reading.has_statistics}
+    verdicts = POLICIES[pool.policy].weigh(pool, policies, with_statistics, moment)
+    for node in pool.nodes:
+        if node.name in seen.keys() - with_statistics.keys():
+            weight = max(lowest_weight(pool, node, policies), static.weight_of(pool, node))
+            reason = f"capacity {node.capacity:g} as configured"
+            verdicts[node.name] = Verdict(weight, NodeCause.NO_STATISTICS, reason)
+    return verdicts
+
+
+def doubt_of(sample: Sample, node: NodePlan, was: NodeMemory) -> str | None:
+    """Return the code of what is not believed of a node's reading; without a reading, that of the reading before."""
+    if not sample.reading:
+        return was.doubt
+    return sample.cause or (node.cause if node.cause in DOUBTS else None)
 
 
 def levels_of(pool: Pool, node: Node, policies: Policies, was: NodeMemory) -> Levels:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Node, Scrape
 
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
+# vLLM's Rust front end answers in OpenMetrics, whatever it is asked for.
+READ_TYPES = ("text/plain", "application/openmetrics-text")
 CHUNK_BYTES = 65536
 
 
@@ -76,7 +78,7 @@ def check_headers(response: requests.Response) -> None:
         raise UnreadableError(ScrapeCause.UNAUTHORIZED, f"HTTP {status} (see scrape.api_key_file)")
     if status != OK:
         raise UnreadableError(ScrapeCause.HTTP_STATUS, f"HTTP {status}")
-    if not content_type.lower().startswith("text/plain"):
+    if not content_type.lower().startswith(READ_TYPES):
         problem = f"content type {printable(content_type)} instead of text/plain"
         raise UnreadableError(ScrapeCause.CONTENT_TYPE, problem)
     if response.headers.get("Content-Encoding", "identity") != "identity":

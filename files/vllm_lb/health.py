@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from vllm_lb.growth import growth
 from vllm_lb.memory import MOST_FLAPS, NodeMemory
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
             up=was.up is not False or successes >= good_scrapes_needed(was, health),
             successes=successes,
             read_at=now,
-            preemptions=reading.preemptions,
+            preemptions=was.preemptions if reading.preemptions is None else reading.preemptions,
             flap_count=max(0, was.flap_count - (successes % SCRAPES_TO_FORGET_A_FLAP == 0)),
             fingerprint=reading.fingerprint,
             changed_at=changed_at if is_working and reading.fingerprint == was.fingerprint else now,
@@ -41,7 +43,7 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
         up=up,
         failures=failures,
         read_at=read_at,
-        preemptions=reading.preemptions if reading else was.preemptions,
+        preemptions=reading.preemptions if reading and reading.preemptions is not None else was.preemptions,
         flap_count=min(MOST_FLAPS, was.flap_count + (was.up is True and up is False)),
         fingerprint=was.fingerprint,
         changed_at=changed_at,
@@ -64,6 +66,13 @@ def frozen_for_seconds(memory: NodeMemory, health: Health) -> float | None:
     return still if still > health.stale_after_seconds else None
 
 
-def preemptions_delta(was: NodeMemory, reading: Reading) -> int:
-    """Return new preemptions; none on first sight, nor when the counter started again."""
-    return 0 if was.preemptions is None else max(0, reading.preemptions - was.preemptions)
+def preemptions_delta(was: NodeMemory, reading: Reading, now: float) -> int | None:
+    """Return new preemptions; 0 on first sight and when the counter started again, None if the node does not say.
+
+    `now` is in seconds of the monotonic clock.
+    """
+    if reading.preemptions is None:
+        return None
+    # The monotonic clock starts again at boot: how long ago a time in the future was is not known.
+    seconds = now - was.read_at if was.read_at is not None and was.read_at < now else math.inf
+    return int(growth(was.preemptions, reading.preemptions, seconds, reading.engines) or 0)

@@ -51,6 +51,8 @@ def judge(  # noqa: PLR0913, PLR0917 - all that is known of one node
         judgement = judge_read(was, memory, verdict, levels, health, moment)
     else:
         judgement = judge_unread(was, memory, sample.error or "no reading", levels, health, moment.now)
+    if sample.reading and sample.error:
+        judgement = dataclasses.replace(judgement, reason=f"{judgement.reason}; {sample.error}")
     if sample.unresolved:
         addition = f"; its name does not resolve ({sample.unresolved}), last address used"
         judgement = dataclasses.replace(judgement, reason=judgement.reason + addition)

@@ -6,8 +6,9 @@ from dataclasses import MISSING
 from typing import Any, Self
 
 from vllm_lb.addresses import is_host, is_ip
+from vllm_lb.causes import NodeCause, ScrapeCause
 from vllm_lb.data import data
-from vllm_lb.schema import build, number, setting
+from vllm_lb.schema import build, choice, number, setting
 from vllm_lb.settings import MAX_WEIGHT
 
 MOST_FLAPS = 5
@@ -24,6 +25,7 @@ class Means:
     waiting: float = number(0, 2**53, 0.0)
     finished: float = number(0, 2**53, 0.0)  # requests that ended between two readings
     kv_cache_usage: float = number(0, 1, 0.0)  # ratio
+    batch_share: float = number(0.01, 1, 1.0)  # how full the batch was on average, of what it was when it was read
     engines: float = number(1, 2**53, 1.0)
 
     @property
@@ -44,7 +46,11 @@ class Learned:
     at: float = number(0, 2**53)  # when the node was read last
     generation_tokens: int | None = number(0, 2**60, None)
     finished: int | None = number(0, 2**60, None)
-    running: int = number(0, 2**60)
+    running: int | None = number(0, 2**60)
+    waiting: int | None = number(0, 2**60, None)
+    token_gaps: int | None = number(0, 2**60, None)
+    token_gap_seconds: float | None = number(0, 2**53, None)
+    claim: float | None = number(0, 2**53, None)  # the last speed that it claimed, if no engine has that speed
     readings: int = number(0, 2**53, 0)  # in the averages; 0 after a weight of the pool changed
     recent: Means = Means()
     longer: Means = Means()
@@ -69,6 +75,7 @@ class NodeMemory:
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
+    doubt: str | None = choice(*NodeCause, *ScrapeCause, default=None)  # what of its last reading is not believed
     learned: Learned | None = None
 
 

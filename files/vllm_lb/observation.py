@@ -13,22 +13,32 @@ if TYPE_CHECKING:
 
 @data()
 class Reading:
-    """What a node reports of itself, over all its engines."""
+    """What a node reports of itself, over all its engines.
 
-    kv_cache_usage: float  # ratio 0..1, of the fullest engine
-    waiting: int  # requests queued, summed
-    running: int  # requests in a batch, summed
-    preemptions: int  # since the node started, summed
+    None: the node does not say, or what it says is impossible. A node without statistics has neither of the first four.
+    """
+
+    kv_cache_usage: float | None  # ratio 0..1, of the fullest engine
+    waiting: int | None  # requests queued, summed
+    running: int | None  # requests in a batch, summed
+    preemptions: int | None  # since the node started, summed
     engines: int  # 1 to MAX_ENGINES
     awake: bool
     prompt_tokens: int | None = None  # computed since the node started, summed; old versions of vLLM do not say
     generation_tokens: int | None = None  # generated since then, summed
     finished: int | None = None  # requests that have ended since then, summed
+    token_gaps: int | None = None  # how many times since then a token of a request followed another one
+    token_gap_seconds: float | None = None  # the times from the one to the other, summed
 
     @property
     def requests(self) -> int:
-        """All requests of the node: in a batch or queued."""
-        return self.running + self.waiting
+        """All requests of the node that it tells of: in a batch or queued."""
+        return (self.running or 0) + (self.waiting or 0)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Tell whether the node says anything of its load."""
+        return any(each is not None for each in (self.kv_cache_usage, self.waiting, self.running, self.preemptions))
 
     @property
     def fingerprint(self) -> str:
@@ -39,12 +49,15 @@ class Reading:
 
 @data()
 class Sample:
-    """The result of one scrape."""
+    """The result of one scrape.
+
+    A sample with a reading and an error has a reading without a part: the error says which part, and why.
+    """
 
     address: str | None  # the IP address to publish; None if the node's name never resolved
     seconds: float  # how long the scrape took
     reading: Reading | None = None
-    error: str | None = None  # why there is no reading, for people
+    error: str | None = None  # why there is no reading, or only a part of one; for people
     cause: ScrapeCause | None = None  # the same, for programs
     answered: bool = True  # False: no HTTP answer at all, which counts towards health.fall
     unresolved: str | None = None  # why the node's name did not resolve, where its last address was used instead

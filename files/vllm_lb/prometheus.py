@@ -98,7 +98,7 @@ def node_metrics(tick: Tick) -> Iterator[Metric]:
         return family(f"node_{name}", about, {each: getattr(node, key) for each, node in nodes.items()}, labels)
 
     def of_readings(name: str, about: str, key: str, *, counter: bool = False) -> Metric:
-        values = {each: getattr(reading, key) for each, reading in readings.items()}
+        values = {each: value for each, reading in readings.items() if (value := getattr(reading, key)) is not None}
         return family(f"node_{name}", about, values, labels, counter=counter)
 
     up = {each: node.state == "up" for each, node in nodes.items()}

@@ -105,7 +105,9 @@ def scrape_one(job: Job, settings: Scrape, api_key: str | None, results: Results
     fault: Fault | tuple[None, None] = (None, None)
     try:
         job.address, job.unresolved = resolve(job.node, job.address, settings.timeout_seconds / 3)
-        reading = parse_metrics(fetch_metrics(job.node, job.address, settings, api_key, job.mark_answered))
+        page = fetch_metrics(job.node, job.address, settings, api_key, job.mark_answered)
+        reading, left_out = parse_metrics(page)
+        fault = left_out or fault
     except UnreadableError as unreadable:
         fault = unreadable.cause, str(unreadable)
     except (requests.Timeout, urllib3.exceptions.TimeoutError):

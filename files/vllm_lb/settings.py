@@ -134,7 +134,8 @@ class Capacity:
     """The policy `capacity`, which learns what each node can do.
 
     A weight changes at once when the last readings ask for a change of sudden_change_ratio. A smaller change, down to
-    min_change_ratio, has to be asked for by more readings.
+    min_change_ratio, has to be asked for by more readings. Relative to its configured capacity, no node counts for more
+    than max_learned_ratio times the median of its pool, whatever it reports.
     """
 
     lowest_weight: int = number(1, MAX_WEIGHT, 10)
@@ -142,6 +143,7 @@ class Capacity:
     max_kv_cache_usage: float = number(0.01, 1, 0.7)
     sudden_change_ratio: float = number(0.01, 10, 0.5)
     min_change_ratio: float = number(0.01, 10, 0.15)
+    max_learned_ratio: float = number(1.5, 100, 4.0)
 
 
 @data(kw_only=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
+import re
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,12 +125,7 @@ TABLES = (
         Bad("html", "answers HTML", "content type text/html instead of text/plain", answer("<p>", 200, "text/html")),
         Bad("html-as-text", "answers HTML as text", f"no {KV}", answer("<html>")),
         Bad("not-utf-8", "answers in no UTF-8", "not in the Prometheus text format", changed('"m"', '"\udcff"')),
-        # Its values are impossible
-        Bad("nan", "has a KV usage of NaN", f"{KV} is nan", changed("0.8", "NaN")),
-        Bad("inf", "has a KV usage of +Inf", f"{KV} is inf", changed("0.8", "+Inf")),
-        Bad("minus-inf", "has -Inf waiting", f"{WAITING} is -inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -Inf")),
-        Bad("negative", "has -1 waiting", f"{WAITING} is -1", changed(f"{WAITING}{LABELS} 0", f"{WAITING} -1")),
-        Bad("1e400", "has 1e400 waiting", f"{WAITING} is inf", changed(f"{WAITING}{LABELS} 0", f"{WAITING} 1e400")),
+        Bad("impossible", "has no possible value", f"{KV} is nan", answer(re.sub(r" \S+\n", " NaN\n", GOOD))),
         Bad("missing", "lacks a metric", f"no {WAITING}", changed(WAITING, "vllm:other")),
         Bad("twice", "sends a sample twice", f"{KV} comes twice with the same labels", answer(GOOD + GOOD)),
     ],
@@ -224,6 +221,116 @@ def test_a_node_that_cannot_be_read_holds_its_weight(
     assert (site.weights["node-a"], site.weights["node-c"]) == (10, 100)
     assert site.outcome == "reloaded"
     assert site.answered <= set(site.weights), "each request is answered, by one of the nodes"
+
+
+# --- Answers of which a part can be used ------------------------------------------------------------------------
+
+RECORDINGS = Path(__file__).parent.parent / "fixtures"
+ZERO = f"{WAITING}{LABELS} 0"
+PROCESS = "# TYPE python_info gauge\npython_info 1\nhttp_requests_total 5\n"
+EOF = "# EOF\n"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An answer that is read in part, the weight of its node with the policy `stepped`, and the node's reason."""
+
+    name: str
+    what: str
+    weight: int
+    reason: str
+    behaviour: Behaviour
+
+
+LEFT_OUT = f"kv 0.80 >= 0.75; left out: {WAITING} is"
+NO_STATISTICS = "capacity 1 as configured; no metrics of vllm (it runs with --disable-log-stats)"
+PARTIAL = (
+    Partial("nan", "has a KV usage of NaN", 100, f"kv unknown; left out: {KV} is nan", changed("0.8", "NaN")),
+    Partial("inf", "has a KV usage of +Inf", 100, f"kv unknown; left out: {KV} is inf", changed("0.8", "+Inf")),
+    Partial("minus-inf", "has -Inf waiting", 60, f"{LEFT_OUT} -inf", changed(ZERO, f"{WAITING} -Inf")),
+    Partial("negative", "has -1 waiting", 60, f"{LEFT_OUT} -1", changed(ZERO, f"{WAITING} -1")),
+    Partial("1e400", "has 1e400 waiting", 60, f"{LEFT_OUT} inf", changed(ZERO, f"{WAITING} 1e400")),
+    Partial("silent", "runs with --disable-log-stats", 100, NO_STATISTICS, answer(PROCESS)),
+)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row, id=row.name, marks=fault(row.what, f"node-b: up: {row.reason}", "what else it says; it is said once")
+        )
+        for row in PARTIAL
+    ],
+)
+def test_an_answer_that_can_be_read_in_part(stack: Stack, row: Partial) -> None:
+    stack.nodes[1].load["kv"] = 0.8
+    stack.run()
+    stack.nodes[1].answer = row.behaviour
+    stack.nodes[0].load["kv"] = 0.95
+    assert stack.run().count(f"node-b: up: {row.reason}\n") == 1
+    assert stack.weights() == {"node-a": 10, "node-b": row.weight, "node-c": 100}
+    assert (node_of(stack, "node-b")["state"], node_of(stack, "node-b")["reason"]) == ("up", row.reason)
+    assert [stack.run(), stack.run()] == ["", ""], "a lasting fault is logged once"
+    stack.nodes[1].answer = None
+    stack.run()
+    assert stack.weights()["node-b"] == 60
+    stack.nodes[1].answer = row.behaviour
+    assert f"node-b: up: {row.reason}" in stack.run(), "another one is logged again"
+    assert_ingress_answers(stack)
+
+
+@pytest.mark.parametrize("content_type", [OPENMETRICS, OPENMETRICS.upper(), "application/openmetrics-text"])
+def test_a_node_that_answers_in_openmetrics(stack: Stack, content_type: str) -> None:
+    stack.nodes[1].answer = answer(GOOD + EOF, 200, content_type)
+    stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 60, "node-c": 100}
+    assert node_of(stack, "node-b")["state"] == "up"
+
+
+@pytest.mark.parametrize("version", ["0.32.0-api2", "0.33.0-dp2"])
+def test_a_fleet_with_several_api_servers_starts_and_comes_back(stack: Stack, version: str) -> None:
+    idle, busy = (answer((RECORDINGS / f"vllm-{version}-{state}.txt").read_bytes()) for state in ("idle", "busy"))
+    for node in stack.nodes:
+        node.answer = idle
+    stack.run()  # ends well at the first start of a fleet, before any request
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+    stack.nodes[1].answer = busy
+    stack.run()
+    stack.nodes[1].stop()
+    for _ in range(3):
+        stack.run()
+    assert stack.weights()["node-b"] == 0
+    stack.nodes[1] = FakeNode("node-b", port=stack.nodes[1].port)
+    stack.nodes[1].answer = idle
+    for _ in range(3):
+        stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+    assert_ingress_answers(stack)
+
+
+@fault(
+    "claims 500,000 tokens/s",
+    "node-b: up: claims 25000 tokens/s a request, which no engine has: its weight stays",
+    "the weights of the others; it is said once",
+)
+def test_a_node_that_claims_a_speed_that_no_engine_has(stack: Stack) -> None:
+    stack.config["pools"][0]["policy"] = "capacity"
+    now = [0.0]
+
+    def claim(handler: BaseHTTPRequestHandler) -> None:
+        now[0] += 0.001  # seconds of a request
+        count = f"vllm:inter_token_latency_seconds_count{LABELS} {round(25000 * now[0])}\n"
+        total = f"vllm:inter_token_latency_seconds_sum{LABELS} {now[0]}\n"
+        tokens = f"vllm:generation_tokens_total{LABELS} {round(25000 * now[0])}\n"
+        respond(handler, (GOOD + count + total + tokens).encode())
+
+    stack.nodes[1].answer = claim
+    said = [stack.run() for _ in range(4)]
+    assert "".join(said).count("which no engine has") == 1
+    assert stack.weights() == {"node-a": 100, "node-b": 100, "node-c": 100}
+    assert node_of(stack, "node-b")["cause"] == "implausible"
 
 
 @fault(

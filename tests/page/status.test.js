@@ -49,8 +49,12 @@ test("a tick is at fault by its outcome, or by the code of its error", () => {
 });
 
 test("an error is beside the reason unless the cause says that the reason has it", () => {
-  for (const cause of ["never_read", "held", "stale", "unreachable", "unreadable"]) {
+  for (const cause of ["never_read", "held", "stale", "unreachable", "unreadable", "recovering", "frozen"]) {
     assert.equal(errorBesideReason({ cause, reason: "other words", error: "timed out", error_cause: "timeout" }), null);
+  }
+  for (const cause of ["kv_level", "learned", "no_statistics"]) {
+    const it = { state: "up", cause, reason: "other words", error: "x is -1", error_cause: "metric_implausible" };
+    assert.equal(errorBesideReason(it), null);
   }
   for (const cause of ["drained_by_operator", "drained_in_inventory", "same_address", undefined]) {
     const it = { cause, reason: "timed out", error: "timed out", error_cause: "timeout" };

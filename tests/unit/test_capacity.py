@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit.play import Engine, Play
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.decide import decide
 from vllm_lb.memory import Means, NodeMemory
@@ -18,110 +17,6 @@ from vllm_lb.settings import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from vllm_lb.observation import Sample
-    from vllm_lb.plan import NodePlan
-
-TICK_SECONDS = 10
-TOKENS = 200  # tokens of an answer
-BATCH = 40  # with so many requests per engine, each is half as fast as a single request
-
-
-@dataclass
-class Engine:
-    """A node as the balancer sees it, and its true state."""
-
-    fast: float = 40.0  # tokens per second of a single request
-    engines: int = 1
-    hidden: float = 0.0  # requests that nginx does not see
-    kv: float = 0.3
-    frozen: bool = False  # its metrics do not change
-    counts: bool = True  # it has token counters
-    awake: bool = True
-    fault: Sample | None = None  # the sample of each scrape instead of a reading
-    tokens: float = 0.0
-    finished: float = 0.0
-    requests: float = 0.0
-
-
-class Play:
-    """A pool with a steady number of `requests`, which nginx spreads by the weights."""
-
-    def __init__(self, requests: float = 60, *, noise: float = 0.0, seed: int = 1, **nodes: Engine) -> None:
-        """Start with nothing remembered."""
-        self.nodes, self.requests, self.noise = nodes, requests, noise
-        self.random = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
-        self.now = 1000.0
-        self.memory: dict[str, NodeMemory] = {}
-        self.drained: set[str] = set()
-        self.applied = True
-        self.moves = 0
-        self.capacities: dict[str, float] = {}
-        self.rules: dict[str, float] = {}
-        self.nginx: dict[str, Any] = {}
-        self.ramps: dict[str, float] = {}  # shares of their weights that nginx gives nodes
-        self.plan: dict[str, NodePlan] = {}
-
-    @property
-    def weights(self) -> dict[str, int]:
-        """The last decision."""
-        return {name: node.weight for name, node in self.plan.items()}
-
-    def reason(self, name: str) -> str:
-        """Return why a node has its weight."""
-        return self.plan[name].reason
-
-    def tick(self, times: int = 1) -> dict[str, int]:
-        """Let the nodes work for 10 s with their present weights, then decide; return the new weights."""
-        for _ in range(times):
-            before = self.weights
-            self.work()
-            hosts = {name: f"127.0.0.{i}" for i, name in enumerate(self.nodes, 1)}
-            pool: dict[str, Any] = {
-                "policy": "capacity",
-                "nodes": [
-                    {"name": name, "host": host, "capacity": self.capacities.get(name, 1)}
-                    for name, host in hosts.items()
-                ],
-            }
-            samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
-            self.now += TICK_SECONDS
-            settings = config(pool=pool, policies={"capacity": self.rules}, nginx=self.nginx)
-            plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, applied=self.applied)
-            self.plan = {node.name: node for node in plans[0].nodes}
-            self.moves += before != self.weights and bool(before)
-        return self.weights
-
-    def work(self) -> None:
-        """Spread the requests and let the counters grow."""
-        decided = self.weights or dict.fromkeys(self.nodes, 1)
-        weights = {name: weight * self.ramps.get(name, 1) for name, weight in decided.items()}
-        for name, node in self.nodes.items():
-            share = self.requests * weights.get(name, 0) / sum(weights.values())
-            node.requests = (share + node.hidden) * self.jitter()
-            per_engine = node.requests / node.engines
-            tokens = node.fast / (1 + per_engine / BATCH) * self.jitter() * node.requests * TICK_SECONDS
-            node.tokens += tokens
-            node.finished += tokens / TOKENS
-
-    def jitter(self) -> float:
-        """Return a factor within the noise."""
-        return 1 + self.random.uniform(-self.noise, self.noise)
-
-    def sample(self, node: Engine, host: str) -> Sample:
-        """Return the sample of a node's scrape."""
-        if node.fault:
-            return dataclasses.replace(node.fault, address=host)
-        running, tokens = (7, 7) if node.frozen else (round(node.requests), round(node.tokens))
-        return good(
-            host,
-            running=running,
-            kv_cache_usage=node.kv,
-            engines=node.engines,
-            awake=node.awake,
-            generation_tokens=tokens if node.counts else None,
-            finished=round(node.finished) if node.counts and not node.frozen else None,
-        )
 
 
 def ratio(weights: dict[str, int], one: str, other: str) -> float:
@@ -255,10 +150,10 @@ def test_nothing_moves_while_what_was_decided_is_not_live() -> None:
 
 
 def test_what_was_measured_before_a_move_is_forgotten() -> None:
-    play = Play(a=Engine(), b=Engine(fast=8))
+    play = Play(a=Engine(), b=Engine(fast=8), c=Engine())
     ticks_until(play, range(100), "b")
     after = {name: each.learned for name, each in play.memory.items()}
-    assert [each and each.readings for each in after.values()] == [0, 0]
+    assert [each and each.readings for each in after.values()] == [0, 0, 0]
     play.nodes["b"].fast = 0.5
     lowered = play.weights["b"]
     assert play.tick()["b"] == lowered

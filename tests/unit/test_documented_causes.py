@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
 # The heading of the page under which the codes of a class stand.
 HEADINGS = {
     "NodeCause": "Why a node has its state and weight",
-    "ScrapeCause": "Why a scrape gave no reading",
+    "ScrapeCause": "Why a scrape gave no reading, or a part of one",
     "HeldCause": "Why a pool is held",
     "DeferredCause": "Why a change of weights waits",
     "FailureCause": "Why a tick or a command failed",

@@ -63,13 +63,15 @@ def metric_lines(draw: st.DrawFn) -> bytes:
 @given(st.lists(st.one_of(metric_lines(), st.sampled_from(REAL_LINES), st.binary(max_size=80)), max_size=30))
 def test_any_metrics_are_read_or_unreadable(lines: list[bytes]) -> None:
     try:
-        found = parse_metrics(b"\n".join(lines))
+        found, left_out = parse_metrics(b"\n".join(lines))
     except UnreadableError:
         return
-    assert 0 <= found.kv_cache_usage <= 1
-    counted = (found.prompt_tokens or 0, found.generation_tokens or 0)
-    assert min(found.waiting, found.running, found.preemptions, *counted) >= 0
+    assert 0 <= (found.kv_cache_usage or 0) <= 1
+    gaps = (found.token_gaps, found.token_gap_seconds)
+    counts = (found.waiting, found.running, found.preemptions, found.prompt_tokens, found.generation_tokens, *gaps)
+    assert all(each is None or 0 <= each <= 2**53 for each in counts)
     assert found.engines > 0
+    assert found.has_statistics or left_out
 
 
 # --- Any configuration: nginx's grammar reads back what was decided -----------------------------------------
@@ -117,6 +119,7 @@ CAPACITY_RULES = st.fixed_dictionaries(
         "max_kv_cache_usage": st.floats(0.01, 1),
         "sudden_change_ratio": st.floats(0.01, 10),
         "min_change_ratio": st.floats(0.01, 10),
+        "max_learned_ratio": st.floats(1.5, 100),
     },
 )
 
@@ -139,14 +142,17 @@ def configs(draw: st.DrawFn) -> Config:
 
 READINGS = st.builds(
     Reading,
-    kv_cache_usage=st.floats(0, 1),
-    waiting=st.integers(0, 2**53),
-    running=st.integers(0, 2**53),
-    preemptions=st.integers(0, 2**53),
+    kv_cache_usage=st.none() | st.floats(0, 1),
+    waiting=st.none() | st.integers(0, 2**53),
+    running=st.none() | st.integers(0, 2**53),
+    preemptions=st.none() | st.integers(0, 2**53),
     engines=st.integers(1, MAX_ENGINES),
     awake=st.booleans(),
     prompt_tokens=st.none() | st.integers(0, 2**53),
     generation_tokens=st.none() | st.integers(0, 2**53),
+    finished=st.none() | st.integers(0, 2**53),
+    token_gaps=st.none() | st.integers(0, 2**53),
+    token_gap_seconds=st.none() | st.floats(0, 2**53),
 )
 
 
@@ -155,8 +161,9 @@ def samples(draw: st.DrawFn, node: Node) -> Sample:
     """Draw what a scrape of a node may bring."""
     address = canonical(node.host) if is_ip(node.host) else draw(st.none() | IPS.map(canonical))
     found = draw(st.none() | READINGS) if address else None
-    error = None if found else draw(st.from_regex(r"[ -~]{1,120}", fullmatch=True))
-    cause = None if found else draw(st.sampled_from(ScrapeCause))
+    is_flawed = not found or draw(st.booleans())
+    error = draw(st.from_regex(r"[ -~]{1,120}", fullmatch=True)) if is_flawed else None
+    cause = draw(st.sampled_from(ScrapeCause)) if is_flawed else None
     return Sample(address, draw(st.floats(0, 60)), found, error, cause, found is not None or draw(st.booleans()))
 
 

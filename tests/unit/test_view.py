@@ -149,8 +149,17 @@ WEIGHTS: list[Any] = [None, "x", [], True, -1, 101, 10**400, 1.5, float("nan")]
 HOSTILE: list[dict[str, Any]] = [{"weight": value} for value in WEIGHTS]
 HOSTILE += [{"reason": value} for value in ("\x1b]52;c;eA==\x07", "two\nlines", "\ud800", 7, "x" * 301)]
 HOSTILE += [{"error": "\x1b[2J"}, {"unresolved": "\x07"}, {"state": "well"}, {"address": "foo; evil"}, {"address": []}]
-HOSTILE += [{"kv_cache_usage": value} for value in (float("nan"), "0.5", 2, None)]
-HOSTILE += [{"engines": 0}, {"waiting": "3"}, {"seconds": 10**400}, {"awake": 1}, {"generation_tokens": -1}]
+HOSTILE += [{"kv_cache_usage": value} for value in (float("nan"), "0.5", 2)]
+HOSTILE += [
+    {"engines": 0},
+    {"engines": None},
+    {"token_gaps": -1},
+    {"token_gap_seconds": "3"},
+    {"waiting": "3"},
+    {"seconds": 10**400},
+    {"awake": 1},
+    {"generation_tokens": -1},
+]
 
 
 @pytest.mark.parametrize("change", HOSTILE, ids=str)

@@ -6,7 +6,7 @@ A policy is a module with two functions:
     weigh(pool, policies, seen, moment) -> {name: Verdict}     the weights, 1 to 100, of the nodes that could be read
     lowest_weight(pool, node, policies) -> int                 the weight of a node without a good reading
 
-`seen` has an Observation of each node that could be read, by name.
+`seen` has an Observation of each node that could be read and has statistics, by name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Observation:
     """What a policy sees of a node that could be read."""
 
     reading: Reading
-    preemptions_delta: int  # new preemptions since the reading before
+    preemptions_delta: int | None  # new preemptions since the reading before; None: the node does not say
     was: NodeMemory
 
 

@@ -10,7 +10,12 @@ how far its node is from the fair share. This also corrects for requests that do
 
 A change costs a reload, which zeroes nginx's own counts. So a large change needs the last readings alone, and a smaller
 one needs more readings. What was measured before a change is forgotten. docs/decisions.md has the measurements.
-This module learns and decides when a weight changes; fair_share.py computes by how much.
+
+A node's word has a bound. A speed that no engine has is not believed. By its configured capacity, a node counts for at
+most max_learned_ratio times its pool's median. So a node that lies cannot take more than that from the others.
+
+This module learns and decides when a weight changes; measure.py computes what a node did, fair_share.py by how much a
+weight changes.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ import math
 from typing import TYPE_CHECKING
 
 from vllm_lb.causes import NodeCause
-from vllm_lb.memory import Learned, Means
+from vllm_lb.memory import Learned
 from vllm_lb.policies import Verdict, static
-from vllm_lb.policies.fair_share import FEW_REQUESTS, corrections
+from vllm_lb.policies.fair_share import FEW_REQUESTS, bounded, corrections, most_of
+from vllm_lb.policies.measure import MAX_SPEED, measured
 from vllm_lb.settings import MAX_WEIGHT
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
 SLOW_START = (0.5, 1.0)  # a returning node gets the lowest weight, then these shares of its earned weight
 RECENT_READINGS, LONGER_READINGS = 2, 20  # readings in the two averages
 ENOUGH_READINGS = 4  # the longer average counts from this many readings on
-GAP_SECONDS = 60  # readings further apart are not compared
+AT_THE_BOUND = 0.99  # of it: weights are whole numbers
 
 
 def weigh(pool: Pool, policies: Policies, seen: Mapping[str, Observation], moment: Moment) -> dict[str, Verdict]:
@@ -50,11 +56,12 @@ def weigh(pool: Pool, policies: Policies, seen: Mapping[str, Observation], momen
     }
     changed: dict[str, int] = {}
     if is_running and moment.applied:
-        changed = next_steps(rules, learned, awake) or corrected(rules, learned, weights, whole=len(pool.nodes))
-    return {
+        changed = next_steps(rules, learned, awake) or corrected(rules, learned, weights, pool)
+    verdicts = {
         name: verdict(each, changed.get(name, weights[name]), has_step=name in changed, forget=bool(changed))
         for name, each in learned.items()
     }
+    return with_bounds(verdicts, rules, pool)
 
 
 def lowest_weight(_pool: Pool, _node: Node, policies: Policies) -> int:
@@ -79,8 +86,28 @@ def verdict(learned: Learned, weight: int, *, has_step: bool, forget: bool) -> V
         done = len(SLOW_START) - steps
         way = f"step {done} of {len(SLOW_START)} back to {after.earned_weight}"
         return Verdict(weight, NodeCause.SLOW_START, way, after)
+    if learned.claim:
+        claim = f"claims {learned.claim:.0f} tokens/s a request, which no engine has: its weight stays"
+        return Verdict(weight, NodeCause.IMPLAUSIBLE, claim, after)
     means = f"{learned.recent.speed:.1f} tokens/s a request, {learned.recent.requests:.1f} requests"
     return Verdict(weight, NodeCause.LEARNED, means, after)
+
+
+def with_bounds(verdicts: Mapping[str, Verdict], rules: Capacity, pool: Pool) -> dict[str, Verdict]:
+    """Return the verdicts; that of a node which counts for less than it says, or has the most it may get, says so."""
+    capacities, ratio = {node.name: node.capacity for node in pool.nodes}, rules.max_learned_ratio
+    weights, speeds = dict[str, float](), dict[str, float]()
+    for name, each in verdicts.items():
+        if each.cause == NodeCause.LEARNED and each.learned:
+            weights[name], speeds[name] = each.weight, each.learned.recent.speed
+    most_weight, most_speed = most_of(weights, capacities, ratio), most_of(speeds, capacities, ratio)
+    bound = f", counts for at most {ratio:g} times the pool's median (policies.capacity.max_learned_ratio)"
+    return {
+        name: dataclasses.replace(each, cause=NodeCause.BOUNDED, reason=each.reason + bound)
+        if name in weights and (weights[name] >= AT_THE_BOUND * most_weight[name] or speeds[name] > most_speed[name])
+        else each
+        for name, each in verdicts.items()
+    }
 
 
 def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: bool) -> Learned:
@@ -96,6 +123,9 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
             generation_tokens=reading.generation_tokens,
             finished=reading.finished,
             running=reading.running,
+            waiting=reading.waiting,
+            token_gaps=reading.token_gaps,
+            token_gap_seconds=reading.token_gap_seconds,
             earned_weight=first_weight,
             steps=steps if is_new else 0,
             slow_start_ends_at=ends_at if is_new else None,
@@ -109,6 +139,9 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
         generation_tokens=reading.generation_tokens,
         finished=reading.finished,
         running=reading.running,
+        waiting=reading.waiting,
+        token_gaps=reading.token_gaps,
+        token_gap_seconds=reading.token_gap_seconds,
         readings=before.readings if moment.applied and not returns and not ramps else 0,
         steps=steps if returns else before.steps,
         slow_start_ends_at=ends_at,
@@ -116,9 +149,12 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
     means = None if ramps else measured(seen, before, moment.now)
     if means is None:
         return after
+    if means.speed > MAX_SPEED:
+        return dataclasses.replace(after, claim=means.speed, readings=0)
     readings = after.readings + 1
     return dataclasses.replace(
         after,
+        claim=None,
         readings=readings,
         recent=before.recent.updated(means, 1 / min(readings, RECENT_READINGS)),
         longer=before.longer.updated(means, 1 / min(readings, LONGER_READINGS)),
@@ -131,26 +167,6 @@ def is_in_slow_start(ends_at: float | None, moment: Moment) -> bool:
     return ends_at is not None and 0 < ends_at - moment.now <= moment.slow_start_seconds
 
 
-def measured(seen: Observation, before: Learned, now: float) -> Means | None:
-    """Return what a node did since the reading before, or None if the two readings cannot tell."""
-    reading = seen.reading
-    seconds, in_batch = now - before.at, (before.running + reading.running) / 2
-    if reading.generation_tokens is None or before.generation_tokens is None:
-        return None
-    generated = reading.generation_tokens - before.generation_tokens
-    has_restarted, is_frozen = generated < 0, reading.fingerprint == seen.was.fingerprint
-    if not 0 < seconds <= GAP_SECONDS or in_batch < 1 or has_restarted or is_frozen:
-        return None
-    return Means(
-        speed=min(2.0**53, generated / seconds / in_batch),  # the largest value that memory.json may hold
-        running=in_batch / reading.engines,
-        waiting=reading.waiting / reading.engines,
-        finished=max(0, (reading.finished or 0) - (before.finished or 0)) / reading.engines,
-        kv_cache_usage=reading.kv_cache_usage,
-        engines=reading.engines,
-    )
-
-
 def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[str, Observation]) -> dict[str, int]:
     """Return the next weights of nodes in slow start whose present weight has been live for a tick."""
     return {
@@ -161,17 +177,18 @@ def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[st
 
 
 def corrected(
-    rules: Capacity, learned: Mapping[str, Learned], weights: Mapping[str, int], whole: int
+    rules: Capacity, learned: Mapping[str, Learned], weights: Mapping[str, int], pool: Pool
 ) -> dict[str, int]:
     """Return the corrected weights, or none if the deviation may be chance.
 
-    `whole` is how many nodes the pool has. While some of them lack readings, the largest weight of the others stays as
-    it is, so that the proportion to the former does not change.
+    While some nodes lack readings, the largest weight of the others stays as it is, so that the proportion to the
+    former does not change.
     """
     ready = {name: each for name, each in learned.items() if not each.steps and each.readings >= RECENT_READINGS}
     if len(ready) < 2:  # noqa: PLR2004 - a single node has nothing to be compared with
         return {}
-    top = MAX_WEIGHT if len(ready) == whole else max(weights[name] for name in ready)
+    capacities = {node.name: node.capacity for node in pool.nodes}
+    top = MAX_WEIGHT if len(ready) == len(pool.nodes) else max(weights[name] for name in ready)
     present = scaled({name: weights[name] for name in ready}, top)
     readings = min(each.readings for each in ready.values())
     lasting = max(rules.min_change_ratio, 1 / math.sqrt(readings)) if readings >= ENOUGH_READINGS else math.inf
@@ -180,13 +197,13 @@ def corrected(
         ("longer", LONGER_READINGS, lasting),
     ):
         means = {name: getattr(each, span) for name, each in ready.items()}
+        speeds = bounded({name: each.speed for name, each in means.items()}, capacities, rules.max_learned_ratio)
+        means = {name: dataclasses.replace(each, speed=speeds[name]) for name, each in means.items()}
         if sum(each.requests for each in means.values()) < FEW_REQUESTS * len(ready):
             continue
         factors = corrections(rules, means, present, min(readings, most_readings))
-        wanted = {
-            name: max(rules.lowest_weight, each)
-            for name, each in scaled({name: weights[name] * factors[name] for name in ready}, top).items()
-        }
+        believed = bounded({name: weights[name] * factors[name] for name in ready}, capacities, rules.max_learned_ratio)
+        wanted = {name: max(rules.lowest_weight, each) for name, each in scaled(believed, top).items()}
         if max(abs(wanted[name] / present[name] - 1) for name in ready) >= needed:
             return {name: round(each) for name, each in wanted.items()}
     return {}

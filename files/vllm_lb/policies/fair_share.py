@@ -35,6 +35,23 @@ def corrections(
     return factors
 
 
+def bounded(values: Mapping[str, float], capacities: Mapping[str, float], ratio: float) -> dict[str, float]:
+    """Return the values, none of which is more than most_of() it."""
+    most = most_of(values, capacities, ratio)
+    return {name: min(each, most[name]) for name, each in values.items()}
+
+
+def most_of(values: Mapping[str, float], capacities: Mapping[str, float], ratio: float) -> dict[str, float]:
+    """Return how large the value of each node may be: `ratio` times the median of all, by configured capacity.
+
+    Of an even number the lower of both medians counts, so that one of two nodes cannot be the measure of itself. Nodes
+    with 0 do not count: one that does nothing says nothing of the others.
+    """
+    by_capacity = sorted(each / capacities[name] for name, each in values.items() if each)
+    median = by_capacity[(len(by_capacity) - 1) // 2] if by_capacity else 0.0
+    return {name: ratio * median * capacities[name] for name in values}
+
+
 def credible_requests(means: Means, by_weight: float, readings: int) -> float:
     """Return the requests per engine, without the part of their deviation from `by_weight` that is probably chance.
 
@@ -70,5 +87,5 @@ def fair_shares(rules: Capacity, means: Mapping[str, Means]) -> dict[str, float]
 
 def room_for(means: Means, max_kv_cache_usage: float) -> float:
     """Return how many requests an engine can run at once: up to a KV-cache usage, or what it runs while others wait."""
-    by_memory = max_kv_cache_usage * means.running / max(means.kv_cache_usage, 0.01)
-    return min(by_memory, means.running) if means.waiting >= FEW_REQUESTS else by_memory
+    by_memory = max_kv_cache_usage * max(1.0, means.running) / max(means.kv_cache_usage, 0.01)
+    return min(by_memory, means.running / means.batch_share) if means.waiting >= FEW_REQUESTS else by_memory

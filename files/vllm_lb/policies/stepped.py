@@ -2,8 +2,8 @@
 """The policy `stepped`: a published ladder of weights.
 
 The usage of a node's KV cache picks a level. Each further sign of load moves it one level down, at most to the last:
-requests that wait, new preemptions, too many running. Every node is weighed alone. The policy reacts to load that its
-own weights caused, and swings near saturation: docs/decisions.md.
+requests that wait, new preemptions, too many running. What a node does not say is no sign. Every node is weighed alone.
+The policy reacts to load that its own weights caused, and swings near saturation: docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ def lowest_weight(_pool: Pool, _node: Node, policies: Policies) -> int:
 
 def verdict(seen: Observation, rules: Stepped) -> Verdict:
     """Return the ladder's weight for one node."""
-    reading = seen.reading
+    reading, kv = seen.reading, seen.reading.kv_cache_usage
+    waiting, running = reading.waiting or 0, reading.running or 0
     steps = sorted(rules.kv_cache, key=lambda step: step.at_least, reverse=True)
-    reached = next((step for step in steps if reading.kv_cache_usage >= step.at_least), None)
+    reached = next((step for step in steps if kv is not None and kv >= step.at_least), None)
     limit = f" >= {reached.at_least:g}" if reached else f" < {steps[-1].at_least:g}" if steps else ""
     downgrades = []
-    if reading.waiting > rules.max_waiting:
-        downgrades.append(f"waiting {reading.waiting} > {rules.max_waiting}")
-    if rules.downgrade_on_preemption and seen.preemptions_delta > 0:
+    if waiting > rules.max_waiting:
+        downgrades.append(f"waiting {waiting} > {rules.max_waiting}")
+    if rules.downgrade_on_preemption and seen.preemptions_delta:
         downgrades.append(f"{seen.preemptions_delta} new preemptions")
-    if reading.running > rules.max_running * reading.engines:
-        downgrades.append(f"running {reading.running / reading.engines:g} > {rules.max_running} per engine")
+    if running > rules.max_running * reading.engines:
+        downgrades.append(f"running {running / reading.engines:g} > {rules.max_running} per engine")
     level = rules.levels.index(reached.weight if reached else rules.levels[0]) + len(downgrades)
     return Verdict(
         rules.levels[min(level, len(rules.levels) - 1)],
         NodeCause.DOWNGRADED if downgrades else NodeCause.KV_LEVEL,
-        ", ".join([f"kv {two_digits(reading.kv_cache_usage)}{limit}", *downgrades]),
+        ", ".join(["kv unknown" if kv is None else f"kv {two_digits(kv)}{limit}", *downgrades]),
     )

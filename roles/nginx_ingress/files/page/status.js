@@ -6,8 +6,8 @@ import { clock, seconds, whenever, worded } from "./format.js";
 export const CHANGES = ["reloaded", "published"]; // outcomes
 const FAULTS = ["failed", "rolled_back"];
 const STATES = ["up", "unknown", "down", "drained"];
-// The reason of a node with one of these causes contains its error.
-const REASON_HAS_ERROR = ["never_read", "held", "stale", "unreachable", "unreadable"];
+// The reason of a node that is up, or has one of these causes, contains its error.
+const REASON_HAS_ERROR = ["never_read", "held", "stale", "unreachable", "unreadable", "recovering", "frozen"];
 
 /** Tell whether something is a status that this page can show. */
 export const isStatus = (it) =>
@@ -24,7 +24,7 @@ export const isFault = (tick) => FAULTS.includes(tick.outcome) || codeOf(tick, "
 
 /** Return the error of a node that its reason does not contain, or null. */
 export const errorBesideReason = (node) =>
-  codeOf(node, "error") && !REASON_HAS_ERROR.includes(node.cause) ? node.error : null;
+  codeOf(node, "error") && node.state !== "up" && !REASON_HAS_ERROR.includes(node.cause) ? node.error : null;
 
 /** Return a node's name in maps. Neither of both names has a line break. */
 export const keyOf = (pool, node) => `${pool}\n${node}`;
