@@ -9,6 +9,7 @@ import sys
 
 from simulator.control import is_speed
 from simulator.engine_config import EngineConfig
+from simulator.fault_settings import Fault, SettingError, parse_option
 from simulator.node import Node
 from simulator.server import Server, ServerConfig
 
@@ -37,6 +38,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _fault(text: str) -> tuple[str, Fault]:
+    try:
+        return parse_option(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _seconds(text: str) -> float:
     return float(text) / 1000
 
@@ -56,6 +64,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=_positive,
         default=5.0,
         help="seconds after which idle connections close (5)",
+    )
+    add("--api-servers", type=_count, default=1, help="API servers that share port and /metrics (1)")
+    add(
+        "--shutdown-timeout",
+        type=float,
+        default=0.0,
+        help="seconds that SIGTERM lets requests go on while new ones get 500 (0)",
+    )
+    add(
+        "--fault",
+        dest="faults",
+        type=_fault,
+        action="append",
+        default=[],
+        metavar="NAME[=NUMBER]",
+        help="a fault of /control that is on from the start; repeatable",
     )
     add("--api-key", help="bearer token that /v1 requires")
     add("--guard-metrics", action="store_true", help="/metrics requires it too")
@@ -87,6 +111,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.guard_metrics and not options.api_key:
         parser.error("--guard-metrics needs --api-key")
+    options.faults = dict(options.faults)
+    if "refuse" in options.faults and options.control_port is None:
+        parser.error("--fault refuse needs --control-port")
     try:
         options.engine_config = EngineConfig(**{name: getattr(options, name) for name in EngineConfig.__slots__})
     except ValueError as error:
@@ -108,13 +135,17 @@ async def serve(options: argparse.Namespace) -> None:
     if server.control_listener:
         print(f"control on {options.host}:{server.control_listener.port}", flush=True)  # noqa: T201 - the caller reads the port
     work = asyncio.create_task(server.run())
+    end = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, work.cancel)
+        asyncio.get_running_loop().add_signal_handler(name, end.set)
+    ending = asyncio.create_task(end.wait())
     try:
-        await work
-    except asyncio.CancelledError:
-        pass
+        await asyncio.wait({work, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+        await server.drain()
     finally:
+        work.cancel()
         server.stop()
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from simulator.faults import Fault, Faults, SettingError, fault_as_json, parse_fault
+from simulator.fault_settings import Fault, SettingError, fault_as_json, parse_fault
 
 if TYPE_CHECKING:
-    from simulator.listener import Listener
-    from simulator.metrics import MetricsPage
+    from simulator.fault_effects import FaultEffects
+    from simulator.faults import Faults
     from simulator.node import Node
 
 SLEEP_LEVELS = (0, 1, 2)
@@ -57,12 +57,11 @@ def is_speed(value: object) -> bool:
 class Control:
     """Handlers of /control."""
 
-    def __init__(self, node: Node, faults: Faults, page: MetricsPage, listener: Listener) -> None:
-        """Control these parts of a node; the fault "refuse" closes `listener`."""
+    def __init__(self, node: Node, faults: Faults, effects: FaultEffects) -> None:
+        """Control a node and its faults."""
         self.node = node
         self.faults = faults
-        self.page = page
-        self.listener = listener
+        self.effects = effects
         self.can_refuse = False
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -100,23 +99,10 @@ class Control:
         return await self._follow_faults(request)
 
     async def _follow_faults(self, request: web.Request) -> web.Response:
-        """Apply the faults that change the node itself, not only answers."""
-        active = self.faults.active
-        if active.pop("counter_reset", None):  # this fault happens once
-            for lane in self.node.lanes:
-                lane.metrics.reset()
-        self.page.collector.nan = "nan" in active
-        if "frozen" in active:
-            self.page.freeze()
-        else:
-            self.page.thaw()
-        if "refuse" in active:
-            self.listener.close(spared=request.transport)
-        else:
-            try:
-                await self.listener.open()
-            except OSError as error:
-                return web.json_response({"error": f"cannot listen again: {error}"}, status=500)
+        try:
+            await self.effects.follow(spared=request.transport)
+        except OSError as error:
+            return web.json_response({"error": f"cannot listen again: {error}"}, status=500)
         return web.json_response(self._state())
 
     def _state(self) -> dict[str, Any]:

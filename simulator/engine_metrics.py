@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -34,17 +35,39 @@ class _Histogram:
         return list(zip(names, map(float, accumulate(self.counts)), strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What an engine has reported of its present load; the cache's usage is 0 to 1."""
+
+    running: int
+    waiting: int
+    kv_cache_usage: float
+
+
 class EngineMetrics:
-    """Histograms and finish reasons of one engine. The engine itself has its counters."""
+    """Histograms and finish reasons of one engine. The engine itself has its counters.
+
+    Attributes:
+        reported: whether a step has ended since the start, so that the engine has said anything.
+        stuck: what the gauges show while the engine reports nothing, else None.
+    """
 
     def __init__(self, engine: Engine) -> None:
         """Start at zero for an engine."""
         self.engine = engine
         self.sleep_level = 0
+        self.stuck: Gauges | None = None
         self.reset()
+
+    @property
+    def gauges(self) -> Gauges:
+        """The present load, or the last one that was reported."""
+        engine = self.engine
+        return self.stuck or Gauges(len(engine.running), len(engine.waiting), engine.kv_cache_usage)
 
     def reset(self) -> None:
         """Start every counter and histogram at zero again, as after a restart."""
+        self.reported = False
         self.engine.counters = type(self.engine.counters)()
         self.histograms = {name: _Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
         self.ended = dict.fromkeys(FINISH_REASONS, 0)
@@ -52,6 +75,7 @@ class EngineMetrics:
 
     def observe_step(self, report: StepReport) -> None:
         """Record a finished step."""
+        self.reported = True
         first_token = self.histograms["time_to_first_token_seconds"].observe
         next_token = self.histograms["inter_token_latency_seconds"].observe
         tokens = len(report.advanced)

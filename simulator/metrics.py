@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # vLLM answers a GET with CONTENT_TYPE, and a HEAD with another type.
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 CONTENT_TYPE_HEAD = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class NodeCollector(Collector):
@@ -34,19 +36,35 @@ class NodeCollector(Collector):
 
     Attributes:
         nan: show NaN in place of every gauge's value.
+        no_stats: show no family at all.
+        unset: the gauges of the load have no samples until an engine has reported.
     """
 
-    def __init__(self, model: str, engines: Sequence[EngineMetrics], *, old_names: bool = False) -> None:
-        """Collect from these engines; `old_names` gives the KV cache gauge its name before vLLM 0.9."""
+    def __init__(
+        self, model: str, engines: Sequence[EngineMetrics], *, several_processes: bool, old_names: bool = False
+    ) -> None:
+        """Collect from these engines.
+
+        Args:
+            model: the name of the served model.
+            engines: one or more.
+            several_processes: whether several API servers share the page. They do it by prometheus_client's
+                multi-process mode, which knows no creation times and leaves out gauges that were never set.
+            old_names: give the KV cache gauge its name before vLLM 0.9.
+        """
         self.model = model
         self.engines = engines
         self.nan = False
+        self.no_stats = False
+        self.unset = several_processes
+        self.rejections = dict.fromkeys(QUEUE_LIMITS, 0)
         self._kv_gauge = "vllm:gpu_cache_usage_perc" if old_names else "vllm:kv_cache_usage_perc"
-        # Several engines report through prometheus_client's multi-process mode, which knows no creation times.
-        self._show_created = len(engines) == 1
+        self._show_created = not several_processes
 
     def collect(self) -> Iterable[Metric]:
         """Yield every family."""
+        if self.no_stats:
+            return
         yield from self._gauges()
         yield self._cache_config()
         yield from self._plain_counters()
@@ -54,22 +72,28 @@ class NodeCollector(Collector):
         yield from self._histograms()
 
     def _gauges(self) -> Iterator[Metric]:
+        speaking = [] if self.unset and not any(engine.reported for engine in self.engines) else self.engines
+
         def family(
-            name: str, text: str, read: Callable[[EngineMetrics], Mapping[str, float]], label: str = ""
+            name: str,
+            text: str,
+            read: Callable[[EngineMetrics], Mapping[str, float]],
+            label: str = "",
+            engines: Sequence[EngineMetrics] = speaking,
         ) -> Metric:
             gauge = GaugeMetricFamily(name, text, labels=["engine", "model_name", *filter(None, [label])])
-            for index, engine in enumerate(self.engines):
+            for index, engine in enumerate(engines):
                 for value_of_label, value in read(engine).items():
                     labels = [str(index), self.model, *filter(None, [value_of_label])]
                     gauge.add_metric(labels, math.nan if self.nan else value)
             return gauge
 
-        yield family("vllm:num_requests_running", "Requests in the batch.", lambda e: {"": len(e.engine.running)})
-        yield family("vllm:num_requests_waiting", "Requests in the queue.", lambda e: {"": len(e.engine.waiting)})
+        yield family("vllm:num_requests_running", "Requests in the batch.", lambda e: {"": e.gauges.running})
+        yield family("vllm:num_requests_waiting", "Requests in the queue.", lambda e: {"": e.gauges.waiting})
         yield family(
             "vllm:num_requests_waiting_by_reason",
             "Requests in the queue by reason; the reasons sum to vllm:num_requests_waiting.",
-            lambda e: {"capacity": len(e.engine.waiting), "deferred": 0},
+            lambda e: {"capacity": e.gauges.waiting, "deferred": 0},
             "reason",
         )
         yield family(
@@ -77,8 +101,9 @@ class NodeCollector(Collector):
             "1 at the state the engine is in; awake 0 means asleep.",
             lambda e: {state: float(e.sleep_level == level) for level, state in enumerate(SLEEP_STATES)},
             "sleep_state",
+            self.engines,
         )
-        yield family(self._kv_gauge, "Used share of the KV cache, 0 to 1.", lambda e: {"": e.engine.kv_cache_usage})
+        yield family(self._kv_gauge, "Used share of the KV cache, 0 to 1.", lambda e: {"": e.gauges.kv_cache_usage})
 
     def _cache_config(self) -> Metric:
         values = [self._cache_config_labels(index) for index in range(len(self.engines))]
@@ -140,7 +165,7 @@ class NodeCollector(Collector):
             "vllm:admission_rejections", "Requests refused by a queue limit.", labels=["model_name", "reason"]
         )
         for limit in QUEUE_LIMITS:
-            rejections.add_metric([self.model, limit], 0, created=self._created(self.engines[0]))
+            rejections.add_metric([self.model, limit], self.rejections[limit], created=self._created(self.engines[0]))
         yield rejections
 
     def _histograms(self) -> Iterator[Metric]:
@@ -159,23 +184,43 @@ class NodeCollector(Collector):
         return engine.created if self._show_created else None
 
 
-class MetricsPage:
-    """Renders /metrics, or keeps an old page."""
+def _as_openmetrics(page: bytes) -> bytes:
+    """Return a page in the format OpenMetrics: a counter has no `_total` in its family's name, nothing was created."""
+    page = re.sub(rb"(?m)^(?:# (?:HELP|TYPE) )?\S+_created[{ ].*\n", b"", page)
+    for name in re.findall(rb"(?m)^# TYPE (\S+)_total counter$", page):
+        page = re.sub(rb"(?m)^(# (?:HELP|TYPE) %b)_total " % name, rb"\1 ", page)
+    return page + b"# EOF\n"
 
-    def __init__(self, collector: NodeCollector) -> None:
-        """Show the families of a collector and, as vLLM with one engine does, those of the Python process."""
+
+class MetricsPage:
+    """Renders /metrics, or keeps an old page.
+
+    Attributes:
+        openmetrics: render in the format OpenMetrics, as vLLM's front end in Rust does.
+    """
+
+    def __init__(self, collector: NodeCollector, requests: Collector, *, several_processes: bool) -> None:
+        """Show the families of two collectors and, as vLLM with one API server does, those of the Python process."""
         self.collector = collector
+        self.openmetrics = False
         self._frozen: bytes | None = None
         self._registry = CollectorRegistry()
-        if len(collector.engines) == 1:
+        if not several_processes:
             GCCollector(registry=self._registry)
             PlatformCollector(registry=self._registry)
             ProcessCollector(registry=self._registry)
         self._registry.register(collector)
+        self._registry.register(requests)
+
+    @property
+    def content_type(self) -> str:
+        """The Content-Type of an answer to GET."""
+        return CONTENT_TYPE_OPENMETRICS if self.openmetrics else CONTENT_TYPE
 
     def render(self) -> bytes:
         """Return the page as it is now, or as it was when it was frozen."""
-        return self._frozen or generate_latest(self._registry)
+        page = self._frozen or generate_latest(self._registry)
+        return _as_openmetrics(page) if self.openmetrics else page
 
     def freeze(self) -> None:
         """Keep the present page until thaw()."""

@@ -22,18 +22,26 @@ CATCH_UP_SECONDS = 1.0
 class Generation:
     """One accepted request, for the handler that answers it."""
 
-    __slots__ = ("_changed", "_interval", "lane", "request")
+    __slots__ = ("_changed", "_interval", "died", "lane", "request")
 
     def __init__(self, request: Request, lane: Lane, interval: int) -> None:
         """Follow a request; wake the reader at the first token, at each `interval`-th (0: none) and at the last."""
+        self.died = False
         self.request = request
         self.lane = lane
         self._interval = interval
         self._changed = asyncio.Event()
 
-    async def progress(self) -> int:
-        """Wait until there are more tokens, or the request was aborted; return how many there are."""
-        await self._changed.wait()
+    async def progress(self, patience: float | None = None) -> int | None:
+        """Wait until there are more tokens, or the request was aborted.
+
+        Returns:
+            How many tokens there are, or None if nothing has happened in `patience` seconds.
+        """
+        try:
+            await asyncio.wait_for(self._changed.wait(), patience)
+        except TimeoutError:
+            return None
         self._changed.clear()
         return self.request.generated
 
@@ -42,6 +50,11 @@ class Generation:
         made = self.request.generated
         if self.request.finished or (self._interval and (made == 1 or made % self._interval == 0)):
             self._changed.set()
+
+    def die(self) -> None:
+        """Tell the reader that the engine has died."""
+        self.died = True
+        self._changed.set()
 
     def abort(self) -> None:
         """Abort the request, unless it is complete."""
@@ -58,6 +71,8 @@ class Lane:
         self.metrics = EngineMetrics(self.engine)
         self.wake = asyncio.Event()
         self._open: dict[Request, Generation] = {}
+        self._moves = asyncio.Event()
+        self._moves.set()
 
     @property
     def load(self) -> int:
@@ -82,11 +97,30 @@ class Lane:
             self.engine.abort(generation.request)
             self.metrics.ended["abort"] += 1
 
+    def hang(self) -> None:
+        """Stand still, in the middle of a step too; the gauges stay as they are now."""
+        self.metrics.stuck = self.metrics.gauges
+        self._moves.clear()
+
+    def go_on(self) -> None:
+        """Move again after hang()."""
+        self.metrics.stuck = None
+        self._moves.set()
+
+    def die(self) -> None:
+        """Stand still for ever, and end all requests."""
+        self.hang()
+        for request, generation in self._open.items():
+            self.engine.abort(request)
+            generation.die()
+        self._open.clear()
+
     async def drive(self) -> None:
         """Run steps for ever. A late step does not shift the next one: the engine catches up."""
         now = asyncio.get_running_loop().time
         free_at = now()
         while True:
+            await self._moves.wait()
             ends_at = self._begin(free_at, now())
             if ends_at is None:
                 self.wake.clear()
@@ -95,6 +129,7 @@ class Lane:
                 continue
             # Even a late step yields once, so that connections are served while the engine catches up.
             await asyncio.sleep(max(0.0, ends_at - now()))
+            await self._moves.wait()
             self._deliver(self.engine.finish())
             free_at = ends_at
 
@@ -122,6 +157,7 @@ class Node:
         self.model = model
         self.config = config
         self.lanes: Sequence[Lane] = [Lane(config, speed) for _ in range(engines)]
+        self._dead = False
 
     @property
     def speed(self) -> float:
@@ -143,6 +179,37 @@ class Node:
         for lane in self.lanes:
             lane.metrics.sleep_level = value
             lane.wake.set()
+
+    @property
+    def unfinished(self) -> int:
+        """Requests running and waiting, of all engines."""
+        return sum(lane.load for lane in self.lanes)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engines have died."""
+        return self._dead
+
+    def hang(self, *, on: bool) -> None:
+        """Let all engines stand still, or go on."""
+        for lane in self.lanes:
+            if on:
+                lane.hang()
+            else:
+                lane.go_on()
+
+    def die(self) -> None:
+        """End all engines and their requests."""
+        self._dead = True
+        for lane in self.lanes:
+            lane.die()
+
+    def restart(self) -> None:
+        """Give a dead node new engines, which have counted nothing."""
+        self._dead = False
+        for lane in self.lanes:
+            lane.metrics.reset()
+            lane.go_on()
 
     def submit(self, request: Request, interval: int) -> Generation:
         """Queue a request at the least loaded engine; see Lane.submit.

@@ -37,6 +37,7 @@ class Answer:
             "completion_tokens": call.max_tokens,
             "total_tokens": call.prompt_tokens + call.max_tokens,
         }
+        self._token = self._event([self._choice({"content": WORD})])
 
     def complete(self) -> dict[str, object]:
         """Return the whole answer."""
@@ -49,18 +50,22 @@ class Answer:
         kind = "chat.completion" if self.call.chat else "text_completion"
         return self.common | {"object": kind, "choices": [choice], "usage": self.usage}
 
+    def greeting(self) -> bytes:
+        """Return the events that come at once, before the engine has begun: none."""
+        return b""
+
     def opening(self) -> bytes:
-        """Return the events before the first token."""
+        """Return the events that come with the first token."""
         return self._event([self._choice({"role": "assistant", "content": ""})]) if self.call.chat else b""
 
-    def token(self, finish_reason: str | None = None) -> bytes:
-        """Return the event of one token."""
-        return self._event([self._choice({"content": WORD}, finish_reason)])
+    def tokens(self, count: int) -> bytes:
+        """Return the events of further tokens, of which none is the last."""
+        return self._token * count
 
     def closing(self) -> bytes:
-        """Return the events after the last token."""
+        """Return the event of the last token, and those after it."""
         usage = self._event([], self.usage) if self.call.include_usage else b""
-        return usage + b"data: [DONE]\n\n"
+        return self._event([self._choice({"content": WORD}, "length")]) + usage + b"data: [DONE]\n\n"
 
     def _choice(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
         content = {"delta": delta} if self.call.chat else {"text": delta["content"]}

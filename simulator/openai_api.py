@@ -9,23 +9,30 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from simulator.admission import engine_dead
 from simulator.engine_records import Request
 from simulator.faults import POLL_SECONDS, Faults, is_connected
 from simulator.openai_answers import Answer, embeddings
-from simulator.openai_requests import ApiError, parse_call, read_json
+from simulator.openai_requests import ApiError, Call, parse_call, parse_response_call, read_json
+from simulator.openai_responses import Response
 from simulator.tokens import prefix_hashes, prompt_text, token_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simulator.admission import Admission
     from simulator.node import Generation, Node
-    from simulator.openai_requests import Call
+
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class OpenAiApi:
     """Handlers of /v1."""
 
-    def __init__(self, node: Node, faults: Faults, stream_interval: int) -> None:
+    def __init__(self, node: Node, faults: Faults, admission: Admission, stream_interval: int) -> None:
         """Answer for a node, with faults; a piece of a stream holds `stream_interval` tokens."""
         self.node = node
+        self.admission = admission
         self.stream_interval = stream_interval
         self.faults = faults
         self.started_at = int(time.time())
@@ -38,6 +45,7 @@ class OpenAiApi:
         router.add_post("/v1/embeddings", self.embed)
         router.add_post("/v1/completions", self.complete)
         router.add_post("/v1/chat/completions", self.complete_chat)
+        router.add_post("/v1/responses", self.respond)
 
     async def list_models(self, _: web.Request) -> web.Response:
         """Answer with the one model."""
@@ -72,11 +80,18 @@ class OpenAiApi:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer a completion."""
-        return await self._answer(request, chat=False)
+        model = self.node.model
+        return await self._answer(request, lambda body: parse_call(body, chat=False, model=model), Answer, "cmpl-")
 
     async def complete_chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a chat completion."""
-        return await self._answer(request, chat=True)
+        model = self.node.model
+        return await self._answer(request, lambda body: parse_call(body, chat=True, model=model), Answer, "chatcmpl-")
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request for a response; none is stored."""
+        model = self.node.model
+        return await self._answer(request, lambda body: parse_response_call(body, model=model), Response, "resp_")
 
     async def abort_abandoned(self) -> None:
         """Abort requests whose clients have disconnected, until cancelled."""
@@ -85,26 +100,35 @@ class OpenAiApi:
             for generation in [g for g, request in self._open.items() if not is_connected(request)]:
                 generation.abort()
 
-    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, parse: Callable[[object], Call], kind: type[Answer], prefix: str
+    ) -> web.StreamResponse:
         try:
-            call = parse_call(await read_json(request), chat=chat, model=self.node.model)
-            generation = self._submit(request, call)
+            call = parse(await read_json(request))
+            await self.admission.enter()
         except ApiError as error:
             return error.response()
-        answer = Answer(call, generation.request.request_id, self.node)
+        try:
+            self.admission.check()
+        except ApiError as error:
+            return await _refuse_stream(request, error) if call.stream else error.response()
+        answer_id = prefix + (request.headers.get("X-Request-Id") or uuid.uuid4().hex)
+        try:
+            generation = self._submit(answer_id, call)
+        except ApiError as error:
+            return error.response()
+        answer = kind(call, answer_id, self.node)
         self._open[generation] = request
         try:
             if call.stream:
                 return await self._stream(request, generation, answer)
             await generation.progress()
-            return web.json_response(answer.complete())
+            return engine_dead().response() if generation.died else web.json_response(answer.complete())
         finally:
             del self._open[generation]
             generation.abort()
 
-    def _submit(self, request: web.Request, call: Call) -> Generation:
-        prefix = "chatcmpl" if call.chat else "cmpl"
-        answer_id = f"{prefix}-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
+    def _submit(self, answer_id: str, call: Call) -> Generation:
         config = self.node.config
         shared = prefix_hashes(call.prompt, config.block_size) if config.prefix_caching else ()
         wanted = Request(answer_id, call.prompt_tokens, call.max_tokens, shared)
@@ -114,21 +138,43 @@ class OpenAiApi:
             raise ApiError(400, str(error)) from None
 
     async def _stream(self, request: web.Request, generation: Generation, answer: Answer) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
-        token, head = answer.token(), answer.opening()
+        response = await _begin_stream(request)
         sent, total = 0, answer.call.max_tokens
         try:
+            if greeting := answer.greeting():
+                await self.faults.write(request, response, greeting)
+            head = answer.opening()
             while sent < total:
-                available = await generation.progress()
+                available = await generation.progress(self._patience())
+                if available is None:
+                    await self.faults.write(request, response, KEEP_ALIVE)
+                    continue
+                if generation.died:
+                    await self.faults.write(request, response, engine_dead().events())
                 if generation.request.aborted:
                     break
                 last = available == total
-                data = head + token * (available - sent - last)
+                data = head + answer.tokens(available - sent - last) + (answer.closing() if last else b"")
                 head, sent = b"", available
-                if last:
-                    data += answer.token("length") + answer.closing()
                 await self.faults.write(request, response, data)
         except ConnectionResetError:  # the client has disconnected
             pass
         return response
+
+    def _patience(self) -> float | None:
+        """Return after how many seconds without a piece a stream gets a comment; None for never."""
+        fault = self.faults.active.get("sse_keep_alive")
+        return fault.number / 1000 if fault else None
+
+
+async def _begin_stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    return response
+
+
+async def _refuse_stream(request: web.Request, error: ApiError) -> web.StreamResponse:
+    """Refuse a stream as vLLM does when its second check refuses: after the headers, so with the status 200."""
+    response = await _begin_stream(request)
+    await response.write(error.events())
+    return response

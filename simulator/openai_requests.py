@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,28 +11,37 @@ from aiohttp import web
 from simulator.tokens import count_text_tokens
 
 DEFAULT_MAX_TOKENS = 16
+_KINDS = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}  # the type of an error, by status
 IMAGE_TOKENS = 256  # of any image, however long its base64 text is
 
 
 class ApiError(Exception):
     """A request that is answered with an OpenAI error body."""
 
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        """Take the HTTP status, the message, and the name of the wrong field if there is one."""
+    def __init__(self, status: int, message: str, param: str | None = None, kind: str = "") -> None:
+        """Take the HTTP status, the message, the name of the wrong field if there is one, and the type of the error."""
         super().__init__(message)
         self.status = status
         self.param = param
+        self.kind = kind or _KINDS[status]
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The error as vLLM words it."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.status}}
 
     def response(self) -> web.Response:
-        """Return the error as vLLM words it."""
-        kind = "NotFoundError" if self.status == web.HTTPNotFound.status_code else "BadRequestError"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.status}
-        return web.json_response({"error": error}, status=self.status)
+        """Return the error as an answer."""
+        return web.json_response(self.body, status=self.status)
+
+    def events(self) -> bytes:
+        """Return the error as the end of a stream whose headers are sent."""
+        return b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(self.body).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A completion request. `prompt` is the value of the body's prompt or messages."""
+    """A completion request. `prompt` is the value of the body's prompt, messages or input."""
 
     chat: bool
     prompt_tokens: int
@@ -65,6 +75,21 @@ def parse_call(body: object, *, chat: bool, model: str) -> Call:
     if not isinstance(stream, bool) or not isinstance(options, dict) or (options and not stream):
         raise ApiError(400, "Stream options can only be defined when `stream=True`.", "stream_options")
     return Call(chat, prompt_tokens, limit, stream, bool(options.get("include_usage")), body.get(prompt))
+
+
+def parse_response_call(body: object, *, model: str) -> Call:
+    """Check the body of a request for a response: the conversation, or the text that a user says, is `input`.
+
+    Raises:
+        ApiError: see parse_call.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    said = body.get("input")
+    messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    names = {"max_output_tokens": "max_tokens", "model": "model", "stream": "stream"}
+    wanted = {ours: body[theirs] for theirs, ours in names.items() if theirs in body}
+    return parse_call(wanted | {"messages": messages}, chat=True, model=model)
 
 
 def count_prompt_tokens(prompt: object) -> int:

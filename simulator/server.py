@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from simulator.admission import Admission
 from simulator.control import Control
+from simulator.fault_effects import FaultEffects
+from simulator.fault_settings import API, Fault
 from simulator.faults import Faults
+from simulator.http_metrics import HttpMetrics
 from simulator.listener import Listener
-from simulator.metrics import CONTENT_TYPE, CONTENT_TYPE_HEAD, MetricsPage, NodeCollector
+from simulator.metrics import CONTENT_TYPE_HEAD, MetricsPage, NodeCollector
 from simulator.openai_api import OpenAiApi
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from simulator.node import Node
 
@@ -39,6 +43,9 @@ class ServerConfig:
         guard_metrics: /metrics requires it too.
         old_metric_names: name the KV cache gauge as before vLLM 0.9.
         stream_interval: tokens in one piece of a stream, after the first; vLLM has the same option.
+        api_servers: processes that share the port and the page of metrics; several engines have several, too.
+        shutdown_timeout: how many seconds SIGTERM lets requests go on, while new ones are refused; as in vLLM.
+        faults: what is on from the start, by name.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +56,9 @@ class ServerConfig:
     guard_metrics: bool = False
     old_metric_names: bool = False
     stream_interval: int = 1
+    api_servers: int = 1
+    shutdown_timeout: float = 0.0
+    faults: Mapping[str, Fault] = field(default_factory=dict)
 
 
 class Server:
@@ -59,15 +69,20 @@ class Server:
         self.config = config
         self.node = node
         self.faults = Faults()
-        self.api = OpenAiApi(node, self.faults, config.stream_interval)
         engines = [lane.metrics for lane in node.lanes]
-        self.page = MetricsPage(NodeCollector(node.model, engines, old_names=config.old_metric_names))
+        several = config.api_servers > 1 or len(engines) > 1
+        collector = NodeCollector(node.model, engines, several_processes=several, old_names=config.old_metric_names)
+        requests = HttpMetrics(several_processes=several)
+        self.page = MetricsPage(collector, requests, several_processes=several)
+        self.api = OpenAiApi(node, self.faults, Admission(node, self.faults, collector), config.stream_interval)
         app = web.Application(
-            client_max_size=MAX_BODY_BYTES, middlewares=[self._apply_faults, _errors_as_json, self._check_key]
+            client_max_size=MAX_BODY_BYTES,
+            middlewares=[requests.count, self._apply_faults, _errors_as_json, self._check_key],
         )
         runner = web.AppRunner(app, keepalive_timeout=config.keep_alive_seconds, access_log=None)
         self.listener = Listener(runner, config.host, config.port)
-        self.control = Control(node, self.faults, self.page, self.listener)
+        self.effects = FaultEffects(node, self.faults, self.page, self.listener)
+        self.control = Control(node, self.faults, self.effects)
         self._add_routes(app.router)
         self.control_listener = self._control_listener()
 
@@ -81,10 +96,17 @@ class Server:
         if self.control_listener:
             await self.control_listener.open()
             self.control.can_refuse = True
+        self.faults.active.update(self.config.faults)
+        await self.effects.follow()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         await asyncio.gather(self.node.run(), self.api.abort_abandoned())
+
+    async def drain(self) -> None:
+        """Refuse new requests until the time for a shutdown is over. vLLM too waits for all of it."""
+        self.faults.active["draining"] = Fault(API)
+        await asyncio.sleep(self.config.shutdown_timeout)
 
     def stop(self) -> None:
         """Close the sockets and cut all connections; nobody waits for answers under way."""
@@ -108,12 +130,12 @@ class Server:
 
     async def show_metrics(self, request: web.Request) -> web.Response:
         """Answer /metrics."""
-        content_type = CONTENT_TYPE_HEAD if request.method == "HEAD" else CONTENT_TYPE
+        content_type = CONTENT_TYPE_HEAD if request.method == "HEAD" else self.page.content_type
         return web.Response(body=self.page.render(), headers={"Content-Type": content_type})
 
     async def show_health(self, _: web.Request) -> web.Response:
-        """Answer /health: empty, as vLLM does."""
-        return web.Response()
+        """Answer /health: empty, as vLLM does; 503 when the engine has died, but 200 when it hangs."""
+        return web.Response(status=503 if self.node.dead else 200)
 
     async def show_version(self, _: web.Request) -> web.Response:
         """Answer /version with the vLLM version that is simulated."""

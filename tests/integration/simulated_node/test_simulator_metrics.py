@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 import requests
 
 from tests.integration.simulated_node.node_process import DEADLINE_SECONDS, start_node
-from tests.integration.simulated_node.recording import REQUIRED_OF_ONE_ENGINE, compare_with_recording, shape_of
+from tests.integration.simulated_node.recording import RECORDINGS, compare_with_recording, families_of
 
 if TYPE_CHECKING:
     from tests.integration.simulated_node.node_process import SimulatedNode
@@ -16,15 +18,52 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.unmeasured
 
 
-@pytest.mark.parametrize("recording", ["idle", "busy", "preempting"])
-def test_the_metrics_have_the_names_types_labels_and_buckets_of_a_recording(
-    node: SimulatedNode, recording: str
-) -> None:
+# Each recording, with the options of its engine and the requests that had ended.
+@pytest.mark.parametrize(
+    ("recording", "options", "requests_before"),
+    [
+        ("vllm-0.32.0-idle.txt", [], 0),
+        ("vllm-0.32.0-busy.txt", [], 1),
+        ("vllm-0.32.0-preempting.txt", [], 1),
+        ("vllm-0.32.0-api2-idle.txt", ["--api-servers", "2"], 0),
+        ("vllm-0.32.0-api2-busy.txt", ["--api-servers", "2"], 1),
+    ],
+)
+def test_the_metrics_have_the_families_of_a_recording(recording: str, options: list[str], requests_before: int) -> None:
+    with start_node(*options) as node:
+        for _ in range(requests_before):
+            node.complete()
+        text = node.get("/metrics").text
+        compare_with_recording(text, recording)
+        assert 30_000 < len(text) < 60_000
+
+
+def test_vllm_0_33_has_the_families_of_the_simulated_version(node: SimulatedNode) -> None:
     node.complete()
-    text = node.get("/metrics").text
-    compare_with_recording(text, f"vllm-0.32.0-{recording}.txt")
-    assert shape_of(text).keys() >= REQUIRED_OF_ONE_ENGINE
-    assert 40_000 < len(text) < 60_000
+    families = json.loads((RECORDINGS / "vllm-0.33.0-families.json").read_text())
+    families["vllm:cache_config_info"][1]["vllm:cache_config_info"][0].remove("simple_cpu_offload_num_blocks")
+    assert families_of(node.get("/metrics").text) == families
+
+
+def test_gauges_of_several_api_servers_have_no_samples_before_the_first_request() -> None:
+    with start_node("--api-servers", "2") as node:
+        for gauge in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            assert node.samples(f"vllm:{gauge}") == []
+            assert f"# TYPE vllm:{gauge} gauge\n" in node.get("/metrics").text
+        assert node.samples("vllm:num_preemptions_total") == [0]
+        node.complete()
+        assert node.samples("vllm:num_requests_running") == [0]
+
+
+def test_the_time_between_tokens_sums_up_to_the_time_that_requests_decoded() -> None:
+    """Of vLLM too: the sum grows by the number of running requests each second, so scrapes need no samples of it."""
+    with start_node("--max-num-seqs", "3", "--num-blocks", "10", "--step-ms", "5") as node:
+        with ThreadPoolExecutor(5) as clients:
+            list(clients.map(lambda _: node.complete(70), range(5)))
+        [count], [total] = (node.samples(f"vllm:inter_token_latency_seconds_{part}") for part in ("count", "sum"))
+        assert count == 5 * 69
+        assert total == pytest.approx(node.samples("vllm:request_decode_time_seconds_sum")[0])
+        assert node.samples("vllm:num_preemptions_total")[0] > 0
 
 
 def test_the_metrics_count_what_happened() -> None:

@@ -35,10 +35,9 @@ def test_a_small_cache_preempts_and_every_answer_is_still_complete() -> None:
 
 
 def test_two_engines_share_the_requests() -> None:
-    with start_node("--engines", "2") as node:
-        with open_stream(node), open_stream(node):
-            assert node.running() == [1, 1]
-            assert node.samples("vllm:num_requests_running") == [1, 1]
+    with start_node("--engines", "2") as node, open_stream(node), open_stream(node):
+        assert node.running() == [1, 1]
+        assert node.samples("vllm:num_requests_running") == [1, 1]
         compare_with_recording(node.get("/metrics").text, "vllm-0.32.0-dp2.txt")
 
 
@@ -81,6 +80,10 @@ def test_an_idle_connection_is_closed() -> None:
         (["--speed", "0"], "must be above 0"),
         (["--guard-metrics"], "--guard-metrics needs --api-key"),
         (["--port", "70000"], "allowed: 0 to 65535"),
+        (["--fault", "hung"], "faults.hung: unknown; allowed: hang, slow_drip"),
+        (["--fault", "nan=1"], "faults.nan: takes no number"),
+        (["--fault", "admission_limit=few"], "faults.admission_limit.requests: 'few': allowed: 0 to 999999"),
+        (["--fault", "refuse"], "--fault refuse needs --control-port"),
     ],
 )
 def test_a_wrong_option_is_refused(options: list[str], message: str) -> None:
