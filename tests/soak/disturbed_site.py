@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.integration.conftest import PYTHON, SCRIPT
+from tests.soak.packets import dropped
+from tests.soak.schedule import DROP, EVERYWHERE, FAST_ERRORS
 
 if TYPE_CHECKING:
     from tests.soak.clients import Answer
@@ -26,6 +28,9 @@ TICKS, TICK_SECONDS = 180, 10 / ACCELERATION
 FAIL_TIMEOUT_SECONDS = 60 // ACCELERATION
 # Answers after which the role's nginx tries another node, and for how long. A 502 is its own, for a broken connection.
 TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {502, 503}, 30
+NOT_CONNECTED = "-"  # in the log, the connect time of a try that got no connection
+# A node that is well again is asked at once. A request that was under way may still fail.
+ASKED_AGAIN_WITHIN_SECONDS = 1
 # A node with the largest flap count needs 32 good scrapes, and then two ticks of slow start.
 TICKS_TO_RECOVER = 60
 TICK_USUALLY_TAKES_SECONDS = 0.4
@@ -35,6 +40,7 @@ TICK_USUALLY_TAKES_SECONDS = 0.4
 class Outage:
     """A fault of a node that its clients can see, from when to when on the monotonic clock."""
 
+    what: str
     address: str
     began: float
     ended: float = math.inf
@@ -53,6 +59,7 @@ class DisturbedSite:
     rotations: list[tuple[float, frozenset[str]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     locks: ExitStack = field(default_factory=ExitStack)
+    dropping: dict[str, ExitStack] = field(default_factory=dict)  # by node
     on: set[str] = field(default_factory=set)  # the present faults that are not a node's
 
     # --- faults ---------------------------------------------------------------------------------
@@ -66,8 +73,11 @@ class DisturbedSite:
             return
         node = self.site.machines[event.node]
         if event.out:
-            self.outages[event] = Outage(node.address, time.monotonic())
+            self.outages[event] = Outage(event.what, node.address, time.monotonic())
         node.control(**event.begin)
+        if event.what == DROP:
+            self.dropping[event.node] = ExitStack()
+            self.dropping[event.node].enter_context(dropped(node.host, node.port))
 
     def end(self, event: Event) -> None:
         """Let a fault end."""
@@ -75,6 +85,8 @@ class DisturbedSite:
             self.on.remove(event.what)
             self.calm(event)
             return
+        if event.what == DROP:
+            self.dropping.pop(event.node).close()
         self.site.machines[event.node].control(**event.end)
         if event.out:
             self.outages[event].ended = time.monotonic()
@@ -179,15 +191,38 @@ class DisturbedSite:
     def is_explained(self, answer: Answer, entry: dict[str, Any]) -> bool:
         """Tell whether a failed request reached only nodes with a fault.
 
-        Where nginx tries another node, all nodes in rotation must have had a fault then or shortly before.
+        Where nginx tries another node, all nodes in rotation must have had a fault then or just before.
         """
-        if entry["status"] not in TRIED_AGAIN or entry["request_time"] >= TRIED_AGAIN_WITHIN_SECONDS:
-            return self.was_out(entry["upstream_addr"].split(", ")[-1], answer.began, answer.ended)
-        began = answer.began - FAIL_TIMEOUT_SECONDS
+        tried_again = entry["status"] in TRIED_AGAIN or last(entry["upstream_connect_time"]) == NOT_CONNECTED
+        if not tried_again or entry["request_time"] >= TRIED_AGAIN_WITHIN_SECONDS:
+            return self.was_out(last(entry["upstream_addr"]), answer.began, answer.ended)
+        began = answer.began - ASKED_AGAIN_WITHIN_SECONDS
         return any(
             all(self.was_out(address, began, answer.ended) for address in rotation)
             for rotation in self.rotations_between(began, answer.ended)
         )
+
+    def most_drawn(self, failed: list[Answer]) -> int:
+        """Return how many requests failed at the node that failed most of them by answering fast."""
+        entries, drawn = self.site.entries(), [0]
+        for outage in self.outages.values():
+            if outage.what in FAST_ERRORS:
+                meanwhile = [each for each in failed if outage.meets(each.began, each.ended)]
+                reached = [last(entries[each.request_id]["upstream_addr"]) for each in meanwhile if each.request_id]
+                drawn.append(reached.count(outage.address))
+        return max(drawn)
+
+    def longest_return(self, answers: list[Answer]) -> float:
+        """Return the longest time between the end of a fault of all nodes and the end of its last failed request.
+
+        Failures count until the first request that begins after the end of the fault and is answered.
+        """
+        longest = 0.0
+        for ended in [each.ended for each in self.outages.values() if each.what in EVERYWHERE]:
+            after = sorted((each for each in answers if each.began > ended), key=lambda each: each.began)
+            good = next((each.ended for each in after if each.problem is None), math.inf)
+            longest = max(longest, *(each.ended - ended for each in after if each.problem and each.ended < good), 0.0)
+        return longest
 
     def was_out(self, address: str, began: float, ended: float) -> bool:
         """Tell whether a node had a fault that its clients could see at some time between two."""
@@ -198,3 +233,8 @@ class DisturbedSite:
         times = [time for time, _ in self.rotations]
         first, last = bisect.bisect(times, began) - 1, bisect.bisect(times, ended)
         return [rotation for _, rotation in self.rotations[max(0, first) : last + 1]]
+
+
+def last(values: str) -> str:
+    """Return the last try's value of a field of the access log."""
+    return values.rpartition(", ")[2]
