@@ -14,7 +14,8 @@ SCENARIOS := ingress faults default demo
 # A scenario waits half of the time, so two at once keep two cores busy.
 SCENARIOS_AT_ONCE := 2
 BENCH := quick
-# The seed of the soak is fixed here, and new each night (test-nightly). With this seed every kind of fault occurs.
+# The seed of the soak is fixed here, and new each night (test-nightly). With this seed every kind of fault occurs, which a
+# unit test checks.
 SOAK_SEED ?= 29
 NIGHTLY_SOAKS := 5
 NIGHTLY_RELEASES := bookworm trixie forky

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.soak.stand_in import BIG_HEADERS, EARLY_ANSWER, LIAR, NEGATIVE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -23,9 +25,12 @@ ANSWERS: Kinds = FAST_ERRORS | {
 }
 METRICS_ALONE: Kinds = ANSWERS | {name: {name: {}} for name in ("nan", "frozen", "counter_reset")}
 DROP = "dropped packets"  # the port is closed, and then the test takes it: see packets.py
+# A stand-in takes the port (see stand_in.py). True: its requests may fail. Otherwise they may fail while it takes over.
+STAND_INS = {EARLY_ANSWER: True, BIG_HEADERS: False, NEGATIVE: False, LIAR: False}
 SERVICE: Kinds = ANSWERS | {
     "refuse": {"refuse": {}},
     DROP: {"refuse": {}},
+    **{kind: {"refuse": {}} for kind in STAND_INS},
     # The API server lives and shows what it last heard of the engine.
     "hung engine": {"hang": {"scope": "api"}, "frozen": {}},
     "sleep": {},
@@ -154,7 +159,7 @@ class Schedule:
             return [Event("sleep", tick, ends, node, out=True, begin={"sleep": level}, end={"sleep": 0})]
         scope = {"scope": chance.choice(("both", "api"))} if what in ANSWERS else {}
         faults = {name: settings | scope for name, settings in SERVICE[what].items()}
-        return [switched(what, tick, ends, node, faults, out=True)]
+        return [switched(what, tick, ends, node, faults, out=STAND_INS.get(what, True))]
 
     def _balancer_events(self, tick: int, free: Sequence[str], active: set[str]) -> list[Event]:
         """Return a fault of the script's files, of nginx or of the operator, if it is possible beside those on."""

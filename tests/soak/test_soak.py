@@ -85,8 +85,9 @@ def test_no_request_to_a_healthy_node_fails(
         recovered_after = soak.recover()
 
         failed = [answer for answer in clients.answers if answer.problem]
-        unexplained = soak.unexplained(failed)
-        drawn, returned = soak.most_drawn(failed), soak.longest_return(clients.answers)
+        verdict, entries = soak.verdict, site.entries()
+        unexplained, drawn = verdict.unexplained(failed, entries), verdict.most_drawn(failed, entries)
+        returned = verdict.longest_return(clients.answers)
         record_property(
             f"soak on {balancer}, seed {seed}",
             f"{len(clients.answers)} requests, {len(failed)} failed "
