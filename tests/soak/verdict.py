@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     Entries = Mapping[str, Mapping[str, Any]]  # of the access log, by request id
 
 # Answers after which the role's nginx tries another node, and for how long. A 502 is its own, for a broken connection.
-TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {502, 503}, 30
+TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {"502", "503"}, 30
 NOT_CONNECTED = "-"  # in the log, the connect time of a try that got no connection
 # A node that is well again is asked at once. A request that was under way may still fail.
 ASKED_AGAIN_WITHIN_SECONDS = 1
@@ -59,7 +60,9 @@ class Verdict:
 
         Where nginx tries another node, all nodes in rotation must have had a fault then or just before.
         """
-        tried_again = entry["status"] in TRIED_AGAIN or last(entry["upstream_connect_time"]) == NOT_CONNECTED
+        tried_again = (
+            last(entry["upstream_status"]) in TRIED_AGAIN or last(entry["upstream_connect_time"]) == NOT_CONNECTED
+        )
         if not tried_again or entry["request_time"] >= TRIED_AGAIN_WITHIN_SECONDS:
             return self.was_out(last(entry["upstream_addr"]), answer.began, answer.ended)
         began = answer.began - ASKED_AGAIN_WITHIN_SECONDS
@@ -103,4 +106,4 @@ class Verdict:
 
 def last(values: str) -> str:
     """Return the last try's value of a field of the access log."""
-    return values.rpartition(", ")[2]
+    return re.split("[,:] ", values)[-1]

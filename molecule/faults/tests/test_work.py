@@ -24,7 +24,8 @@ OTHERS = {"node-a", "node-b"}
 ERROR_LOG, ACCESS_LOG = "/var/log/nginx/error.log", "/var/log/nginx/upstream_trace.log"
 LOADING_TICKS = 12  # two minutes of the timer's ticks
 STREAMS, TOKENS = 6, 400
-REQUESTS, PATIENCE_SECONDS, MOST_LOST = 80, 2, 20
+# Lua ejects a node that three clients have left after five seconds without an answer.
+REQUESTS, PATIENCE_SECONDS, MOST_LOST = 80, 6, 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +120,7 @@ def test_a_node_loads_its_model_for_minutes() -> None:
 @pytest.mark.fault(
     7,
     "hangs (SIGSTOP), with the balancer `work`",
-    sees="llm_cluster/node-c: down: no answer within 5 s, 3 in a row",
+    sees="llm_cluster/node-c: down: no answer within … s, 3 in a row",
     keeps="every request: the other nodes get the new ones; those at the node are answered when it goes on",
 )
 def test_a_node_hangs() -> None:
@@ -127,8 +128,8 @@ def test_a_node_hangs() -> None:
         with stopped():
             for _ in range(3):
                 assert ticks.tick()
-                assert set(stack.shares(20)) <= OTHERS
             assert stack.weights()[NODE] == 0
+            assert set(stack.shares(20)) <= OTHERS
         await_return()
 
 
@@ -168,7 +169,7 @@ def impatient(requests: int, seconds: float) -> int:
 @pytest.mark.fault(
     7,
     "stalls in the middle of streams, with the balancer `work`",
-    sees="llm_cluster/node-c: unknown: no answer within 5 s (1 of 3), last weight held",
+    sees="llm_cluster/node-c: unknown: no answer within … s (1 of 3), last weight held",
     keeps="the streams of the other nodes; its own go on with it, to their last token",
 )
 def test_a_node_stalls_in_the_middle_of_streams() -> None:
