@@ -23,22 +23,31 @@ ANSWERS: Kinds = FAST_ERRORS | {
     "wrong content": {"wrong_content": {}},
     "close": {"close": {}},
 }
-METRICS_ALONE: Kinds = ANSWERS | {name: {name: {}} for name in ("nan", "frozen", "counter_reset")}
+METRICS_ALONE: Kinds = ANSWERS | {
+    name: {name: {}} for name in ("nan", "frozen", "counter_reset", "unset_gauges", "no_stats", "openmetrics")
+}
+# What a dying vLLM answers to each request, while /metrics may be well.
+DYING: Kinds = {"draining": {"draining": {}}, "dead engine": {"engine_dead": {}}}
 DROP = "dropped packets"  # the port is closed, and then the test takes it: see packets.py
-# A stand-in takes the port (see stand_in.py). True: its requests may fail. Otherwise they may fail while it takes over.
-STAND_INS = {EARLY_ANSWER: True, BIG_HEADERS: False, NEGATIVE: False, LIAR: False}
-SERVICE: Kinds = ANSWERS | {
+STAND_INS = (EARLY_ANSWER, BIG_HEADERS, NEGATIVE, LIAR)  # a stand-in takes the port: see stand_in.py
+COMMENTS = "comments before output"
+# Requests to a node that is odd in these ways may not fail, but for those under way when a stand-in comes or goes.
+HARMLESS = (BIG_HEADERS, NEGATIVE, LIAR, COMMENTS)
+SERVICE: Kinds = {
+    **ANSWERS,
+    **DYING,
     "refuse": {"refuse": {}},
     DROP: {"refuse": {}},
     **{kind: {"refuse": {}} for kind in STAND_INS},
-    # The API server lives and shows what it last heard of the engine.
-    "hung engine": {"hang": {"scope": "api"}, "frozen": {}},
+    "hung engine": {"engine_hang": {}},
+    "few places": {"admission_limit": {"requests": 2}},
+    COMMENTS: {"sse_keep_alive": {"milliseconds": 20}},
     "sleep": {},
 }
 # Faults that all nodes have at once, each with how many ticks it lasts: three seconds, and two.
 EVERYWHERE: Mapping[str, tuple[dict[str, dict[str, Any]], int]] = {
     "all reset": ({"refuse": {}}, 6),
-    "all full": ({"status": {"code": 503, "scope": "api"}}, 4),
+    "all full": ({"admission_limit": {"requests": 0}}, 4),
     "all fail alike": ({"status": {"code": 500, "scope": "api"}}, 4),
 }
 TIMES_EVERYWHERE = 2  # how often each of them happens
@@ -159,7 +168,7 @@ class Schedule:
             return [Event("sleep", tick, ends, node, out=True, begin={"sleep": level}, end={"sleep": 0})]
         scope = {"scope": chance.choice(("both", "api"))} if what in ANSWERS else {}
         faults = {name: settings | scope for name, settings in SERVICE[what].items()}
-        return [switched(what, tick, ends, node, faults, out=STAND_INS.get(what, True))]
+        return [switched(what, tick, ends, node, faults, out=what not in HARMLESS)]
 
     def _balancer_events(self, tick: int, free: Sequence[str], active: set[str]) -> list[Event]:
         """Return a fault of the script's files, of nginx or of the operator, if it is possible beside those on."""

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.soak.schedule import EVERYWHERE, FAST_ERRORS
+from tests.soak.schedule import DYING, EVERYWHERE, FAST_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class Verdict:
         """Return how many requests failed at the node that failed most of them by answering fast."""
         drawn = [0]
         for outage in self.outages:
-            if outage.event.what in FAST_ERRORS:
+            if outage.event.what in FAST_ERRORS | DYING:
                 meanwhile = [each for each in failed if outage.meets(each.began, each.ended)]
                 reached = [last(entries[each.request_id]["upstream_addr"]) for each in meanwhile if each.request_id]
                 drawn.append(reached.count(outage.address))
