@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PROMPT = "word " * 40
 LONGEST_SECONDS = 150
-PAUSE_SECONDS = 1  # after a failure: without a pause, a node that refuses quickly would get most of the requests
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,11 @@ async def ask(url: str, max_tokens: int) -> Answer:
 class Clients:
     """Clients on a thread of their own; leaving the context waits for the requests under way."""
 
-    def __init__(self, ingress_port: int) -> None:
-        """Prepare."""
+    def __init__(self, ingress_port: int, pause_seconds: float = 0) -> None:
+        """Prepare; a client of keep_busy() pauses after a request that failed."""
         self.url = f"http://127.0.0.1:{ingress_port}/v1/completions"
         self.answers: list[Answer] = []
+        self._pause_seconds = pause_seconds
         self._tasks: list[Future[Any]] = []
         self._stopping = False
         self._ready = threading.Event()
@@ -121,4 +121,4 @@ class Clients:
         while not self._stopping:
             answer = await self._ask_once(chance.choice(max_tokens))
             if answer.problem:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(self._pause_seconds)

@@ -1,10 +1,8 @@
-"""A site with the faults of a schedule, and the failed requests that these faults explain."""
+"""A site with the faults of a schedule."""
 
 from __future__ import annotations
 
-import bisect
 import fcntl
-import math
 import os
 import subprocess
 import threading
@@ -12,36 +10,24 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.integration.conftest import PYTHON, SCRIPT
+from tests.soak.packets import dropped
+from tests.soak.schedule import DROP, STAND_INS
+from tests.soak.stand_in import standing_in
+from tests.soak.verdict import Outage, Verdict
 
 if TYPE_CHECKING:
-    from tests.soak.clients import Answer
     from tests.soak.schedule import Event
     from tests.soak.simulated_site import Site
 
 ACCELERATION = 20
 TICKS, TICK_SECONDS = 180, 10 / ACCELERATION
 FAIL_TIMEOUT_SECONDS = 60 // ACCELERATION
-# Answers after which the role's nginx tries another node, and for how long. A 502 is its own, for a broken connection.
-TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {502, 503}, 30
 # A node with the largest flap count needs 32 good scrapes, and then two ticks of slow start.
 TICKS_TO_RECOVER = 60
 TICK_USUALLY_TAKES_SECONDS = 0.4
-
-
-@dataclass
-class Outage:
-    """A fault of a node that its clients can see, from when to when on the monotonic clock."""
-
-    address: str
-    began: float
-    ended: float = math.inf
-
-    def meets(self, began: float, ended: float) -> bool:
-        """Tell whether the fault was on at some time between two times."""
-        return self.began <= ended and began <= self.ended
 
 
 @dataclass
@@ -49,10 +35,10 @@ class DisturbedSite:
     """A site, the faults that it gets, and what was counted meanwhile."""
 
     site: Site
-    outages: dict[Event, Outage] = field(default_factory=dict)
-    rotations: list[tuple[float, frozenset[str]]] = field(default_factory=list)
+    verdict: Verdict = field(default_factory=Verdict)
     counts: Counter[str] = field(default_factory=Counter)
     locks: ExitStack = field(default_factory=ExitStack)
+    ports: dict[str, ExitStack] = field(default_factory=dict)  # who has the port of a node instead, by node
     on: set[str] = field(default_factory=set)  # the present faults that are not a node's
 
     # --- faults ---------------------------------------------------------------------------------
@@ -64,10 +50,11 @@ class DisturbedSite:
             self.on.add(event.what)
             self.disturb(event)
             return
-        node = self.site.machines[event.node]
-        if event.out:
-            self.outages[event] = Outage(node.address, time.monotonic())
-        node.control(**event.begin)
+        self.began(event)
+        self.site.machines[event.node].control(**event.begin)
+        self.take_port(event)
+        if not event.out:
+            self.ended(event)
 
     def end(self, event: Event) -> None:
         """Let a fault end."""
@@ -75,9 +62,34 @@ class DisturbedSite:
             self.on.remove(event.what)
             self.calm(event)
             return
+        if not event.out:
+            self.began(event)
+        if event.node in self.ports:
+            self.ports.pop(event.node).close()
         self.site.machines[event.node].control(**event.end)
-        if event.out:
-            self.outages[event].ended = time.monotonic()
+        self.ended(event)
+
+    def began(self, event: Event) -> None:
+        """Note that requests to a node may fail from now on."""
+        if event.out or event.what in STAND_INS:
+            address = self.site.machines[event.node].address
+            self.verdict.outages.append(Outage(event, address, time.monotonic()))
+
+    def ended(self, event: Event) -> None:
+        """Note that requests to a node may no longer fail."""
+        for outage in self.verdict.outages:
+            if outage.event is event:
+                outage.ended = min(outage.ended, time.monotonic())
+
+    def take_port(self, event: Event) -> None:
+        """Put somebody else where a node has just closed its port, if the fault is so."""
+        node = self.site.machines[event.node]
+        if event.what == DROP:
+            self.ports[event.node] = ExitStack()
+            self.ports[event.node].enter_context(dropped(node.host, node.port))
+        elif event.what in STAND_INS:
+            self.ports[event.node] = ExitStack()
+            self.ports[event.node].enter_context(standing_in(event.what, node.host, node.port))
 
     def disturb(self, event: Event) -> None:
         """Begin a fault that is not a node's; tick() kills a tick."""
@@ -134,7 +146,7 @@ class DisturbedSite:
                 self.counts[outcome] += 1
                 assert outcome not in {"failed", "rolled_back"} or "foreign fault" in self.on, done.stderr
         if self.site.published_generation():
-            self.rotations.append((time.monotonic(), self.site.rotation()))
+            self.verdict.rotations.append((time.monotonic(), self.site.rotation()))
 
     def play(self, schedule: list[Event]) -> None:
         """Run the ticks with the faults. As with the timer, no tick starts before the last one has ended."""
@@ -163,38 +175,3 @@ class DisturbedSite:
         [pool] = self.site.status()["pools"]
         right = all((node["state"], node["weight"]) == ("up", 100) for node in pool["nodes"])
         return right and len(self.site.rotation()) == len(self.site.machines) and self.site.is_settled()
-
-    # --- the verdict --------------------------------------------------------------------------------
-
-    def unexplained(self, failed: list[Answer]) -> list[str]:
-        """Return a line for each failed request that no faulty node explains."""
-        entries = self.site.entries()
-        return [
-            f"{answer} {entries.get(answer.request_id)} during "
-            f"{[str(event) for event, each in self.outages.items() if each.meets(answer.began, answer.ended)]}"
-            for answer in failed
-            if answer.request_id not in entries or not self.is_explained(answer, entries[answer.request_id])
-        ]
-
-    def is_explained(self, answer: Answer, entry: dict[str, Any]) -> bool:
-        """Tell whether a failed request reached only nodes with a fault.
-
-        Where nginx tries another node, all nodes in rotation must have had a fault then or shortly before.
-        """
-        if entry["status"] not in TRIED_AGAIN or entry["request_time"] >= TRIED_AGAIN_WITHIN_SECONDS:
-            return self.was_out(entry["upstream_addr"].split(", ")[-1], answer.began, answer.ended)
-        began = answer.began - FAIL_TIMEOUT_SECONDS
-        return any(
-            all(self.was_out(address, began, answer.ended) for address in rotation)
-            for rotation in self.rotations_between(began, answer.ended)
-        )
-
-    def was_out(self, address: str, began: float, ended: float) -> bool:
-        """Tell whether a node had a fault that its clients could see at some time between two."""
-        return any(each.address == address and each.meets(began, ended) for each in self.outages.values())
-
-    def rotations_between(self, began: float, ended: float) -> list[frozenset[str]]:
-        """Return the sets of nodes that were in the upstream file at some time between two."""
-        times = [time for time, _ in self.rotations]
-        first, last = bisect.bisect(times, began) - 1, bisect.bisect(times, ended)
-        return [rotation for _, rotation in self.rotations[max(0, first) : last + 1]]

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.conftest import wait_for
 from tests.soak.clients import Clients
 from tests.soak.disturbed_site import ACCELERATION, FAIL_TIMEOUT_SECONDS, TICKS, DisturbedSite
-from tests.soak.schedule import make_schedule
+from tests.soak.schedule import Schedule
 from tests.soak.simulated_site import WORKERS, Site, node_names, start_site
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENTS, MAX_TOKENS = 16, range(4, 60)
+# Seconds a client waits after a request that failed. Without a pause, a node that fails fast would get most of the
+# requests of the balancer `upstream`, which does not eject by outcome.
+PAUSE_SECONDS = {"upstream": 1, "work": 0.1}
+# How many requests a node with fast errors may fail before `work` leaves it out; `upstream` has no such bound.
+MOST_DRAWN = 60
 # Small KV caches: the load alone changes weights, and preempts requests.
 NODE_OPTIONS = ("--num-blocks=14", "--step-ms=20", "--prefill-token-ms=0.1")
 
@@ -64,11 +69,11 @@ def test_no_request_to_a_healthy_node_fails(
     balancer: str,
     hosts: tuple[str, ...],
 ) -> None:
-    schedule = make_schedule(seed, node_names(hosts), TICKS)
+    schedule = Schedule(seed, node_names(hosts), TICKS).events()
     with (
         noting("\n".join([f"SOAK_SEED={seed}:", *map(str, schedule)])),
         start_site(tmp_path, heard, hosts, NODE_OPTIONS, balancer) as site,
-        Clients(site.ingress_port) as clients,
+        Clients(site.ingress_port, PAUSE_SECONDS[balancer]) as clients,
     ):
         scaled_config(site)
         soak, master = DisturbedSite(site), site.master_pid
@@ -80,14 +85,19 @@ def test_no_request_to_a_healthy_node_fails(
         recovered_after = soak.recover()
 
         failed = [answer for answer in clients.answers if answer.problem]
-        unexplained = soak.unexplained(failed)
+        verdict, entries = soak.verdict, site.entries()
+        unexplained, drawn = verdict.unexplained(failed, entries), verdict.most_drawn(failed, entries)
+        returned = verdict.longest_return(clients.answers)
         record_property(
             f"soak on {balancer}, seed {seed}",
             f"{len(clients.answers)} requests, {len(failed)} failed "
             f"({counted(Counter(answer.problem for answer in failed))}), {len(unexplained)} of them at healthy nodes; "
+            f"a node with fast errors failed {drawn} at most; after a fault of all nodes the last failed after "
+            f"{returned:.2f} s at most; "
             f"{counted(soak.counts)}; weights right after {recovered_after} more",
         )
         assert not unexplained, "\n".join(unexplained[:5])
+        assert balancer == "upstream" or drawn <= MOST_DRAWN, f"a node with fast errors failed {drawn} requests"
         assert recovered_after is not None, f"{site.status()}\n{heard[-10:]}"
         assert site.master_pid == master
         wait_for(lambda: len(site.worker_pids()) == WORKERS)
