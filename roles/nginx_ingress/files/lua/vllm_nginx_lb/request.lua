@@ -110,7 +110,9 @@ function Requests:send(it, pool, try)
     it.tries, it.pool = it.tries + 1, pool
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
-    parts.ejection:chosen(node.peer)
+    if not it.is_light then
+        parts.ejection:chosen(node.peer)
+    end
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why
