@@ -135,6 +135,26 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
+    it("stays for refusals that a client has sent after it to one node after another", function()
+        for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
+            for _ = 1, 5 do
+                bad(peer, "refusal", "400")
+                for _, other in ipairs(PEERS) do
+                    if other ~= peer then
+                        good(other)
+                    end
+                end
+            end
+            now = now + (i > 3 and 50 or 0)
+        end
+        assert.same({ 1, 1, 1, 0 }, {
+            parts.counts:times_ejected("a:1", "refusals"),
+            parts.counts:times_ejected("b:1", "refusals"),
+            parts.counts:times_ejected("c:1", "refusals"),
+            parts.counts:times_ejected("d:1", "refusals"),
+        })
+    end)
+
     it("is ejected again when its trial fails, for longer", function()
         for _ = 1, 5 do
             bad("a:1", "fault", "500")

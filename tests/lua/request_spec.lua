@@ -378,8 +378,11 @@ describe("request", function()
         pool = pool_of(1)
         nodes_out:failed("node-0:80", "errors", pool_of(2))
         fake.now = 2
-        local it = sent(100)
+        local it = requests.accept()
         it.is_light = true
+        requests:begin(it, 100)
+        requests:send(it, pool)
+        assert.is_true(may_take "node-0") -- it is no trial
         requests:see_piece(it, true)
         requests:finish(it.number, answer(200))
         assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })

@@ -119,7 +119,9 @@ function Requests:send(it, pool, try)
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
     parts.pending:expect(it, it.sent_at)
-    parts.ejection:chosen(node.peer)
+    if not it.is_light then
+        parts.ejection:chosen(node.peer)
+    end
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why
