@@ -20,6 +20,8 @@ class VirtualNode:
         frozen: the reading that its metrics keep while they are frozen, else None.
         lost_preemptions: those of engines before the present one.
         finished: requests that the present engine has finished.
+        token_gaps: how many times a token of a request has followed another one.
+        token_gap_seconds: the times from the one to the other, summed.
     """
 
     def __init__(self, index: int, speed: float) -> None:
@@ -33,6 +35,8 @@ class VirtualNode:
         self.address = f"127.0.0.{index + 2}"
         self.lost_preemptions = 0
         self.finished = 0
+        self.token_gaps = 0
+        self.token_gap_seconds = 0.0
 
     @property
     def name(self) -> str:
@@ -60,6 +64,8 @@ class VirtualNode:
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             finished=self.finished,
+            token_gaps=self.token_gaps,
+            token_gap_seconds=self.token_gap_seconds,
         )
         return Sample(self.address, 0.02, reading)
 

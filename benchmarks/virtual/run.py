@@ -131,7 +131,10 @@ class Run:
             return
         report = engine.finish()
         for request in report.advanced:
-            if request.generated == 1 and request in self._sent:
+            if request.generated > 1:
+                node.token_gaps += 1
+                node.token_gap_seconds += request.token_gap
+            elif request in self._sent:
                 self.contestant.first_token(self._sent[request].ticket)
         for request in report.finished:
             node.finished += 1
@@ -169,7 +172,8 @@ class Run:
             self.contestant.ended(sent.ticket, self.now, failed=True)
         node.lost_preemptions += node.engine.counters.preemptions
         node.engine = Engine(ENGINE, node.engine.speed)
-        node.finished = 0
+        node.finished = node.token_gaps = 0
+        node.token_gap_seconds = 0.0
         node.busy = node.up = False
 
 

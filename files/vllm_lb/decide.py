@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vllm_lb.causes import HeldCause, NodeCause
-from vllm_lb.health import preemptions_delta, remembered
+from vllm_lb.health import SCRAPES_TO_FORGET, preemptions_delta, remembered
 from vllm_lb.judge import Judgement, Levels, judge
 from vllm_lb.memory import NodeMemory
 from vllm_lb.plan import NodePlan, PoolPlan
@@ -93,7 +93,7 @@ def decide_pool(
             learned=verdicts[each.name].learned if each.state == "up" else before[each.name].learned,
             host=node.host,
             resolves=samples[each.name].unresolved is None,
-            doubt=doubt_of(samples[each.name], each, before[each.name]),
+            doubt=doubt_of(samples[each.name], each, before[each.name], after[each.name].successes),
         )
         for each, node in zip(plan.nodes, pool.nodes, strict=True)
     }
@@ -112,11 +112,15 @@ def verdicts_on(pool: Pool, policies: Policies, seen: Mapping[str, Observation],
     return verdicts
 
 
-def doubt_of(sample: Sample, node: NodePlan, was: NodeMemory) -> str | None:
-    """Return the code of what is not believed of a node's reading; without a reading, that of the reading before."""
-    if not sample.reading:
-        return was.doubt
-    return sample.cause or (node.cause if node.cause in DOUBTS else None)
+def doubt_of(sample: Sample, node: NodePlan, was: NodeMemory, successes: int) -> str | None:
+    """Return the code of what is not believed of a node's reading.
+
+    A doubt is forgotten after some good scrapes in a row, `successes`: a node that is wrong now and then is named once.
+    """
+    doubt = sample.cause or (node.cause if node.cause in DOUBTS else None)
+    if sample.reading and (doubt or successes % SCRAPES_TO_FORGET == 0):
+        return doubt
+    return was.doubt
 
 
 def levels_of(pool: Pool, node: Node, policies: Policies, was: NodeMemory) -> Levels:

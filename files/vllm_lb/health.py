@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm_lb.observation import Reading, Sample
     from vllm_lb.settings import Health
 
-SCRAPES_TO_FORGET_A_FLAP = 30
+SCRAPES_TO_FORGET = 30  # a flap, or a doubt
 
 
 def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> NodeMemory:
@@ -32,7 +32,7 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
             successes=successes,
             read_at=now,
             preemptions=was.preemptions if reading.preemptions is None else reading.preemptions,
-            flap_count=max(0, was.flap_count - (successes % SCRAPES_TO_FORGET_A_FLAP == 0)),
+            flap_count=max(0, was.flap_count - (successes % SCRAPES_TO_FORGET == 0)),
             fingerprint=reading.fingerprint,
             changed_at=changed_at if is_working and reading.fingerprint == was.fingerprint else now,
             address=sample.address,

@@ -75,7 +75,7 @@ class NodeMemory:
     address: str | None = setting("an IP address", is_ip, None)
     host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
-    doubt: str | None = choice(*NodeCause, *ScrapeCause, default=None)  # what of its last reading is not believed
+    doubt: str | None = choice(*NodeCause, *ScrapeCause, default=None)  # what is not believed of its readings
     learned: Learned | None = None
 
 

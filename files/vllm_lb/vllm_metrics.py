@@ -31,10 +31,9 @@ METRICS = {
     "time_per_output_token_seconds_sum": "former_token_gap_seconds",
 }
 NEEDED = ("kv", "waiting", "running", "preemptions")
-GAUGES = ("kv", "waiting", "running")  # of NEEDED
 # The parser takes 10 ms for a whole scrape of 50 KB, this filter a fraction of one.
 WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
-DECLARED = re.compile(rb"^# TYPE vllm[:_](\w+) gauge\s*$", re.MULTILINE)
+DECLARED = re.compile(rb"^# TYPE vllm[:_](\w{1,64}) gauge\s*$", re.MULTILINE)
 # OpenMetrics lets an example follow a value.
 EXEMPLAR = re.compile(rb"(?<=\d) # \{[^{}]*\} \S+(?: \S+)?\s*$")
 # All that the page of a vLLM that runs with --disable-log-stats has: its process and its HTTP server.
@@ -160,13 +159,13 @@ def fill_in_zeros(found: Found, body: bytes) -> None:
     A vLLM with several API servers leaves out the samples of gauges until its first request, because Prometheus'
     multiprocess mode does so. It declares them, and it has its counters: then they are 0.
     """
-    declared = {METRICS.get(name.decode()) for name in DECLARED.findall(body)} if found.values["preemptions"] else set()
-    for kind in NEEDED:
+    missing = [kind for kind in NEEDED if not found.values[kind]]
+    declared = {METRICS.get(name.decode()) for name in DECLARED.findall(body)} if missing else set()
+    for kind in missing:
         name = next(name for name, k in METRICS.items() if k == kind)
-        if kind in GAUGES and kind in declared:
-            found.values[kind] = found.values[kind] or {(name,): 0.0}
-        if not found.values[kind]:
+        if "preemptions" in missing or kind not in declared:
             raise UnreadableError(ScrapeCause.METRIC_MISSING, f"no vllm:{name}")
+        found.values[kind] = {(name,): 0.0}
 
 
 def is_plausible(kind: str, value: float) -> bool:

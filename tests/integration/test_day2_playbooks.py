@@ -201,8 +201,9 @@ def test_drain_waits_until_the_node_runs_nothing(site: Site) -> None:
         (2, 1, "node-a still has 2 request(s) after vllm_nginx_lb_drain_timeout_seconds (1); it stays drained"),
         (2, 0, None),
         (None, 1, "node-a cannot be read (HTTP 500), so what it runs is not known after vllm_nginx_lb_drain_timeout"),
+        (-1, 1, "node-a cannot be read (left out: vllm:num_requests_running is -1), so what it runs is not known"),
     ],
-    ids=["busy", "not waited for", "unreadable"],
+    ids=["busy", "not waited for", "unreadable", "impossible"],
 )
 def test_drain_says_what_it_waited_for(site: Site, running: int | None, seconds: int, words: str | None) -> None:
     node = site.nodes["node-a"]

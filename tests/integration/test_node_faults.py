@@ -277,7 +277,7 @@ def test_an_answer_that_can_be_read_in_part(stack: Stack, row: Partial) -> None:
     stack.run()
     assert stack.weights()["node-b"] == 60
     stack.nodes[1].answer = row.behaviour
-    assert f"node-b: up: {row.reason}" in stack.run(), "another one is logged again"
+    assert "node-b: up" not in stack.run(), "nor is one that comes and goes"
     assert_ingress_answers(stack)
 
 

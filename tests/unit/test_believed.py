@@ -200,6 +200,16 @@ def test_capacity_learns_from_what_is_left(lost: str, learns: bool) -> None:  # 
     assert (plans[0].nodes[1].weight < 60) == learns
 
 
+def test_a_doubt_is_forgotten_after_thirty_good_scrapes() -> None:
+    settings, memory = config("a"), dict[str, NodeMemory]()
+    flawed = dataclasses.replace(good(), cause=ScrapeCause.METRIC_IMPLAUSIBLE, error="left out: x is -1")
+    doubts = []
+    for tick in range(62):
+        _, memory = decide(settings, {"a": flawed if tick == 1 else good()}, memory, set(), 1000.0 + 10 * tick)
+        doubts.append(memory["a"].doubt)
+    assert doubts == [None] + ["metric_implausible"] * 28 + [None] * 33
+
+
 # --- No statistics ----------------------------------------------------------------------------------------------
 
 SILENT = Reading(None, None, None, None, engines=1, awake=True)
