@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv system-packages lint lint-ansible lint-python lint-lua lint-docs test-lua test-page test-unit \
-	test-integration test-fast test-python test-soak test-molecule test-scenarios test test-nightly demo demo-down dist \
-	bench clean
+	test-integration test-fast test-python test-soak test-vllm test-molecule test-scenarios test test-nightly \
+	demo demo-down dist bench clean
 
 PYTHON ?= python3
 VENV := .venv
+VLLM_VENV := .venv-vllm
 SCENARIO := default
 # The scenarios of Molecule, the longest first.
 SCENARIOS := ingress faults default demo
@@ -95,6 +96,14 @@ test-soak: venv ## Half an hour of random faults, and long streams, in about thr
 	tools/system-packages integration
 	SOAK_SEED=$(SOAK_SEED) pytest --numprocesses=2 tests/soak
 
+$(VLLM_VENV)/.made: requirements/vllm.txt
+	tools/make-venv $(VLLM_VENV) $< --no-deps
+	touch $@
+
+test-vllm: venv $(VLLM_VENV)/.made ## Real vLLM engines on the CPU, behind the product and beside the simulator (3.5 GB)
+	tools/system-packages integration
+	pytest tests/vllm
+
 test-molecule: test-molecule-$(SCENARIO) ## Stand the whole stack up in containers (SCENARIO=faults; VLLM_NGINX_LB_TEST_DEBIAN=bookworm)
 
 .PHONY: $(SCENARIOS:%=test-molecule-%)
@@ -136,4 +145,4 @@ bench: venv ## Measure against other balancers (BENCH=quick: about 3 minutes; BE
 	python benchmarks/tick.py
 
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
