@@ -1,8 +1,10 @@
 --- One worker process of nginx: the objects that it makes at its start, and the tasks that it runs twice a second.
 -- Only this table is global to a worker. It hands the other modules the objects that they need.
 
+local clock = require "vllm_nginx_lb.clock"
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
+local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
@@ -28,6 +30,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field counts NodeCounts
 ---@field affinity Affinity
 ---@field requests Requests
+---@field free_places FreePlaces
 ---@field dicts SharedDict[]
 local worker = {}
 
@@ -108,6 +111,7 @@ function worker.start()
     worker.ejection = ejection.new(dict, wanted.backoff)
     worker.counts = node_counts.new(dict, wanted.stall_seconds)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
+    worker.free_places = free_places.new { workers = ngx.worker.count(), now = clock.now }
     worker.affinity = new_affinity(wanted, prefixes)
     worker.requests = request.follow {
         settings = wanted,
