@@ -89,10 +89,10 @@ class Pool:
     name: str = text(POOL_NAME, "a letter, then up to 62 of A-Z a-z 0-9 _")
     method: str = choice(*METHODS, default="least_conn")
     hash_header: str = text(r"[A-Za-z0-9-]{1,63}", "a header's name, of A-Z a-z 0-9 -", "X-Session-Id")
-    keepalive: int = number(0, 65535, 64)
+    keepalive: int = number(0, 65535, 0)
     keepalive_timeout_seconds: int = number(1, 3600, 2)
     max_fails: int = number(0, 10**6, 10)
-    fail_timeout_seconds: int = number(1, 86400, 60)
+    fail_timeout_seconds: int = number(1, 86400, 5)
     policy: str = choice(*POLICIES, default="capacity")
     models: tuple[str, ...] = setting(
         "names of models: 1 to 256 printable characters without quotes and backslashes",

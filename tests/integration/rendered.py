@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,8 @@ import yaml
 
 from tests.integration.conftest import LOAD_LUA, LUA, NodeServer, free_port, wait_for
 from tests.playbook import ROOT, play
+from vllm_lb.render import Source, bundled
+from vllm_lb.settings import Pool
 
 if TYPE_CHECKING:
     import ssl
@@ -282,17 +285,37 @@ def nginx_command(folder: Path, host: Host, *options: str) -> list[str]:
     return [NGINX, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log"), *options]
 
 
+def upstream_file(pools: dict[str, list[int]], settings: dict[str, Any]) -> str:
+    """Return the upstream file that the script writes for nodes with these ports, in the generation `a…`."""
+    limit = settings.get("max_conns", 0)
+    published = []
+    for name, ports in pools.items():
+        servers = [
+            {"name": f"node-{port}", "address": "127.0.0.1", "port": port, "weight": 100, "max_conns": limit}
+            for port in ports
+        ]
+        pool = {each.name: each.default for each in dataclasses.fields(Pool)} | settings
+        published.append(pool | {"name": name, "nodes": (), "servers": servers})
+    source = Source(published, bundled("upstream.conf.j2"))
+    return source.render().content.replace(source.generation, "a" * 64)
+
+
 @contextlib.contextmanager
-def ingress(folder: Path, host: Host, ports: list[int], **pools: list[int]) -> Iterator[Ingress]:
-    """Run nginx on the rendered parts, with these node ports as its upstream, and those of other pools."""
-    upstreams = ""
-    for name, members in {"llm_cluster": ports, **pools}.items():
-        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in members)
-        upstreams += f"upstream {name} {{ {servers} keepalive 64; keepalive_timeout 2s; }}\n"
-    (host.root / UPSTREAM).write_text(
-        f'{upstreams}map "" $vllm_nginx_lb_generation {{ default "{"a" * 64}"; }}\n',
-        encoding="utf-8",
-    )
+def ingress(
+    folder: Path, host: Host, ports: list[int], settings: dict[str, Any] | None = None, **pools: list[int]
+) -> Iterator[Ingress]:
+    """Run nginx on the rendered parts, with these node ports as its upstream, and those of other pools.
+
+    Args:
+        folder: nginx writes below it.
+        host: the rendered parts.
+        ports: of the nodes of llm_cluster.
+        settings: of the script for all pools, and `max_conns` of all nodes; by default nginx leaves no node out.
+        pools: ports of the nodes of further pools.
+    """
+    settings = {"method": "round_robin", "max_fails": 0} | (settings or {})
+    upstream = upstream_file({"llm_cluster": ports, **pools}, settings)
+    (host.root / UPSTREAM).write_text(upstream, encoding="utf-8")
     (host.root / "upstream_trace.log").unlink(missing_ok=True)
     running = Ingress(host, f"http://127.0.0.1:{host.port}", f"http://127.0.0.1:{host.status_port}")
     with subprocess.Popen(nginx_command(folder, host)) as process:

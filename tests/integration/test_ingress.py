@@ -65,7 +65,9 @@ FULL: dict[str, Any] = {
     },
     "nginx_ingress_upstream_api_key": NODE_KEY,
     "nginx_ingress_client_max_body_size_mib": 32,
-    "nginx_ingress_read_timeout_seconds": 1,
+    "nginx_ingress_read_timeout_seconds": 3,
+    "nginx_ingress_next_upstream_timeout_seconds": 2,
+    "nginx_ingress_connect_timeout_seconds": 1,
 }
 CONSTANT_PARTS = {file.name for file in (ROLE / "files" / "nginx").iterdir()}
 GIXY = Path(sys.executable).with_name("gixy")
@@ -80,10 +82,12 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> dict[str, Host]:
-    """Render an ingress with everything for each balancer, and with limits by address."""
+    """Render an ingress with everything for each balancer, with limits by address, and without Lua."""
     settings = {name: {**FULL, "nginx_ingress_balancer": name} for name in BALANCERS}
     by_address = {"nginx_ingress_concurrent_requests": 2, "nginx_ingress_next_upstream_tries": 1}
-    found = render(tmp_path_factory.mktemp("rendered"), {**settings, "by-address": by_address})
+    without_lua = {**settings["upstream"], "nginx_ingress_answer_guard_enabled": False}
+    everything = {**settings, "by-address": by_address, "without-lua": without_lua}
+    found = render(tmp_path_factory.mktemp("rendered"), everything)
     for host in found.values():
         certificate = authority.issue_cert(*NAMES)
         certificate.private_key_pem.write_to_path(host.root / "tls.key")
@@ -401,17 +405,21 @@ def test_one_try_means_that_nothing_is_tried_again(tmp_path: Path, hosts: dict[s
         assert len(first.seen) + len(second.seen) == 1
 
 
-@pytest.mark.parametrize("name", [*BALANCERS, "by-address"])
+@pytest.mark.parametrize("name", [*BALANCERS, "by-address", "without-lua"])
 def test_what_is_rendered_is_valid_for_nginx_and_linters(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
     done = subprocess.run(nginx_command(tmp_path, hosts[name], "-t"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[warn]" not in done.stderr
-    parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=name != "work", check_args=name != "work")
+    is_stock = name == "without-lua"
+    parsed = crossplane.parse(str(tmp_path / "nginx.conf"), check_ctx=is_stock, check_args=is_stock)
     assert parsed["errors"] == []
+    assert ("_by_lua" in json.dumps(parsed)) != is_stock
     written = {str(file) for file in (hosts[name].root / PARTS).iterdir() if file.name not in CONSTANT_PARTS}
     assert written - {part["file"] for part in parsed["config"]} == set(), "a part that nothing includes"
-    # Upstreams have addresses instead of names, so no resolver is needed. A wrong name closes the connection.
-    linted = [str(GIXY), "--skips", "missing_resolver,http2_misdirected_request", str(tmp_path / "nginx.conf")]
+    # Upstreams have addresses instead of names, so no resolver is needed. A wrong name closes the connection. That a
+    # connection has one request is meant for those to nodes.
+    skipped = "missing_resolver,http2_misdirected_request,low_keepalive_requests"
+    linted = [str(GIXY), "--skips", skipped, str(tmp_path / "nginx.conf")]
     found = subprocess.run(linted, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 

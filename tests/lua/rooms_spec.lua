@@ -1,11 +1,11 @@
 --- The rooms of the Lua, lowest first: a module requires only what stands above it here.
 
 local LAYERS = {
-    { "clock", "files", "meter", "model", "node_keys", "outcome", "output", "work_row" },
+    { "answer_guard", "clock", "files", "free_places", "meter", "model", "node_keys", "outcome", "output", "work_row" },
     { "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "node_counts", "pending" },
     { "request_body", "router", "weights_file" },
-    { "ejection", "error_share", "held_work", "outlier", "verdict" },
+    { "ejection", "error_share", "held_work", "outlier", "stall", "verdict" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },
     { "request" },

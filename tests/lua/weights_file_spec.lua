@@ -14,6 +14,8 @@ upstream llm_cluster {
     server 10.0.0.1:18090 weight=60 max_fails=10 fail_timeout=60s; # node-a
     server [2001:db8::1]:8000 down max_fails=10 fail_timeout=60s; # node-b
     server 10.0.0.3:18090 max_conns=8; # node-c
+    # All nodes again, for when nginx has left out all of the above: a node that works again serves at once.
+    server 10.0.0.1:18090 backup weight=60 max_fails=0;
     keepalive 64;
 }
 ]]

@@ -321,6 +321,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"nginx_ingress_server_names": "a,b"}, 'HOST: nginx_ingress_server_names is "a,b"; allowed is a list; correct it'),
     ({"nginx_ingress_listen_port": "http"}, "argument 'nginx_ingress_listen_port' is of type"),
+    (
+        {"nginx_ingress_read_timeout_seconds": 30},
+        "HOST: nginx_ingress_read_timeout_seconds is 30; allowed is more than nginx_ingress_next_upstream_timeout",
+    ),
+    (
+        {"nginx_ingress_send_timeout_seconds": 20},
+        "HOST: nginx_ingress_send_timeout_seconds is 20; allowed is more than nginx_ingress_next_upstream_timeout",
+    ),
+    (
+        {"nginx_ingress_connect_timeout_seconds": 30},
+        "HOST: nginx_ingress_connect_timeout_seconds is 30; allowed is less than nginx_ingress_next_upstream_timeout",
+    ),
     ({"nginx_ingress_listen_port": 0}, "HOST: nginx_ingress_listen_port is 0; allowed is 1 to 65535; correct it"),
     ({"vllm_nginx_lb_interval_seconds": "10s"}, "argument 'vllm_nginx_lb_interval_seconds' is of type"),
     ({"keepalived_address": "192.0.2.9", "keepalived_router_id": "one"}, "argument 'keepalived_router_id' is of type"),

@@ -203,11 +203,16 @@ def test_nginx_reads_back_what_was_decided(data: st.DataObject) -> None:
             for node, at in zip(pool.nodes, plan.nodes, strict=True)
             if at.address
         ]
-        assert directives(block["block"], "server") == (expected or [["127.0.0.1:9", "down", *suffix]])
+        backups = [
+            [server, "backup", weight, "max_fails=0"]
+            for server, weight, *_ in expected
+            if weight != "down" and pool.max_fails and pool.method in ("least_conn", "round_robin")
+        ]
+        assert directives(block["block"], "server") == (expected or [["127.0.0.1:9", "down", *suffix]]) + backups
         assert directives(block["block"], "keepalive") == ([[str(pool.keepalive)]] if pool.keepalive else [])
         assert directives(block["block"], "zone") == [[pool.name, "1m"]]
         assert {each["directive"] for each in block["block"]} <= {
-            *("server", "keepalive", "keepalive_timeout", "zone", "least_conn", "random")
+            *("server", "keepalive", "keepalive_timeout", "keepalive_requests", "zone", "least_conn", "random")
         }
 
 

@@ -48,11 +48,14 @@ def test_the_whole_file() -> None:
         "upstream llm_cluster {",
         "    zone llm_cluster 1m;",
         "    least_conn;",
-        "    server 10.0.0.1:18090 weight=100 max_fails=10 fail_timeout=60s; # a",
-        "    server [2001:db8::1]:8000 weight=100 max_fails=10 fail_timeout=60s; # b",
-        "    server 10.0.0.3:18090 down max_fails=10 fail_timeout=60s; # c",
-        "    keepalive 64;",
-        "    keepalive_timeout 2s;",
+        "    server 10.0.0.1:18090 weight=100 max_fails=10 fail_timeout=5s; # a",
+        "    server [2001:db8::1]:8000 weight=100 max_fails=10 fail_timeout=5s; # b",
+        "    server 10.0.0.3:18090 down max_fails=10 fail_timeout=5s; # c",
+        "    # All nodes again, for when nginx has left out all of the above: a node that works again serves at once.",
+        "    server 10.0.0.1:18090 backup weight=100 max_fails=0;",
+        "    server [2001:db8::1]:8000 backup weight=100 max_fails=0;",
+        "    # nginx keeps no connection: from 1.29.7 on it does by default.",
+        "    keepalive_requests 1;",
         "}",
     ]
 
@@ -84,8 +87,30 @@ def test_a_node_with_max_conns() -> None:
     assert rendered(settings).count("max_conns") == 1
 
 
-def test_without_keepalive() -> None:
-    assert "keepalive" not in rendered(config("a", pool={"keepalive": 0}))
+@pytest.mark.parametrize(
+    ("pool", "is_there"),
+    [
+        ({}, True),
+        ({"method": "round_robin"}, True),
+        ({"method": "random_two_least_conn"}, False),
+        ({"method": "consistent_hash"}, False),
+        ({"max_fails": 0}, False),
+        ({"nodes": [{"name": "a", "host": "127.0.0.1", "max_conns": 8}]}, False),
+    ],
+    ids=["least_conn", "round_robin", "random", "hash", "nobody-is-left-out", "max_conns"],
+)
+def test_nodes_stand_in_for_themselves_where_nginx_can_do_it(pool: dict[str, Any], *, is_there: bool) -> None:
+    assert (" backup " in rendered(config("a", pool=pool))) == is_there
+
+
+def test_a_large_pool_has_a_larger_zone_of_another_name() -> None:
+    nodes = [{"name": f"n{i}", "host": f"10.0.{i // 250}.{i % 250 + 1}"} for i in range(500)]
+    assert "    zone llm_cluster 1m;\n" in rendered(config(pool={"nodes": nodes[:499]}))
+    assert "    zone llm_cluster.2m 2m;\n" in rendered(config(pool={"nodes": nodes}))
+
+
+def test_keepalive() -> None:
+    assert "    keepalive 64;\n    keepalive_timeout 2s;\n}" in rendered(config("a", pool={"keepalive": 64}))
 
 
 def test_the_generation_names_the_content() -> None:

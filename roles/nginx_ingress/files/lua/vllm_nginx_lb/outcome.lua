@@ -8,6 +8,9 @@ local outcome = {}
 ---@field has_answer boolean true: the node has sent the headers of an answer
 ---@field says_full boolean|nil true: the answer is one of the inference server itself, or names a time to come back
 
+--- A try whose answer is none: the connection is of no use any more.
+outcome.NO_ANSWER = { status = 502, was_sent = true, has_answer = false }
+
 -- The kinds of a try:
 --   good          an answer below 400
 --   refusal       400 to 499; the request may have earned it

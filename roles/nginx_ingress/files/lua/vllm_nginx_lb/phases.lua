@@ -1,5 +1,6 @@
 --- What each phase of nginx calls. Only this module touches nginx's variables. request.lua has the life of a request.
 
+local answer_guard = require "vllm_nginx_lb.answer_guard"
 local meter = require "vllm_nginx_lb.meter"
 local outcome = require "vllm_nginx_lb.outcome"
 local request_body = require "vllm_nginx_lb.request_body"
@@ -8,7 +9,8 @@ local worker = require "vllm_nginx_lb.worker"
 -- Loaded here, before there are workers: a worker must never load a file of a later version.
 require "vllm_nginx_lb.admin"
 
-local NO_LIVE_NODE = -3 -- NGX_BUSY, of which nginx makes a 502; another status would become a 500
+-- NGX_BUSY: nginx notes that there is no node, and error_answers.conf makes a 503 of it. Other statuses become a 500.
+local NO_LIVE_NODE = -3
 
 -- The methods of requests that compute nothing, such as one for the list of models.
 local IS_LIGHT = { GET = true, HEAD = true, OPTIONS = true }
@@ -86,14 +88,20 @@ function phases.balance(pool_name)
     end
     local why = worker.requests:send(request, pool, request.peer and outcome.read(var, 1))
     if not why then
+        var.vllm_nginx_lb_free_in = worker.free_places:seconds(pool_name)
         return ngx.exit(NO_LIVE_NODE)
     end
     var.vllm_nginx_lb_choice = why
 end
 
---- header_filter_by_lua: see the headers of an answer.
+--- header_filter_by_lua: check the headers of an answer, and see them.
 function phases.header_filter()
     local request = ngx.ctx.vllm_nginx_lb
+    if not answer_guard.is_answer() then
+        -- log_by_lua would see the node's status, which is 200 for what is not HTTP.
+        worker.requests:finish(request and request.number, outcome.NO_ANSWER)
+        return answer_guard.refuse()
+    end
     if request then
         worker.requests:see_headers(request, ngx.header["Content-Type"])
     end
@@ -116,6 +124,9 @@ function phases.log()
     local number = tonumber(var.vllm_nginx_lb_request)
     if number then
         worker.requests:finish(number, outcome.read(var, 0))
+    end
+    if (var.vllm_nginx_lb_choice or "") ~= "" then
+        worker.free_places:freed(var.vllm_nginx_lb_pool_name)
     end
 end
 

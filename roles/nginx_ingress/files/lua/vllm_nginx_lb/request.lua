@@ -10,6 +10,7 @@
 
 local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
+local stall = require "vllm_nginx_lb.stall"
 
 ---@class Request
 ---@field stage string accepted, sent, headers, output, ended
@@ -185,18 +186,9 @@ function Requests:finish_pending(is_last)
     end
 end
 
---- Eject stalled nodes: a stalled node has sent headers, and then no output to any client for `stall_seconds`.
+--- Eject the nodes that have stalled.
 function Requests:eject_stalled()
-    local parts = self.parts
-    local now = parts.now()
-    for _, it in pairs(self.by_number) do
-        if it.stage == "headers" then
-            local moved_at = math.max(it.sent_at, parts.counts:last_first_byte(it.peer))
-            if now - moved_at > parts.settings.stall_seconds then
-                parts.ejection:failed(it.peer, "stalled", it.pool)
-            end
-        end
-    end
+    stall.eject(self.by_number, self.parts)
 end
 
 return request

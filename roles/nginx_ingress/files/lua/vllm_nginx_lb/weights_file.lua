@@ -43,13 +43,15 @@ function weights_file.of_upstream_file(text)
     for name, block in text:gmatch "upstream ([%w_]+) (%b{})" do
         local nodes = {}
         for address, port, rest in block:gmatch "server (%S+):(%d+) ([^\n]*)" do
-            nodes[#nodes + 1] = {
-                name = rest:match "# (%S+)" or "node-" .. #nodes,
-                address = address:gsub("[%[%]]", ""),
-                port = tonumber(port),
-                weight = rest:match "^down" and 0 or tonumber(rest:match "weight=(%d+)") or 1,
-                max_conns = tonumber(rest:match "max_conns=(%d+)"),
-            }
+            if not rest:match "^backup" then -- a node that stands above already
+                nodes[#nodes + 1] = {
+                    name = rest:match "# (%S+)" or "node-" .. #nodes,
+                    address = address:gsub("[%[%]]", ""),
+                    port = tonumber(port),
+                    weight = rest:match "^down" and 0 or tonumber(rest:match "weight=(%d+)") or 1,
+                    max_conns = tonumber(rest:match "max_conns=(%d+)"),
+                }
+            end
         end
         pools[#pools + 1] = { name = name, nodes = nodes }
     end

@@ -6,6 +6,7 @@ local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
 local error_share = require "vllm_nginx_lb.error_share"
 local held_work = require "vllm_nginx_lb.held_work"
+local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
@@ -37,7 +38,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field error_share ErrorShare
 ---@field affinity Affinity
 ---@field requests Requests
----@field dict SharedDict for the counts of all workers
+---@field free_places FreePlaces
 ---@field dicts SharedDict[] all of them
 local worker = {}
 
@@ -148,6 +149,7 @@ function worker.start()
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
     worker.held = held_work.new(worker.in_flight, wanted.stream_bytes, clock.now)
+    worker.free_places = free_places.new { workers = ngx.worker.count(), now = clock.now }
     worker.affinity = new_affinity(wanted, prefixes)
     follow_requests(dict)
     worker.weights = weights_file.new {
