@@ -486,7 +486,7 @@ def test_a_node_that_refuses_is_passed_over_and_left_out_for_a_moment(work: Work
     streaming(work, "node-2").stop()
     assert {work.post().node for _ in range(50)} == {"node-3"}
     assert work.log().count("Connection refused") < 10
-    assert work.idle()
+    wait_for(work.idle)
 
 
 def test_a_503_is_tried_on_another_node_and_an_answer_that_has_begun_is_not(work: WorkStack) -> None:
