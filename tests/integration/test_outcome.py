@@ -175,6 +175,12 @@ def kept_connections(it: WorkStack) -> None:
     ask_together(it, 60, 20)
 
 
+@pytest.mark.fault(
+    14,
+    "a client sends requests that make each node close its connection",
+    sees="…gets no requests for 0.5 s: it broke a connection before an answer",
+    keeps="a request reaches as many nodes as it may, and half of the pool at least stays",
+)
 @pytest.mark.parametrize("tries", [1, 2, 3])
 def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_it_may(
     work: WorkStack, tries: int
@@ -201,6 +207,8 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
         assert work.post(path="/v1/poison").status == 502
         assert sum(reached.values()) == tries
         assert max(reached.values()) == 1
+        assert sum("ejected_for" in node for node in work.known().values()) == 1
+    work.heard.append(work.log())
     wait_for(work.idle)
 
 
