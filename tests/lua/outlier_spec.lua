@@ -177,6 +177,16 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
+    it("has another trial at once when the client of the first has not waited", function()
+        parts.ejection:failed("a:1", "errors", pool)
+        now = now + 1
+        parts.ejection:chosen "a:1"
+        assert.same({ ["a:1"] = true }, parts.ejection:out())
+        bad("a:1", "left", "left")
+        assert.same({}, parts.ejection:out())
+        assert.equal("errors", parts.ejection:cause "a:1")
+    end)
+
     it("stays where it says that it is full, but not for ever", function()
         for _ = 1, 100 do
             bad("a:1", "full", "503")

@@ -108,6 +108,7 @@ function Outlier:bad(it, kind, label)
     local parts = self.parts
     kind = self:counted_as(it, kind)
     if not kind then
+        parts.ejection:proved_nothing(it.peer)
         return
     end
     local cause = parts.ejection:cause(it.peer)
