@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vllm_lb.causes import ScrapeCause
+from vllm_lb.data import data
 from vllm_lb.observation import Reading
 from vllm_lb.settings import MAX_ENGINES
 from vllm_lb.text import printable
@@ -53,7 +54,7 @@ class UnreadableError(Exception):
         self.cause = cause
 
 
-@dataclass(slots=True)
+@data()
 class Found:
     """What a page of metrics has of METRICS.
 
