@@ -1,12 +1,13 @@
 --- Measure a choice of the balancer `work`, for benchmarks/choice.py: a content_by_lua_file. Arguments of the URL:
--- `workers`; `max_conns`; `out`, `full`: how many nodes are ejected, or have as many requests as they may; `busy`: 1, or
--- 0 and all nodes are alike. Answers with the processor time of a choice in µs: the mean of the quickest round, because
--- other processes slow down the others.
+-- `workers`; `max_conns`; `out`, `full`: how many nodes are ejected, or have as many requests as they may; `busy`: 1,
+-- or 0 and all nodes are alike. Answers with the processor time of a choice in µs: the mean of the quickest round,
+-- because other processes slow down the others.
 
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock" -- declares clock_gettime
 local ejection = require "vllm_nginx_lb.ejection"
 local in_flight = require "vllm_nginx_lb.in_flight"
+local node_counts = require "vllm_nginx_lb.node_counts"
 local pending = require "vllm_nginx_lb.pending"
 local request = require "vllm_nginx_lb.request"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
@@ -14,6 +15,7 @@ local worker = require "vllm_nginx_lb.worker"
 
 local ffi = require "ffi"
 
+local GOOD = { status = 200, was_sent = true, has_answer = true } -- what has become of each request
 local PROCESSOR = 2 -- CLOCK_PROCESS_CPUTIME_ID of Linux
 local ROUNDS, CHOICES = 20, 300
 local NODES_OF_A_WORKER = 64 -- where another worker has work at most
@@ -69,7 +71,8 @@ for name, part in pairs(worker.requests.parts) do
     parts[name] = part
 end
 parts.in_flight, parts.pending = own, pending.new(own, parts.prefill)
-parts.ejection = ejection.new(dict, { first = 3600, longest = 3600, memory = 7200, probe = 10 }, clock.now)
+local times = { first = 3600, longest = 3600, memory = 7200, probe = 10, most_percent = 100 }
+parts.ejection = ejection.new(dict, times, clock.now, node_counts.new(dict), function() end)
 parts.ejection:use_nodes(addresses)
 parts.choice = choice.new {
     settings = worker.settings,
@@ -81,7 +84,7 @@ parts.peers = { set_current_peer = always, set_more_tries = always }
 local requests = request.follow(parts)
 for i = 1, #addresses do
     if i <= wanted.out then
-        parts.ejection:failed(addresses[i])
+        parts.ejection:failed(addresses[i], "unreachable", pool)
     end
     if i <= wanted.full then
         own:add(addresses[i], 0, wanted.max_conns)
@@ -104,7 +107,7 @@ for _ = 1, ROUNDS do
         seconds = seconds + processor_seconds() - from
         assert(why, "no node")
         requests:see_piece(it, "{}", true)
-        requests:finish(it.number, 200)
+        requests:finish(it.number, GOOD)
     end
     least = math.min(least, seconds / CHOICES)
 end

@@ -4,6 +4,7 @@ local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
+local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local place = require "vllm_nginx_lb.place"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
@@ -36,7 +37,7 @@ local CASES = {
     },
     ["one is out"] = {
         prepare = function(nodes, _, out)
-            out:failed(nodes[1].peer)
+            out:failed(nodes[1].peer, "unreachable", { nodes = nodes })
         end,
         finds = true,
     },
@@ -44,7 +45,7 @@ local CASES = {
         max_conns = 5,
         prepare = function(nodes, _, out)
             for i = 1, #nodes do
-                out:failed(nodes[i].peer)
+                out:failed(nodes[i].peer, "unreachable", { nodes = nodes })
             end
         end,
         finds = true,
@@ -83,7 +84,8 @@ local function reads_of(case, count)
     end
     local work = open(1)
     work:use_nodes(addresses)
-    local out = ejection.new(dict, { first = 1, longest = 8, memory = 60, probe = 10 }, now)
+    local times = { first = 1, longest = 8, memory = 60, probe = 10, most_percent = 100 }
+    local out = ejection.new(dict, times, now, node_counts.new(dict), function() end)
     out:use_nodes(addresses)
     if case.prepare then
         case.prepare(nodes, work, out)

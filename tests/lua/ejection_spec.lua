@@ -1,131 +1,226 @@
 local ejection = require "vllm_nginx_lb.ejection"
 local new_dict = require "fake_dict"
+local node_counts = require "vllm_nginx_lb.node_counts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 
-local A, B = "127.0.0.2:8000", "127.0.0.3:8000"
+local PEERS = { "127.0.0.2:8000", "127.0.0.3:8000", "127.0.0.4:8000", "127.0.0.5:8000" }
+local A, B = PEERS[1], PEERS[2]
 
 describe("ejection", function()
-    local dict, nodes
+    local dict, now, nodes, counts, pool, said
 
-    local function open(first)
-        local times = { first = first, longest = 8, memory = 60, probe = 10 }
-        local opened = ejection.new(shared_dict.open(dict, { name = "test" }), times, function()
-            return dict.now
+    local function open(settings)
+        local all = { first = 1, longest = 8, memory = 60, probe = 10, most_percent = 50 }
+        for name, value in pairs(settings or {}) do
+            all[name] = value
+        end
+        local shared = shared_dict.open(dict, { name = "test" })
+        counts = node_counts.new(shared)
+        local found = ejection.new(shared, all, function()
+            return now
+        end, counts, function(text)
+            said[#said + 1] = text
         end)
-        opened:use_nodes { A, B }
-        return opened
+        found:use_nodes(PEERS)
+        return found
+    end
+
+    local function may_take(peer, of)
+        of = of or nodes
+        return not of:any_failed() or of:may_take(peer)
+    end
+
+    --- Whether each node gets requests.
+    local function taken()
+        local found = {}
+        for i, peer in ipairs(PEERS) do
+            found[i] = may_take(peer)
+        end
+        return found
     end
 
     before_each(function()
-        dict = new_dict()
-        nodes = open(1)
+        dict, now, said = new_dict(), 1000, {}
+        nodes = open()
+        pool = { nodes = {} }
+        for i, peer in ipairs(PEERS) do
+            pool.nodes[i] = { peer = peer, effective_weight = 1 }
+        end
     end)
 
-    it("takes answers of a gateway for failures, and no others", function()
-        for _, status in ipairs { 502, 503, 504 } do
-            assert.is_true(ejection.is_failure(status))
+    it("knows of no failure at first, and then reads one key for all nodes", function()
+        nodes:out()
+        local reads, get = 0, dict.get
+        dict.get = function(...)
+            reads = reads + 1
+            return get(...)
         end
-        for _, status in ipairs { 200, 404, 429, 500 } do
-            assert.is_false(ejection.is_failure(status))
-        end
-        assert.is_false(ejection.is_failure(nil))
-    end)
-
-    it("knows of no failure at first", function()
         assert.same({}, nodes:out())
-        assert.is_true(nodes:may_take(A))
+        assert.equal(1, reads)
+        assert.is_false(nodes:any_failed())
+        assert.is_true(may_take(A))
+        assert.is_nil(nodes:cause(A))
     end)
 
-    it("ejects a node that failed, and only that one", function()
-        nodes:failed(A)
+    it("ejects a node that failed, and only that one, and counts it", function()
+        assert.is_true(nodes:failed(A, "broken", pool))
+        assert.is_true(nodes:any_failed())
         assert.same({ [A] = true }, nodes:out())
-        assert.is_false(nodes:may_take(A))
-        assert.is_true(nodes:may_take(B))
-        assert.equal(1, nodes:seconds_left(A))
-        assert.equal(0, nodes:seconds_left(B))
+        assert.same({ false, true, true, true }, taken())
+        assert.same({ 1, 0, "broken" }, { nodes:seconds_left(A), nodes:seconds_left(B), nodes:cause(A) })
+        assert.same({ 1, 0 }, { counts:times_ejected(A, "broken"), counts:times_ejected(B, "broken") })
+        assert.same({ A .. " gets no requests for 1 s: it broke a connection before an answer" }, said)
+    end)
+
+    it("is known to each worker at once", function()
+        local other = open()
+        assert.is_true(may_take(A, other))
+        nodes:failed(A, "broken", pool)
+        assert.is_false(may_take(A, other))
+        now = now + 1
+        assert.is_true(may_take(A, other))
+        other:chosen(A)
+        assert.is_false(may_take(A))
+        other:succeeded(A)
+        assert.is_true(may_take(A))
     end)
 
     it("ejects it for longer each time, up to a limit", function()
         local seconds = {}
         for i = 1, 5 do
-            nodes:failed(A)
+            nodes:failed(A, "broken", pool)
             seconds[i] = nodes:seconds_left(A)
-            dict.now = dict.now + seconds[i]
+            now = now + seconds[i]
         end
         assert.same({ 1, 2, 4, 8, 8 }, seconds)
     end)
 
     it("takes what fails at the same time for one failure", function()
         for _ = 1, 6 do
-            nodes:failed(A)
+            nodes:failed(A, "broken", pool)
         end
         assert.equal(1, nodes:seconds_left(A))
+        assert.equal(1, counts:times_ejected(A, "broken"))
     end)
 
     it("remembers as long as it goes on failing", function()
         for _ = 1, 20 do
-            nodes:failed(A)
-            dict.now = dict.now + 10
+            nodes:failed(A, "broken", pool)
+            now = now + 10
         end
         nodes:chosen(A)
-        assert.is_false(nodes:may_take(A)) -- one trial at a time, all the while
+        assert.is_false(may_take(A)) -- one trial at a time, all the while
     end)
 
     it("ejects no node where it is switched off", function()
-        nodes = open(0)
-        nodes:failed(A)
-        assert.is_true(nodes:may_take(A))
+        nodes = open { first = 0 }
+        assert.is_false(nodes:failed(A, "unreachable", pool))
+        assert.is_true(may_take(A))
     end)
 
     it("then lets one request try it, until that has ended", function()
-        nodes:failed(A)
-        dict.now = 1.5
-        assert.is_true(nodes:may_take(A))
+        nodes:failed(A, "broken", pool)
+        now = now + 1.5
+        assert.is_true(may_take(A))
         nodes:chosen(A)
-        assert.is_false(nodes:may_take(A))
+        assert.is_false(may_take(A))
         nodes:succeeded(A)
-        assert.is_true(nodes:may_take(A))
-        nodes:failed(A)
+        assert.is_true(may_take(A))
+        nodes:failed(A, "broken", pool)
         assert.equal(1, nodes:seconds_left(A)) -- its failures before are forgotten
     end)
 
-    it("lets another one try when the first has taken too long", function()
-        nodes:failed(A)
-        dict.now = 1.5
+    it("remembers the failures of a node whose good answers prove little", function()
+        nodes:failed(A, "errors", pool)
+        now = now + 1.5
         nodes:chosen(A)
-        dict.now = 12
-        assert.is_true(nodes:may_take(A))
+        nodes:succeeded(A)
+        assert.is_true(may_take(A))
+        assert.is_nil(nodes:cause(A))
+        nodes:chosen(A)
+        assert.is_true(may_take(A)) -- it is no trial any more
+        nodes:failed(A, "errors", pool)
+        assert.equal(2, nodes:seconds_left(A))
+        now = now + 60
+        nodes:failed(A, "errors", pool)
+        assert.equal(1, nodes:seconds_left(A))
+    end)
+
+    it("lets another one try when the first has taken too long", function()
+        nodes:failed(A, "broken", pool)
+        now = now + 1.5
+        nodes:chosen(A)
+        now = now + 10.5
+        assert.is_true(may_take(A))
     end)
 
     it("does not limit a node that never failed", function()
-        nodes:failed(B)
+        nodes:failed(B, "broken", pool)
         nodes:chosen(A)
-        assert.is_true(nodes:may_take(A))
+        assert.is_true(may_take(A))
     end)
 
     it("forgets", function()
-        nodes:failed(A)
-        dict.now = 61
-        assert.same({}, nodes:out())
-        assert.is_true(nodes:may_take(A))
+        nodes:failed(A, "broken", pool)
+        now = now + 61
+        assert.is_false(nodes:any_failed())
+        assert.is_nil(nodes:cause(A))
     end)
 
-    it("shows each worker who is out now, whoever noticed it and when", function()
-        local other = open(1)
-        assert.same({ {}, {} }, { nodes:out(), other:out() })
-        nodes:failed(B)
-        assert.same({ { [B] = true }, { [B] = true } }, { nodes:out(), other:out() })
-        dict.now = 1.5
-        assert.same({ {}, {} }, { nodes:out(), other:out() })
-        other:chosen(B) -- its trial
-        assert.same({ { [B] = true }, { [B] = true } }, { nodes:out(), other:out() })
-        dict.now = 12
-        assert.same({}, nodes:out())
-        nodes:chosen(B)
-        other:succeeded(B)
-        assert.same({ {}, {} }, { nodes:out(), other:out() })
-        nodes:failed(A)
-        nodes:use_nodes { B }
-        assert.same({}, nodes:out())
+    it("ends in time when somebody sets the wall clock", function()
+        nodes:failed(A, "broken", pool)
+        dict.now = -3600 -- by which a dictionary forgets
+        now = now + 1.5
+        assert.is_true(may_take(A))
+        nodes:chosen(A)
+        now = now + 10.5
+        assert.is_true(may_take(A))
+    end)
+
+    --- The causes of failures of A, B, … in this order, the settings, and which of them get requests then.
+    for name, case in pairs {
+        ["half of a pool at most"] = { { "errors", "broken", "errors" }, {}, { false, false, true, true } },
+        ["as many as it is told to"] = { { "errors", "errors" }, { most_percent = 25 }, { false, true, true, true } },
+        ["one of several in any case"] = { { "errors", "errors" }, { most_percent = 0 }, { false, true, true, true } },
+        ["never all"] = {
+            { "errors", "errors", "errors", "errors" },
+            { most_percent = 100 },
+            { false, false, false, true },
+        },
+        ["all that cannot be reached"] = {
+            { "unreachable", "unreachable", "unreachable", "unreachable" },
+            {},
+            { false, false, false, false },
+        },
+    } do
+        local causes, settings, expected = unpack(case)
+        it("takes out " .. name, function()
+            nodes = open(settings)
+            for i, cause in ipairs(causes) do
+                nodes:failed(PEERS[i], cause, pool)
+            end
+            assert.same(expected, taken())
+        end)
+    end
+
+    it("counts a node on trial as one that is out, and lets it fail again", function()
+        nodes:failed(A, "errors", pool)
+        nodes:failed(B, "errors", pool)
+        now = now + 1.5
+        assert.is_false(nodes:failed(PEERS[3], "errors", pool))
+        assert.is_true(nodes:failed(A, "errors", pool))
+    end)
+
+    it("does not count nodes that serve nobody", function()
+        pool.nodes[3].effective_weight, pool.nodes[4].effective_weight = 0, 0
+        assert.is_true(nodes:failed(A, "errors", pool))
+        assert.is_false(nodes:failed(B, "errors", pool))
+    end)
+
+    it("leaves nothing of nodes that have left the list", function()
+        local keys = #dict:get_keys()
+        nodes:failed(A, "broken", pool)
+        counts:keep_only { B }
+        assert.equal(keys + 1, #dict:get_keys()) -- the version of all records
     end)
 end)

@@ -2,14 +2,14 @@ local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 
-local A, B = "127.0.0.2:8000", "127.0.0.3:8000"
+local A, B = "127.0.0.2:8000", "[2001:db8::3]:8000"
 
 describe("node_counts", function()
     local dict, counts
 
     before_each(function()
         dict = new_dict()
-        counts = node_counts.new(shared_dict.open(dict, { name = "test" }), 60)
+        counts = node_counts.new(shared_dict.open(dict, { name = "test" }))
     end)
 
     it("counts choices", function()
@@ -18,22 +18,47 @@ describe("node_counts", function()
         assert.same({ 2, 0 }, { counts:times_chosen(A), counts:times_chosen(B) })
     end)
 
-    it("knows the last first byte for as long as a stall", function()
+    it("knows the last first byte, whatever the wall clock says", function()
         assert.equal(0, counts:last_first_byte(A))
         counts:sent_first_byte(A, 1000.5)
+        dict.now = 3600
         assert.equal(1000.5, counts:last_first_byte(A))
-        dict.now = 60
-        assert.equal(0, counts:last_first_byte(A))
+    end)
+
+    it("counts answers and ejections, and knows whether any was bad", function()
+        counts:answered(A, "2xx")
+        counts:answered(A, "left")
+        assert.is_false(counts:has_bad_answers())
+        counts:answered(A, "404")
+        counts:answered(A, "404")
+        counts:ejected(A, "refusals")
+        assert.is_true(counts:has_bad_answers())
+        assert.same({ "2xx", "404", "left" }, counts:labels())
+        assert.same({ 2, 0, 1, 0 }, {
+            counts:times_answered(A, "404"),
+            counts:times_answered(B, "404"),
+            counts:times_ejected(A, "refusals"),
+            counts:times_ejected(A, "broken"),
+        })
     end)
 
     it("drops what it has of nodes that have left, and only that", function()
+        counts:answered(B, "2xx")
+        counts:chosen(B)
         local keys = #dict:get_keys()
         for _, peer in ipairs { A, B } do
             counts:chosen(peer)
             counts:sent_first_byte(peer, 1)
+            counts:answered(peer, "2xx")
+            counts:ejected(peer, "broken")
         end
-        counts:forget({ A, B }, { B })
-        assert.same({ 0, 1 }, { counts:times_chosen(A), counts:times_chosen(B) })
+        counts:keep_only { B }
+        assert.same({ 0, 2, 0, 2 }, {
+            counts:times_chosen(A),
+            counts:times_chosen(B),
+            counts:times_answered(A, "2xx"),
+            counts:times_answered(B, "2xx"),
+        })
         assert.equal(keys + 2, #dict:get_keys())
     end)
 end)

@@ -15,10 +15,19 @@ describe("node_report", function()
                 seconds_left = function(_, peer)
                     return peer == node.peer and 3 or 0
                 end,
+                cause = function(_, peer)
+                    return peer == node.peer and "errors" or nil
+                end,
             },
             counts = {
                 times_chosen = function()
                     return 7
+                end,
+                times_answered = function(_, _, label)
+                    return label == "500" and 5 or label == "2xx" and 2 or 0
+                end,
+                times_ejected = function(_, _, cause)
+                    return cause == "errors" and 1 or 0
                 end,
             },
         }
@@ -33,16 +42,28 @@ describe("node_report", function()
             streams = 2,
             score = 100,
             backoff_seconds = 3,
+            ejected_for = "errors",
             picks = 7,
+            answers = { ["500"] = 5, ["2xx"] = 2 },
+            ejections = { errors = 1 },
         }, rows[1])
         assert.is_nil(rows[2].score)
+        assert.is_nil(rows[2].ejected_for)
         assert.same({ "node-b", 0, 0 }, { rows[2].node, rows[2].weight, rows[2].streams })
     end)
 
     it("is what Prometheus reads", function()
         local text = node_report.prometheus({
             { pool = "llm_cluster", node = "node-a", weight = 100, streams = 2, picks = 7, score = 0.5 },
-            { pool = "llm_cluster", node = "node-b", weight = 0, streams = 0, picks = 0 },
+            {
+                pool = "llm_cluster",
+                node = "node-b",
+                weight = 0,
+                streams = 0,
+                picks = 0,
+                answers = { ["2xx"] = 3, ["404"] = 1 },
+                ejections = { silent = 2 },
+            },
         }, { { dict = "vllm_nginx_lb", full = 2 } })
         for _, line in ipairs {
             "# TYPE vllm_nginx_lb_work_picks_total counter",
@@ -51,6 +72,10 @@ describe("node_report", function()
             'vllm_nginx_lb_work_picks_total{pool="llm_cluster",node="node-a"} 7',
             'vllm_nginx_lb_work_weight{pool="llm_cluster",node="node-b"} 0',
             'vllm_nginx_lb_work_score{pool="llm_cluster",node="node-a"} 0.5',
+            "# TYPE vllm_nginx_lb_work_answers_total counter",
+            'vllm_nginx_lb_work_answers_total{pool="llm_cluster",node="node-b",status="2xx"} 3',
+            'vllm_nginx_lb_work_answers_total{pool="llm_cluster",node="node-b",status="404"} 1',
+            'vllm_nginx_lb_work_ejections_total{pool="llm_cluster",node="node-b",cause="silent"} 2',
         } do
             assert.is_truthy(text:find(line .. "\n", 1, true), line)
         end

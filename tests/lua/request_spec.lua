@@ -1,20 +1,42 @@
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
+local held_work = require "vllm_nginx_lb.held_work"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
+local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local request = require "vllm_nginx_lb.request"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local verdict = require "vllm_nginx_lb.verdict"
 
-local SETTINGS = { max_request_bytes = 5000, tries = 3, stall_seconds = 60, stream_bytes = 100, ingresses = 1 }
+local SETTINGS = {
+    max_request_bytes = 5000,
+    tries = 3,
+    stall_seconds = 60,
+    stream_bytes = 100,
+    ingresses = 1,
+    backoff = { first = 1, longest = 8, memory = 60, probe = 10, most_percent = 100 },
+    outlier = { row = 3, leavers = 2, leaver_seconds = 5 },
+}
+-- What may become of a try.
+local BROKEN = { status = 502, was_sent = true, has_answer = false }
+local UNREACHABLE = { status = 502, was_sent = false, has_answer = false }
+local TIMED_OUT = { status = 504, was_sent = true, has_answer = false }
+local FULL = { status = 503, was_sent = true, has_answer = true, says_full = true }
+local LEFT = { was_sent = true, has_answer = false }
+
+--- An answer.
+local function answer(status)
+    return { status = status, was_sent = true, has_answer = true }
+end
 
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, speeds, nodes_out, counts, requests, pool, refused, more_tries, said, noted, meanwhile
+    local fake, work, speeds, nodes_out, counts, held, requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
     local function pool_of(count)
@@ -34,7 +56,7 @@ describe("request", function()
         end
         work:use_nodes(addresses)
         nodes_out:use_nodes(addresses)
-        return { nodes = nodes }
+        return { name = "test", nodes = nodes }
     end
 
     --- Pending bytes and streams of each node.
@@ -44,6 +66,11 @@ describe("request", function()
             found[i] = { totals[2 * i - 2], totals[2 * i - 1] }
         end
         return found
+    end
+
+    --- Whether a node gets requests.
+    local function may_take(name)
+        return not nodes_out:any_failed() or nodes_out:may_take(name .. ":80")
     end
 
     local function sent(bytes)
@@ -60,31 +87,30 @@ describe("request", function()
         end, function()
             return "0123456789abcdef"
         end)
-        nodes_out = ejection.new(dict, { first = 1, longest = 8, memory = 60, probe = 10 }, function()
+        local function now()
             return fake.now
-        end)
-        counts = node_counts.new(dict, 60)
+        end
+        counts = node_counts.new(dict)
+        nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
+        held = held_work.new(work, SETTINGS.stream_bytes, now)
         speeds = prefill.new(dict, 1000)
         local affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer
         end
-        requests = request.follow {
+        local parts = {
             settings = SETTINGS,
+            dict = dict,
             in_flight = work,
             pending = pending.new(work, speeds),
             prefill = speeds,
             ejection = nodes_out,
             counts = counts,
+            held = held,
             affinity = affinity,
-            choice = choice.new {
-                settings = SETTINGS,
-                ejection = nodes_out,
-                affinity = affinity,
-                random = function()
-                    return 2 -- of several that are as good, the first
-                end,
-            },
+            random = function()
+                return 2 -- of several that are as good, the first
+            end,
             peers = {
                 set_current_peer = function(host)
                     if meanwhile then
@@ -96,13 +122,15 @@ describe("request", function()
                     more_tries = more_tries + count
                 end,
             },
-            now = function()
-                return fake.now
-            end,
+            now = now,
             log = function(text)
                 said[#said + 1] = text
             end,
         }
+        parts.choice = choice.new(parts)
+        parts.outlier = outlier.new(parts)
+        parts.verdicts = verdict.new(parts)
+        requests = request.follow(parts)
         pool = pool_of(2)
     end)
 
@@ -116,10 +144,10 @@ describe("request", function()
         assert.same({ { 0, 1 }, { 0, 0 } }, counted())
         assert.is_false(requests:see_piece(it, "word", true))
         assert.same({ { 0, 1 }, { 0, 0 } }, counted())
-        requests:finish(it.number, 200)
+        requests:finish(it.number, answer(200))
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
         assert.equal("ended", it.stage)
-        requests:finish(it.number, 200)
+        requests:finish(it.number, answer(200))
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
         assert.same({}, requests.by_number)
         assert.same({ 1, { "node-0:80" } }, { counts:times_chosen "node-0:80", noted })
@@ -137,7 +165,7 @@ describe("request", function()
         for _, it in ipairs { one, two, three } do
             requests:see_headers(it, "application/json")
             requests:see_piece(it, "{}", true)
-            requests:finish(it.number, 200)
+            requests:finish(it.number, answer(200))
         end
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
     end)
@@ -175,7 +203,7 @@ describe("request", function()
             requests:see_headers(it, content_type)
             fake.now = fake.now + 0.5
             requests:see_piece(it, TOKEN, true)
-            requests:finish(it.number, 200)
+            requests:finish(it.number, answer(200))
             assert.equal(i == 1, speeds:seconds("node-0:80", 4000) == default)
         end
     end)
@@ -200,35 +228,75 @@ describe("request", function()
 
     it("moves to another node when a try fails, and the failed one is ejected", function()
         local it = sent(3000)
-        assert.equal("least work", requests:send(it, pool))
+        assert.equal("least work", requests:send(it, pool, UNREACHABLE))
         assert.same({ { 0, 0 }, { 3000, 1 } }, counted())
-        assert.is_false(nodes_out:may_take "node-0:80")
-        assert.is_true(nodes_out:may_take "node-1:80")
+        assert.is_false(may_take "node-0")
+        assert.is_true(may_take "node-1")
+        assert.equal(1, counts:times_answered("node-0:80", "unreachable"))
     end)
 
     it("is tried as often as it may, and once more on a node that had it when all had it", function()
         local it = sent(100)
         assert.equal(1, more_tries)
-        requests:send(it, pool)
+        requests:send(it, pool, UNREACHABLE)
         assert.equal(2, more_tries)
-        assert.equal("last resort", requests:send(it, pool))
+        assert.equal("last resort", requests:send(it, pool, UNREACHABLE))
         assert.equal(2, more_tries) -- three tries are all
-        assert.is_nil(requests:send(it, pool))
+        assert.is_nil(requests:send(it, pool, UNREACHABLE))
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
         assert.equal("accepted", it.stage)
-        requests:finish(it.number, nil)
+        requests:finish(it.number, BROKEN)
         assert.same({}, requests.by_number)
+    end)
+
+    for tries = 1, 4 do
+        it(("reaches %d nodes at most, although nginx asks for more"):format(tries), function()
+            SETTINGS.tries = tries
+            pool = pool_of(6)
+            local it = sent(100)
+            while requests:send(it, pool, BROKEN) do
+                assert.is_true(it.tries <= 6)
+            end
+            local reached = 0
+            for _ in pairs(it.tried) do
+                reached = reached + 1
+            end
+            SETTINGS.tries = 3
+            assert.equal(tries, reached)
+        end)
+    end
+
+    it("goes nowhere else after a time-out, because the node may still work on it", function()
+        local it = sent(100)
+        assert.is_nil(requests:send(it, pool, TIMED_OUT))
+        assert.is_false(may_take "node-0")
+        assert.same({ { 0, 0 }, { 0, 0 } }, counted())
     end)
 
     it("is not tried again after its last resort, but where a node is left", function()
         pool = pool_of(1)
         local it = sent(100)
         assert.equal(1, more_tries)
-        assert.equal("last resort", requests:send(it, pool))
+        assert.equal("last resort", requests:send(it, pool, UNREACHABLE))
         assert.equal(1, more_tries)
         pool = pool_of(2)
-        assert.equal("least work", requests:send(it, pool))
+        assert.equal("least work", requests:send(it, pool, UNREACHABLE))
         assert.equal(1, more_tries) -- no other is left
+    end)
+
+    it("that breaks its connections is its own fault from the second node on", function()
+        pool = pool_of(3)
+        local it = sent(100)
+        requests:send(it, pool, BROKEN)
+        requests:send(it, pool, BROKEN)
+        assert.same({ false, true }, { may_take "node-0", may_take "node-1" })
+    end)
+
+    it("that a full node refuses goes to another one, and ejects nobody", function()
+        local it = sent(100)
+        assert.equal("least work", requests:send(it, pool, FULL))
+        assert.same({ true, "node-1:80" }, { may_take "node-0", it.peer })
+        assert.same({ { 200, 0 }, { 100, 1 } }, counted()) -- the full node does not attract the next one
     end)
 
     it("goes past a node that nginx does not take", function()
@@ -277,51 +345,83 @@ describe("request", function()
 
     it("ejects a node whose last answer is a gateway's error, but not one that was left", function()
         local it = sent(100)
-        requests:finish(it.number, 503)
-        assert.is_false(nodes_out:may_take "node-0:80")
+        requests:finish(it.number, answer(503))
+        assert.is_false(may_take "node-0")
         it = sent(100)
         assert.equal("node-1:80", it.peer)
-        requests:finish(it.number, nil)
+        requests:finish(it.number, LEFT)
         it = sent(100)
-        requests:finish(it.number, 500)
-        assert.is_true(nodes_out:may_take "node-1:80")
+        requests:finish(it.number, answer(500))
+        assert.is_true(may_take "node-1")
     end)
 
     it("forgets a node's failures with a good first byte, not with a bad one", function()
-        nodes_out:failed "node-0:80"
+        pool = pool_of(1)
+        nodes_out:failed("node-0:80", "unreachable", pool)
         fake.now = 2
         local it = sent(100)
         assert.equal("node-0:80", it.peer)
         requests:see_piece(it, "error", false)
-        assert.is_false(nodes_out:may_take "node-0:80") -- it is on trial
+        assert.is_false(may_take "node-0") -- it is on trial
         assert.equal(0, counts:last_first_byte "node-0:80")
-        requests:finish(it.number, 200)
+        requests:finish(it.number, answer(500))
+        assert.is_false(may_take "node-0") -- which has failed
+        assert.equal(2, nodes_out:seconds_left "node-0:80")
         fake.now = 20
         it = sent(100)
         requests:see_piece(it, "word", true)
-        assert.is_true(nodes_out:may_take "node-0:80")
+        assert.is_true(may_take "node-0")
         assert.equal(20, counts:last_first_byte "node-0:80")
+    end)
+
+    it("that computes nothing says nothing about an engine", function()
+        pool = pool_of(1)
+        nodes_out:failed("node-0:80", "errors", pool_of(2))
+        fake.now = 2
+        local it = sent(100)
+        it.is_light = true
+        requests:see_piece(it, "word", true)
+        requests:finish(it.number, answer(200))
+        assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })
+    end)
+
+    it("holds the work of an error for as long as a good answer takes", function()
+        pool = pool_of(1)
+        local it = sent(100)
+        requests:see_piece(it, "word", true)
+        fake.now = 4
+        requests:finish(it.number, answer(200))
+        it = sent(100)
+        requests:see_piece(it, "word", false)
+        requests:finish(it.number, answer(404))
+        fake.now = 7.9
+        held:release()
+        assert.same({ { 200, 0 } }, counted())
+        fake.now = 8
+        held:release()
+        assert.same({ { 0, 0 } }, counted())
     end)
 
     it("ejects a node that has sent headers and then nothing to anybody for too long", function()
         local it = sent(100)
         fake.now = 61
         requests:eject_stalled()
-        assert.is_true(nodes_out:may_take "node-0:80") -- without headers: an answer that is no stream
+        assert.is_true(may_take "node-0") -- without headers: an answer that is no stream
         requests:see_headers(it, STREAM)
         assert.is_false(requests:see_piece(it, ": keep-alive\n\n", true)) -- is as good as silence
         counts:sent_first_byte("node-0:80", 50)
         requests:eject_stalled()
-        assert.is_true(nodes_out:may_take "node-0:80")
+        assert.is_true(may_take "node-0")
         fake.now = 111
         requests:eject_stalled()
-        assert.is_false(nodes_out:may_take "node-0:80")
-        assert.is_true(nodes_out:may_take "node-1:80")
+        assert.is_false(may_take "node-0")
+        assert.is_true(may_take "node-1")
     end)
 
     it("ends with a count of zero, whatever becomes of it", function()
         math.randomseed(1)
         local open = {}
+        local tries = { BROKEN, UNREACHABLE, TIMED_OUT, FULL, LEFT, answer(200), answer(404), answer(500), answer(502) }
         for _ = 1, 5000 do
             open[#open + 1] = sent(math.random(9000))
             local it = open[math.random(#open)]
@@ -330,19 +430,22 @@ describe("request", function()
                 requests:see_headers(it, ({ STREAM, "text/plain" })[math.random(2)])
             elseif what == 2 then
                 requests:see_piece(it, TOKEN, math.random(2) == 1)
-            elseif what == 3 and it.stage ~= "output" then
-                requests:send(it, pool)
+            elseif what == 3 and it.stage ~= "body" then
+                requests:send(it, pool, tries[math.random(#tries)])
             elseif what == 4 then
                 pool = pool_of(math.random(4))
             else
                 local ended = table.remove(open, math.random(#open))
-                requests:finish(ended.number, ({ nil, 200, 502 })[math.random(3)])
+                requests:finish(ended.number, tries[math.random(#tries)])
             end
             fake.now = fake.now + 0.1
+            held:release()
         end
         for _, it in ipairs(open) do
-            requests:finish(it.number, 200)
+            requests:finish(it.number, tries[math.random(#tries)])
         end
+        fake.now = fake.now + 11
+        held:release()
         pool = pool_of(4)
         assert.same({ { 0, 0 }, { 0, 0 }, { 0, 0 }, { 0, 0 } }, counted())
         assert.same({}, requests.by_number)

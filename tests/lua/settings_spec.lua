@@ -5,7 +5,11 @@ describe("settings", function()
         local found = settings.read "{}"
         assert.equal("/etc/nginx/vllm-nginx-lb/weights.json", found.file)
         assert.equal("off", found.affinity)
-        assert.same({ first = 0.5, longest = 10, memory = 60, probe = 10 }, found.backoff)
+        assert.same({ first = 0.5, longest = 10, memory = 60, probe = 10, most_percent = 50 }, found.backoff)
+        assert.same(
+            { row = 5, error_ratio = 0.3, interval_seconds = 10, leavers = 3, leaver_seconds = 5 },
+            found.outlier
+        )
     end)
 
     it("are as they are given, and otherwise have their defaults", function()
@@ -40,6 +44,10 @@ describe("settings", function()
             { "work_stall_seconds", found.stall_seconds },
             { "work_backoff_first_seconds", found.backoff.first },
             { "work_backoff_longest_seconds", found.backoff.longest },
+            { "work_ejection_max_percent", found.backoff.most_percent },
+            { "work_ejection_errors", found.outlier.row },
+            { "work_ejection_error_ratio", found.outlier.error_ratio },
+            { "work_ejection_interval_seconds", found.outlier.interval_seconds },
             { "work_affinity", found.affinity },
             { "work_session_header", found.session_header },
             { "work_affinity_factor", found.affinity_factor },

@@ -1,112 +1,181 @@
---- Outlier ejection: a node that fails gets no requests for a short time, longer after each failure. Then a single
--- request is the node's trial: while the trial lasts, the node gets no other requests.
---
--- What counts as a failure: a try that broke off or was refused; an answer of 502, 503 or 504; and a stall, when a node
--- sends headers and then no first byte to any client (request.lua finds stalls). All workers share ejections. The
--- script decides weights and takes nodes out; ejection covers the seconds until the script has seen the failure.
+--- Outlier ejection: which nodes get no requests, for how long, and why. A node that fails is left out for a short
+-- time, longer after each failure. Then a single request is its trial: while the trial lasts, the node gets no other
+-- requests. verdict.lua, outlier.lua and error_share.lua know what a failure is. All workers share ejections. The
+-- script decides weights and takes nodes out; ejection covers the seconds until the script has seen the failure, and
+-- what the script cannot see.
 
--- Keys of the dictionary, by the node's address.
-local FAILS, EJECTED, TRIAL = "fails:", "out:", "probe:"
-local VERSION = "ejections" -- how often any of these was written
--- Not 500: the request itself can be the cause.
-local FAULTY_STATUS = { [502] = true, [503] = true, [504] = true }
+local ejection_records = require "vllm_nginx_lb.ejection_records"
+
+local PASSED = ejection_records.PASSED
 
 ---@class Ejection
+---@field records EjectionRecords
 local Ejection = {}
 Ejection.__index = Ejection
 
 local ejection = {}
 
---- Keep failures in a dictionary.
+-- Why a node is ejected: first the kinds of a try that are failures by themselves (outcome.lua), then what outlier.lua
+-- and error_share.lua find in several answers, and what request.lua finds in open requests.
+local REASONS = {
+    unreachable = "it cannot be reached",
+    broken = "it broke a connection before an answer",
+    timed_out = "it gave no answer in time",
+    gateway = "it answered 502, 503 or 504",
+    errors = "its answers are errors, and another node's are not",
+    refusals = "it refuses requests, and another node does not",
+    silent = "clients leave it without an answer, and another node answers",
+    error_share = "more of its answers are errors than of the other nodes'",
+    stalled = "it has begun answers and sends nothing",
+}
+
+--- The names of all causes, sorted.
+ejection.CAUSES = {}
+for cause in pairs(REASONS) do
+    ejection.CAUSES[#ejection.CAUSES + 1] = cause
+end
+table.sort(ejection.CAUSES)
+
+-- No request can bring this about. Nodes that cannot be reached are left out however many they are.
+local CERTAIN = { unreachable = true }
+-- After these, one good answer does not show that the node is well: a further failure counts as the next one.
+local MAY_RELAPSE = { errors = true, refusals = true, error_share = true }
+
+--- Keep ejections in a dictionary.
 ---@param dict SharedDict
----@param times table seconds: `first` ejection time (0: no node is ever ejected), `longest` ejection time, `memory`,
---- after which a failure is forgotten, more than `longest`, and `probe`, how long one trial may take until the next one
+---@param settings table seconds: `first` ejection time (0: no node is ever ejected), `longest` ejection time,
+--- `memory`, after which a failure is forgotten, more than `longest`, and `probe`, how long one trial may take until
+--- the next one; and `most_percent` of a pool's nodes that may be out
 ---@param now fun(): number seconds of clock.lua
+---@param counts NodeCounts
+---@param log fun(text: string)
 ---@return Ejection
-function ejection.new(dict, times, now)
-    -- `is_out`: the nodes that get no requests as of `version`; at `next_change`, time alone changes that.
-    local known = { peers = {}, is_out = {}, next_change = math.huge }
-    known.dict, known.times, known.now = dict, times, now
-    return setmetatable(known, Ejection)
+function ejection.new(dict, settings, now, counts, log)
+    local records = ejection_records.new(dict, now)
+    return setmetatable({ records = records, settings = settings, now = now, counts = counts, log = log }, Ejection)
 end
 
 --- Use another list of nodes.
 ---@param peers string[] addresses
 function Ejection:use_nodes(peers)
-    self.peers, self.version = peers, nil
+    self.records:use_nodes(peers)
 end
 
---- Whether an answer's status is a failure of the node.
----@param status integer|nil nil: there was no answer
+--- The nodes that get no requests now. While no node has failed, this reads one key of the dictionary.
+---@return table<string, boolean> is_out true by address; valid until the next call
+function Ejection:out()
+    return self.records:out()
+end
+
+--- Whether any node gets no requests now. If none, `may_take` is true for all nodes and need not be called.
 ---@return boolean
-function ejection.is_failure(status)
-    return FAULTY_STATUS[status or 0] == true
+function Ejection:any_failed()
+    return next(self.records:out()) ~= nil
+end
+
+--- Whether a node may get a request, as of the last call of `out` or `any_failed`.
+---@param peer string its address
+---@return boolean
+function Ejection:may_take(peer)
+    return not self.records.is_out[peer]
+end
+
+--- The record of a node that has failed and not passed its trial, as of now.
+function Ejection:open_record(peer)
+    self.records:out()
+    local record = self.records.known[peer] and self.records:read(peer)
+    return record and record.trial ~= PASSED and record or nil
+end
+
+--- Whether one more node of a pool may be out: a share of the nodes that serve, one of several in any case, never all.
+function Ejection:has_room(pool)
+    self.records:out()
+    local nodes, out = 0, 0
+    for _, node in ipairs(pool.nodes) do
+        if node.effective_weight > 0 then
+            nodes = nodes + 1
+            local record = self.records.known[node.peer]
+            out = out + (record and record.trial ~= PASSED and 1 or 0)
+        end
+    end
+    local most = math.max(1, math.floor(nodes * self.settings.most_percent / 100))
+    return out < math.min(most, nodes - 1)
 end
 
 --- Eject a node that failed. Further failures while it is ejected count as the same one.
 ---@param peer string its address
-function Ejection:failed(peer)
-    local dict, times = self.dict, self.times
-    if times.first <= 0 or dict:get(EJECTED .. peer) then
-        return
+---@param cause string of ejection.CAUSES
+---@param pool table its `nodes`
+---@return boolean done false: it is ejected already, or too many nodes of the pool are
+function Ejection:failed(peer, cause, pool)
+    local settings, now = self.settings, self.now()
+    local record = self.records:read(peer)
+    if settings.first <= 0 or record and now < record.ends then
+        return false
     end
-    local fails = dict:incr(FAILS .. peer, 1) or 1
-    dict:expire(FAILS .. peer, times.memory)
-    dict:set(EJECTED .. peer, true, math.min(times.longest, times.first * 2 ^ (fails - 1)))
-    dict:delete(TRIAL .. peer)
-    dict:incr(VERSION, 1)
+    local is_one_of_those_out = record and record.trial ~= PASSED
+    if not (is_one_of_those_out or CERTAIN[cause] or self:has_room(pool)) then
+        return false
+    end
+    local fails = record and record.fails + 1 or 1
+    local seconds = math.min(settings.longest, settings.first * 2 ^ (fails - 1))
+    self.log(("%s gets no requests for %.3g s: %s"):format(peer, seconds, REASONS[cause]))
+    self.records:write(peer, {
+        fails = fails,
+        since = now,
+        ends = now + seconds,
+        trial = 0,
+        forgotten = now + settings.memory,
+        cause = cause,
+    })
+    self.counts:ejected(peer, cause)
+    return true
 end
 
---- Forget the failures of a node that has answered.
+--- Note a good answer of a node: its trial has ended well.
 ---@param peer string its address
 function Ejection:succeeded(peer)
-    local dict = self.dict
-    if dict:get(VERSION) and dict:get(FAILS .. peer) then
-        for _, kind in ipairs { FAILS, EJECTED, TRIAL } do
-            dict:delete(kind .. peer)
-        end
-        dict:incr(VERSION, 1)
+    local record = self:open_record(peer)
+    if record and MAY_RELAPSE[record.cause] then
+        record.ends, record.trial = 0, PASSED
+        self.records:write(peer, record)
+    elseif record then
+        self.records:write(peer, nil)
     end
 end
 
---- The nodes that get no requests: those that are ejected, and those whose trial is under way. Until a node fails or
--- comes back, this reads one key of the dictionary, however many nodes there are.
----@return table<string, boolean> is_out true by address; valid until the next call
-function Ejection:out()
-    local version = self.dict:get(VERSION)
-    if version ~= self.version or self.next_change < math.huge and self.now() >= self.next_change then
-        self.version, self.is_out, self.next_change = version, {}, math.huge
-        for _, peer in ipairs(version and self.peers or {}) do
-            local left = math.max(self.dict:ttl(EJECTED .. peer) or 0, self.dict:ttl(TRIAL .. peer) or 0)
-            if left > 0 then -- an entry that has expired may still be there
-                self.is_out[peer] = true
-                self.next_change = math.min(self.next_change, self.now() + left)
-            end
-        end
-    end
-    return self.is_out
-end
-
---- Whether a node may get a request: it is not ejected, and no trial of it is under way.
----@param peer string its address
----@return boolean
-function Ejection:may_take(peer)
-    return not (self.dict:get(EJECTED .. peer) or self.dict:get(TRIAL .. peer))
-end
-
---- Note that a node was chosen. If it has failed before, this request is its trial.
+--- Note that a node was chosen. If it has been ejected, this request is its trial.
 ---@param peer string its address
 function Ejection:chosen(peer)
-    if self.dict:get(FAILS .. peer) and self.dict:add(TRIAL .. peer, true, self.times.probe) then
-        self.dict:incr(VERSION, 1)
+    local record, now = self:open_record(peer), self.now()
+    if record and now >= record.ends and now >= record.trial then
+        record.trial = now + self.settings.probe
+        self.records:write(peer, record)
     end
+end
+
+--- When a node was ejected last.
+---@param peer string its address
+---@return number at seconds of clock.lua; 0 if that is forgotten
+function Ejection:last_ejected(peer)
+    local record = self.records:read(peer)
+    return record and record.since or 0
+end
+
+--- Why a node was ejected, until an answer has shown that it is well.
+---@param peer string its address
+---@return string|nil cause of ejection.CAUSES; nil if it is not ejected
+function Ejection:cause(peer)
+    local record = self:open_record(peer)
+    return record and record.cause
 end
 
 --- For how long a node is still ejected.
 ---@param peer string its address
 ---@return number seconds 0 if it is not
 function Ejection:seconds_left(peer)
-    return math.max(0, self.dict:ttl(EJECTED .. peer) or 0)
+    local record = self:open_record(peer)
+    return record and math.max(0, record.ends - self.now()) or 0
 end
 
 return ejection

@@ -1,7 +1,11 @@
---- Two facts about each node, shared by all workers: how often it was chosen, and when it last sent the first byte of
--- an answer.
+--- Facts about each node, shared by all workers: how often it was chosen, what became of it, and when it last sent the
+-- first byte of a good answer.
 
-local CHOSEN, FIRST_BYTE = "picks:", "heard:" -- keys of the dictionary, by the node's address
+local node_keys = require "vllm_nginx_lb.node_keys"
+local outcome = require "vllm_nginx_lb.outcome"
+
+local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
+local SEEN = "seen " -- whether any try was counted under a label
 
 ---@class NodeCounts
 local NodeCounts = {}
@@ -11,53 +15,99 @@ local node_counts = {}
 
 --- Keep these facts in a dictionary.
 ---@param dict SharedDict
----@param first_byte_seconds number for how long a first byte is remembered: `stall_seconds`
 ---@return NodeCounts
-function node_counts.new(dict, first_byte_seconds)
-    return setmetatable({ dict = dict, first_byte_seconds = first_byte_seconds }, NodeCounts)
+function node_counts.new(dict)
+    return setmetatable({ dict = dict, is_seen = {} }, NodeCounts) -- labels that this worker has counted
 end
 
 --- Count a choice of a node.
 ---@param peer string its address
 function NodeCounts:chosen(peer)
-    self.dict:incr(CHOSEN .. peer, 1)
+    self.dict:incr(node_keys.of(CHOSEN, peer), 1)
 end
 
 --- How often a node was chosen, tries included.
 ---@param peer string its address
 ---@return integer
 function NodeCounts:times_chosen(peer)
-    return self.dict:get(CHOSEN .. peer) or 0
+    return self.dict:get(node_keys.of(CHOSEN, peer)) or 0
 end
 
---- Note that a node has sent the first byte of an answer.
+--- Note that a node has sent the first byte of a good answer.
 ---@param peer string its address
----@param now number Unix seconds
+---@param now number seconds of clock.lua
 function NodeCounts:sent_first_byte(peer, now)
-    self.dict:set(FIRST_BYTE .. peer, now, self.first_byte_seconds)
+    self.dict:set(node_keys.of(FIRST_BYTE, peer), now)
 end
 
---- When a node last sent the first byte of an answer.
+--- When a node last sent the first byte of a good answer.
 ---@param peer string its address
----@return number at Unix seconds; 0 if none is remembered
+---@return number at seconds of clock.lua; 0 if it never has
 function NodeCounts:last_first_byte(peer)
-    return self.dict:get(FIRST_BYTE .. peer) or 0
+    return self.dict:get(node_keys.of(FIRST_BYTE, peer)) or 0
 end
 
---- Drop the facts about nodes that have left the list: otherwise each former node would use memory for ever.
----@param before string[] addresses
----@param after string[] addresses
-function NodeCounts:forget(before, after)
-    local stays = {}
-    for _, peer in ipairs(after) do
-        stays[peer] = true
+--- Count what became of a try.
+---@param peer string the node's address
+---@param label string of outcome.LABELS
+function NodeCounts:answered(peer, label)
+    if not self.is_seen[label] then
+        self.is_seen[label] = true
+        self.dict:set(SEEN .. label, true)
     end
-    for _, peer in ipairs(before) do
-        if not stays[peer] then
-            self.dict:delete(CHOSEN .. peer)
-            self.dict:delete(FIRST_BYTE .. peer)
+    self.dict:incr(node_keys.of(ANSWERED .. label, peer), 1)
+end
+
+--- How often something became of a try.
+---@param peer string the node's address
+---@param label string of outcome.LABELS
+---@return integer
+function NodeCounts:times_answered(peer, label)
+    return self.dict:get(node_keys.of(ANSWERED .. label, peer)) or 0
+end
+
+--- What has become of any try since nginx has started.
+---@return string[] labels of outcome.LABELS
+function NodeCounts:labels()
+    local found = {}
+    for _, label in ipairs(outcome.LABELS) do
+        if self.dict:get(SEEN .. label) then
+            found[#found + 1] = label
         end
     end
+    return found
+end
+
+--- Whether any node has given a bad answer since nginx has started.
+---@return boolean
+function NodeCounts:has_bad_answers()
+    for _, label in ipairs(self:labels()) do
+        if outcome.IS_BAD[label] then
+            return true
+        end
+    end
+    return false
+end
+
+--- Count an ejection.
+---@param peer string the node's address
+---@param cause string of ejection.CAUSES
+function NodeCounts:ejected(peer, cause)
+    self.dict:incr(node_keys.of(EJECTED .. cause, peer), 1)
+end
+
+--- How often a node was ejected for a cause.
+---@param peer string the node's address
+---@param cause string of ejection.CAUSES
+---@return integer
+function NodeCounts:times_ejected(peer, cause)
+    return self.dict:get(node_keys.of(EJECTED .. cause, peer)) or 0
+end
+
+--- Drop the facts about all nodes but these.
+---@param peers string[] addresses
+function NodeCounts:keep_only(peers)
+    node_keys.keep_only(self.dict, peers)
 end
 
 return node_counts

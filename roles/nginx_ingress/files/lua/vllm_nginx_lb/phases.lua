@@ -1,6 +1,7 @@
 --- What each phase of nginx calls. Only this module touches nginx's variables. request.lua has the life of a request.
 
 local meter = require "vllm_nginx_lb.meter"
+local outcome = require "vllm_nginx_lb.outcome"
 local request_body = require "vllm_nginx_lb.request_body"
 local router = require "vllm_nginx_lb.router"
 local worker = require "vllm_nginx_lb.worker"
@@ -8,6 +9,9 @@ local worker = require "vllm_nginx_lb.worker"
 require "vllm_nginx_lb.admin"
 
 local NO_LIVE_NODE = -3 -- NGX_BUSY, of which nginx makes a 502; another status would become a 500
+
+-- The methods of requests that compute nothing, such as one for the list of models.
+local IS_LIGHT = { GET = true, HEAD = true, OPTIONS = true }
 
 local phases = {}
 
@@ -75,11 +79,12 @@ function phases.balance(pool_name)
     local var = ngx.var
     if not request.number then
         -- An error page of nginx has sent this request to a node again: close the former record, begin a new one.
-        worker.requests:finish(tonumber(var.vllm_nginx_lb_request))
+        worker.requests:finish(tonumber(var.vllm_nginx_lb_request), outcome.read(var, 1))
+        request.is_light = IS_LIGHT[var.request_method]
         worker.requests:begin(request, tonumber(var.content_length) or tonumber(var.request_length) or 0)
         var.vllm_nginx_lb_request, var.vllm_nginx_lb_pool_name = request.number, pool_name
     end
-    local why = worker.requests:send(request, pool)
+    local why = worker.requests:send(request, pool, request.peer and outcome.read(var, 1))
     if not why then
         return ngx.exit(NO_LIVE_NODE)
     end
@@ -98,7 +103,7 @@ end
 function phases.body_filter()
     local request = ngx.ctx.vllm_nginx_lb
     if request and ngx.arg[1] ~= "" then
-        local is_good = ngx.status < ngx.HTTP_INTERNAL_SERVER_ERROR
+        local is_good = ngx.status < ngx.HTTP_BAD_REQUEST
         if worker.requests:see_piece(request, ngx.arg[1], is_good) then
             ngx.var.vllm_nginx_lb_first_byte_time = meter.first_output_time(ngx.now(), ngx.req.start_time())
         end
@@ -108,8 +113,10 @@ end
 --- log_by_lua: count a request out.
 function phases.log()
     local var = ngx.var
-    local status = (var.upstream_status or ""):match "(%d+)$" -- "-": the client has gone meanwhile
-    worker.requests:finish(tonumber(var.vllm_nginx_lb_request), tonumber(status))
+    local number = tonumber(var.vllm_nginx_lb_request)
+    if number then
+        worker.requests:finish(number, outcome.read(var, 0))
+    end
 end
 
 return phases

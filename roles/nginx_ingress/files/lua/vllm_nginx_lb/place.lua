@@ -45,7 +45,7 @@ end
 ---@return boolean done false: the node has as many requests as it may
 function Places:occupy(it, node, totals)
     local work, bytes = self.parts.in_flight, least_work.cost(it, node)
-    it.pending, it.ahead = bytes, totals[2 * node.slot] + bytes
+    it.cost, it.pending, it.ahead = bytes, bytes, totals[2 * node.slot] + bytes
     work:add(node.peer, bytes, 1)
     if node.max_conns > 0 and work:streams_at(node.slot) > node.max_conns then
         work:add(node.peer, -bytes, -1)
@@ -58,7 +58,7 @@ end
 
 --- Take a place for a request. After a lost race the choice is made anew: the two that met may both have given back
 -- what was one place.
----@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `pending` and `ahead`
+---@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `cost`, `pending` and `ahead`
 ---@param pool table its `nodes`
 ---@return table|nil node nil if there is none
 ---@return string|nil why as $vllm_nginx_lb_choice has it

@@ -1,6 +1,6 @@
 --- The life of a request, from its acceptance to its end, in one record.
 --
---     accepted ─▶ sent ─▶ headers ─▶ output ─▶ ended
+--     accepted ─▶ sent ─▶ headers ─▶ body ─▶ ended
 --         ▲         │
 --         └─────────┘ the try has failed: another node is chosen
 --
@@ -8,12 +8,11 @@
 -- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
 -- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
-local ejection = require "vllm_nginx_lb.ejection"
 local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 
 ---@class Request
----@field stage string accepted, sent, headers, output, ended
+---@field stage string accepted, sent, headers, body (its first output has come), ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
 ---@field place integer|nil the place of its session on the ring (affinity/session.lua)
@@ -22,8 +21,12 @@ local place = require "vllm_nginx_lb.place"
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
----@field tries_left integer how often nginx may still be told to try it
+---@field is_light boolean|nil true: it computes nothing, so its answer says nothing about the engine
+---@field tries integer how often it was sent to a node
+---@field has_broken boolean|nil true: a connection that it was sent on has broken
+---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
+---@field cost number bytes of its prompt that the node has to compute
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
@@ -43,6 +46,8 @@ local request = {}
 ---@field prefill Prefill
 ---@field ejection Ejection
 ---@field counts NodeCounts
+---@field outlier Outlier
+---@field verdicts Verdicts
 ---@field affinity Affinity
 ---@field choice Choice
 ---@field peers table `set_current_peer` and `set_more_tries`, as of ngx.balancer
@@ -71,7 +76,7 @@ function Requests:begin(it, bytes)
     local parts = self.parts
     it.bytes = math.min(bytes, parts.settings.max_request_bytes)
     it.cached = parts.affinity:cached(it)
-    it.tries_left = parts.settings.tries
+    it.tries = 0
     self.latest = self.latest + 1
     it.number = self.latest
     self.by_number[it.number] = it
@@ -81,27 +86,36 @@ end
 function Requests:allow_another_try(it, pool)
     local parts = self.parts
     local is_left = not it.is_tried_again or parts.choice:has_untried(it, pool, parts.in_flight:totals())
-    if it.tries_left > 1 and is_left then
-        it.tries_left = it.tries_left - 1
+    if it.tries < parts.settings.tries and is_left then
         parts.peers.set_more_tries(1)
     end
 end
 
---- Send a request to a node. If the request is at a node already, that try has failed.
+--- End a try that has failed.
+---@return boolean may_go_on false: no other node may get the request
+function Requests:leave_node(it, try)
+    local kind = self.parts.verdicts:judge(it, try)
+    self.places:release(it)
+    return kind ~= "timed_out" -- the node may still work on it
+end
+
+--- Send a request to a node. If the request is at a node already, that try has failed. nginx asks for another node
+-- after each kept connection that breaks, whatever it was told before, so the tries are counted here.
 ---@param it Request which has begun
 ---@param pool table with its present nodes
+---@param try Try|nil what became of the former try; nil: this is the first one
 ---@return string|nil why the node was chosen, as $vllm_nginx_lb_choice has it; nil if there is none
-function Requests:send(it, pool)
+function Requests:send(it, pool, try)
     local parts = self.parts
-    if it.peer then
-        parts.ejection:failed(it.peer)
-        self.places:release(it)
+    if it.peer and not self:leave_node(it, try) or it.tries >= parts.settings.tries then
+        return nil
     end
     parts.pending:finish_due(parts.now())
     local node, why = self.places:take(it, pool)
     if not node then
         return nil
     end
+    it.tries, it.pool = it.tries + 1, pool
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
     parts.pending:expect(it, it.sent_at)
@@ -123,21 +137,22 @@ end
 --- See a piece of an answer's body that is not empty.
 ---@param it Request
 ---@param piece string
----@param is_good boolean false: it is an error of the server
+---@param is_good boolean false: it is an error
 ---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
 function Requests:see_piece(it, piece, is_good)
     if it.stage ~= "sent" and it.stage ~= "headers" or it.output and not it.output:read(piece) then
         return false
     end
     local parts = self.parts
-    it.stage = "output"
+    it.stage = "body"
     parts.pending:finish(it)
-    if is_good then
+    if is_good and not it.is_light then
         local now = parts.now()
         if it.output then
             parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
         end
         parts.ejection:succeeded(it.peer)
+        parts.outlier:good(it.peer)
         parts.counts:sent_first_byte(it.peer, now)
     end
     return true
@@ -145,17 +160,16 @@ end
 
 --- Close a request's record and release its work, however the request ended.
 ---@param number integer|nil of the request
----@param status integer|nil of the last node's answer; nil: no answer, or the client has gone
-function Requests:finish(number, status)
+---@param try Try what became of the last try
+function Requests:finish(number, try)
     local it = number and self.by_number[number]
     if not it then
         return
     end
     self.by_number[number] = nil
-    if it.peer and ejection.is_failure(status) then
-        self.parts.ejection:failed(it.peer)
+    if it.peer then
+        self:leave_node(it, try)
     end
-    self.places:release(it)
     it.stage = "ended"
 end
 
@@ -177,7 +191,7 @@ function Requests:eject_stalled()
         if it.stage == "headers" then
             local moved_at = math.max(it.sent_at, parts.counts:last_first_byte(it.peer))
             if now - moved_at > parts.settings.stall_seconds then
-                parts.ejection:failed(it.peer)
+                parts.ejection:failed(it.peer, "stalled", it.pool)
             end
         end
     end

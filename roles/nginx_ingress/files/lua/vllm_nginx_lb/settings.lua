@@ -59,6 +59,22 @@ local DECLARED = {
             },
             -- How long the trial of a node may take. Then another request may be its trial.
             { name = "probe", kind = "number", unit = "s", low = 0.001, default = 10 },
+            -- How much of a pool may be ejected, unless it cannot be reached.
+            { name = "most_percent", kind = "number", unit = "percent", low = 0, default = 50 },
+        },
+    },
+    {
+        name = "outlier", -- what a node is ejected for whose answers are worse than the others'
+        kind = "group",
+        members = {
+            -- How many errors in a row; 0: they eject no node.
+            { name = "row", kind = "integer", low = 0, default = 5 },
+            -- By how much the share of errors is larger than the others', over which time; 1 or more ejects no node.
+            { name = "error_ratio", kind = "number", low = 0.01, default = 0.3 },
+            { name = "interval_seconds", kind = "number", unit = "s", low = 1, default = 10 },
+            -- How many clients leave in a row without a first byte, after so long.
+            { name = "leavers", kind = "integer", low = 1, default = 3 },
+            { name = "leaver_seconds", kind = "number", unit = "s", low = 0.001, default = 5 },
         },
     },
 }

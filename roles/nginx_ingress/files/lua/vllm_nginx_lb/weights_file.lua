@@ -124,6 +124,12 @@ function WeightsFile:pools()
     return self.known and self.known.pools or {}
 end
 
+--- The addresses of all nodes; none before there are weights.
+---@return string[]
+function WeightsFile:peers()
+    return self.known and self.known.peers or {}
+end
+
 --- The pool of each model by its name; empty where no pool names its models.
 ---@return table<string, string>
 function WeightsFile:models()

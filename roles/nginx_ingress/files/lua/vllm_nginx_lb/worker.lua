@@ -4,10 +4,12 @@
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
+local error_share = require "vllm_nginx_lb.error_share"
+local held_work = require "vllm_nginx_lb.held_work"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
-local node_keys = require "vllm_nginx_lb.node_keys"
 local off = require "vllm_nginx_lb.affinity.off"
+local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
@@ -15,6 +17,7 @@ local request = require "vllm_nginx_lb.request"
 local session = require "vllm_nginx_lb.affinity.session"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local verdict = require "vllm_nginx_lb.verdict"
 local weights_file = require "vllm_nginx_lb.weights_file"
 
 local ffi = require "ffi"
@@ -30,10 +33,11 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field in_flight InFlight
 ---@field ejection Ejection
 ---@field counts NodeCounts
+---@field held HeldWork
+---@field error_share ErrorShare
 ---@field affinity Affinity
 ---@field requests Requests
----@field dict SharedDict for the counts of all workers
----@field dicts SharedDict[] all of them
+---@field dicts SharedDict[]
 local worker = {}
 
 local function is_alive(pid)
@@ -77,8 +81,7 @@ local function use_nodes(found, former)
     end
     local before = former and former.peers or {}
     if not former or table.concat(before, "\n") ~= table.concat(found.peers, "\n") then
-        worker.counts:forget(before, found.peers)
-        node_keys.keep_only(worker.dict, found.peers)
+        worker.counts:keep_only(found.peers)
         worker.ejection:use_nodes(found.peers)
         worker.in_flight:use_nodes(found.peers)
     end
@@ -86,6 +89,7 @@ end
 
 --- The tasks of every `refresh_seconds`.
 local function tick(is_shutting_down)
+    worker.held:release(is_shutting_down)
     worker.requests:finish_pending(is_shutting_down)
     if is_shutting_down then
         return
@@ -94,6 +98,31 @@ local function tick(is_shutting_down)
     worker.weights:go_on()
     worker.in_flight:find_rows()
     worker.requests:eject_stalled()
+    worker.error_share:compare(worker.weights:pools(), worker.weights:peers())
+end
+
+--- Make the objects that follow requests, and judge nodes by what becomes of them.
+local function follow_requests(dict)
+    local parts = {
+        settings = worker.settings,
+        dict = dict,
+        in_flight = worker.in_flight,
+        ejection = worker.ejection,
+        counts = worker.counts,
+        held = worker.held,
+        affinity = worker.affinity,
+        random = math.random,
+        peers = peers,
+        now = clock.now,
+        log = log_error,
+    }
+    parts.prefill = prefill.new(dict, worker.settings.prefill_bytes_per_second)
+    parts.pending = pending.new(worker.in_flight, parts.prefill)
+    worker.error_share = error_share.new(parts)
+    parts.choice = choice.new(parts)
+    parts.outlier = outlier.new(parts)
+    parts.verdicts = verdict.new(parts)
+    worker.requests = request.follow(parts)
 end
 
 --- Read the settings, before there are workers.
@@ -112,30 +141,13 @@ function worker.start()
     math.randomseed(ngx.now() * 1000 + ngx.worker.pid()) -- so that workers break ties differently
     local dict = open_dict(wanted.dict, "nginx_ingress_work_memory_mib", false)
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
-    worker.dict, worker.dicts = dict, { dict, prefixes }
-    worker.ejection = ejection.new(dict, wanted.backoff, clock.now)
-    worker.counts = node_counts.new(dict, wanted.stall_seconds)
+    worker.dicts = { dict, prefixes }
+    worker.counts = node_counts.new(dict)
+    worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
+    worker.held = held_work.new(worker.in_flight, wanted.stream_bytes, clock.now)
     worker.affinity = new_affinity(wanted, prefixes)
-    local speeds = prefill.new(dict, wanted.prefill_bytes_per_second)
-    worker.requests = request.follow {
-        settings = wanted,
-        in_flight = worker.in_flight,
-        pending = pending.new(worker.in_flight, speeds),
-        prefill = speeds,
-        ejection = worker.ejection,
-        counts = worker.counts,
-        affinity = worker.affinity,
-        choice = choice.new {
-            settings = wanted,
-            ejection = worker.ejection,
-            affinity = worker.affinity,
-            random = math.random,
-        },
-        peers = peers,
-        now = clock.now,
-        log = log_error,
-    }
+    follow_requests(dict)
     worker.weights = weights_file.new {
         path = wanted.file,
         upstream_path = wanted.upstream_file,

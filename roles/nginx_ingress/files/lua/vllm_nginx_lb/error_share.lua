@@ -1,0 +1,112 @@
+--- Nodes of whose answers a larger share is bad than of the others', over a sliding interval. Each worker compares what
+-- node_counts.lua has now with what it had an interval ago.
+
+local outcome = require "vllm_nginx_lb.outcome"
+
+-- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only as far as a larger
+-- share of this node's answers than of the others' has its status. 503 is left out: it may say that the node is full.
+local FAULTS = { ["500"] = true, ["5xx"] = true, ["502"] = true, ["504"] = true, broken = true }
+local REFUSALS = {}
+for label in pairs(outcome.IS_BAD) do
+    REFUSALS[label] = label:sub(1, 1) == "4"
+end
+-- Of fewer answers, a share says little.
+local LEAST_ANSWERS = 10
+
+---@class ErrorShare
+local ErrorShare = {}
+ErrorShare.__index = ErrorShare
+
+local error_share = {}
+
+---@class ErrorShareParts
+---@field settings table `outlier`: `interval_seconds`, and `error_ratio`, by how much a node's share of bad answers is
+--- larger than the others' if it is ejected; 1: none is
+---@field counts NodeCounts
+---@field ejection Ejection
+---@field now fun(): number seconds of clock.lua
+
+---@param parts ErrorShareParts
+---@return ErrorShare
+function error_share.new(parts)
+    return setmetatable({ parts = parts, older = nil, newer = nil }, ErrorShare) -- see `compare`
+end
+
+--- The answers of each node of a list by label, since nginx has started.
+function ErrorShare:read(peers)
+    local counts, labels, of = self.parts.counts, self.parts.counts:labels(), {}
+    for _, peer in ipairs(peers) do
+        local found = {}
+        for _, label in ipairs(labels) do
+            found[label] = counts:times_answered(peer, label)
+        end
+        of[peer] = found
+    end
+    return of
+end
+
+--- The answers of each node of a pool by label between two readings, and of all its nodes together.
+local function between(nodes, before, after)
+    local of, all = {}, { by_label = {}, answers = 0 }
+    for _, node in ipairs(nodes) do
+        local was, is = before[node.peer], after[node.peer]
+        local one = { by_label = {}, answers = 0 }
+        for label, times in pairs(was and is or {}) do
+            local new = label ~= "left" and math.max(0, times - (was[label] or 0)) or 0
+            one.by_label[label], one.answers = new, one.answers + new
+            all.by_label[label] = (all.by_label[label] or 0) + new
+        end
+        all.answers = all.answers + one.answers
+        of[node.peer] = one
+    end
+    return of, all
+end
+
+--- By how much a node's share of bad answers is larger than the others'.
+local function excess(one, all)
+    local others, faults, refusals = all.answers - one.answers, 0, 0
+    if one.answers < LEAST_ANSWERS or others < LEAST_ANSWERS then
+        return 0
+    end
+    for label, times in pairs(one.by_label) do
+        local more = times / one.answers - (all.by_label[label] - times) / others
+        if FAULTS[label] then
+            faults = faults + more
+        elseif REFUSALS[label] then
+            refusals = refusals + math.max(0, more)
+        end
+    end
+    return faults + refusals
+end
+
+--- Eject the nodes of a pool that answer worse than the others. Answers of before a node's last ejection do not count
+-- again.
+function ErrorShare:check(pool, after)
+    local ejection = self.parts.ejection
+    local of, all = between(pool.nodes, self.older.of, after)
+    for _, node in ipairs(pool.nodes) do
+        local is_bad = excess(of[node.peer], all) >= self.parts.settings.outlier.error_ratio
+        if is_bad and ejection:last_ejected(node.peer) < self.older.at then
+            ejection:failed(node.peer, "error_share", pool)
+        end
+    end
+end
+
+--- Compare the nodes of each pool. Before the first bad answer of any node there is nothing to compare.
+---@param pools table<string, table> by name
+---@param peers string[] addresses of all nodes
+function ErrorShare:compare(pools, peers)
+    local parts = self.parts
+    if parts.settings.outlier.error_ratio >= 1 or not parts.counts:has_bad_answers() then
+        return
+    end
+    local reading = { at = parts.now(), of = self:read(peers) }
+    for _, pool in pairs(self.older and pools or {}) do
+        self:check(pool, reading.of)
+    end
+    if not self.newer or reading.at - self.newer.at >= parts.settings.outlier.interval_seconds / 2 then
+        self.older, self.newer = self.newer or reading, reading
+    end
+end
+
+return error_share

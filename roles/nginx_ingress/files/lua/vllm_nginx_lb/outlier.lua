@@ -1,0 +1,133 @@
+--- Nodes that answer worse than the others: a row of bad answers in which a node has no good one, while another node of
+-- the pool has given good ones and none that is as bad. So a request that is wrong at each node, and a fault of all
+-- nodes, eject nobody.
+
+local node_keys = require "vllm_nginx_lb.node_keys"
+
+-- A row by the kind of its answers (outcome.lua): the cause of the ejection that it leads to, and the facts about it:
+-- its length, and when it began. A client that has left is a bad answer if it had waited.
+local ROWS = {
+    fault = { cause = "errors", length = "faults", began = "faults since" },
+    refusal = { cause = "refusals", length = "refusals", began = "refusals since" },
+    left = { cause = "silent", length = "silences", began = "silences since" },
+}
+-- Other facts: whether there may be any of these facts; since when a node says that it is full; when it last gave an
+-- answer of a label.
+local ANY, FULL, GAVE = "rows", "full", "gave "
+-- A refusal shows that a node works again that could not be reached. For the other causes it shows nothing.
+local ENDED_BY_REFUSAL = { unreachable = true, broken = true, timed_out = true, gateway = true }
+-- After a search for a better node without result, the next one waits: it reads facts of all nodes.
+local SEARCH_SECONDS = 0.05
+
+---@class Outlier
+local Outlier = {}
+Outlier.__index = Outlier
+
+local outlier = {}
+
+---@class OutlierParts
+---@field settings table `outlier`: `row`, how many bad answers in a row eject, 0: none; `leavers`, how many clients
+--- that leave; `leaver_seconds`, how long a client must have waited; and `stall_seconds`, for how long a node may say
+--- that it is full
+---@field dict SharedDict
+---@field ejection Ejection
+---@field counts NodeCounts
+---@field now fun(): number seconds of clock.lua
+
+---@param parts OutlierParts
+---@return Outlier
+function outlier.new(parts)
+    return setmetatable({ parts = parts, search_at = {} }, Outlier) -- when each pool may be searched again
+end
+
+--- Whether another node of a pool has given good answers since a time, and none of a label.
+function Outlier:is_another_better(pool, peer, since, label)
+    local counts, dict = self.parts.counts, self.parts.dict
+    for _, node in ipairs(pool.nodes) do
+        local other = node.peer
+        if other ~= peer and counts:last_first_byte(other) > since then
+            if (dict:get(node_keys.of(GAVE .. label, other)) or 0) < since then
+                return true
+            end
+        end
+    end
+    return false
+end
+
+--- Add a bad answer to a node's row. If the row is long enough and another node is better, eject the node.
+function Outlier:add_to_row(it, kind, label)
+    local dict, now, settings = self.parts.dict, self.parts.now(), self.parts.settings.outlier
+    local row, peer, pool = ROWS[kind], it.peer, it.pool
+    local long, began = settings.row > 0 and settings.row or math.huge, now
+    if kind == "left" then
+        long, began = settings.leavers, it.sent_at
+    end
+    dict:set(node_keys.of(ANY, peer), true)
+    dict:set(node_keys.of(GAVE .. label, peer), now)
+    dict:add(node_keys.of(row.began, peer), began)
+    local length = dict:incr(node_keys.of(row.length, peer), 1) or 0
+    local name = pool.name or ""
+    if length < long or now < (self.search_at[name] or 0) then
+        return
+    end
+    if self:is_another_better(pool, peer, dict:get(node_keys.of(row.began, peer)) or now, label) then
+        self.parts.ejection:failed(peer, row.cause, pool)
+    else
+        self.search_at[name] = now + SEARCH_SECONDS
+    end
+end
+
+--- Whether a node has said for too long that it is full, without a good answer.
+function Outlier:is_full_for_too_long(peer, now)
+    local dict, key = self.parts.dict, node_keys.of(FULL, peer)
+    dict:set(node_keys.of(ANY, peer), true)
+    dict:add(key, now)
+    return now - (dict:get(key) or now) > self.parts.settings.stall_seconds
+end
+
+--- What a bad answer counts as: a kind of ROWS, or nil.
+function Outlier:counted_as(it, kind)
+    local settings, now = self.parts.settings, self.parts.now()
+    if kind == "full" then
+        return self:is_full_for_too_long(it.peer, now) and "fault" or nil
+    elseif kind == "left" and now - it.sent_at < settings.outlier.leaver_seconds then
+        return nil
+    end
+    return ROWS[kind] and kind
+end
+
+--- Note a bad answer.
+---@param it Request at its node
+---@param kind string of outcome.lua
+---@param label string of outcome.lua
+function Outlier:bad(it, kind, label)
+    local parts = self.parts
+    kind = self:counted_as(it, kind)
+    if not kind then
+        return
+    end
+    local cause = parts.ejection:cause(it.peer)
+    if cause and ENDED_BY_REFUSAL[cause] and kind == "refusal" then
+        parts.ejection:succeeded(it.peer)
+    elseif cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
+        parts.ejection:failed(it.peer, cause, it.pool) -- its trial has failed
+    end
+    self:add_to_row(it, kind, label)
+end
+
+--- Note a good answer: all rows of its node end.
+---@param peer string the node's address
+function Outlier:good(peer)
+    local dict = self.parts.dict
+    if not dict:get(node_keys.of(ANY, peer)) then
+        return
+    end
+    dict:delete(node_keys.of(ANY, peer))
+    dict:delete(node_keys.of(FULL, peer))
+    for _, row in pairs(ROWS) do
+        dict:delete(node_keys.of(row.length, peer))
+        dict:delete(node_keys.of(row.began, peer))
+    end
+end
+
+return outlier

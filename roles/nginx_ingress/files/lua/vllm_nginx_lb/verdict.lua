@@ -1,0 +1,73 @@
+--- What follows from a try that has ended: it is counted, its node may be ejected, and its work may be held.
+
+local outcome = require "vllm_nginx_lb.outcome"
+
+-- The kinds of a try (outcome.lua) that eject the node at once.
+local FAILURES = { unreachable = true, broken = true, timed_out = true, gateway = true }
+-- The kinds after which a node would be idle too soon, and attract the next requests.
+local HELD = { broken = true, gateway = true, fault = true, full = true, refusal = true }
+
+---@class Verdicts
+local Verdicts = {}
+Verdicts.__index = Verdicts
+
+local verdict = {}
+
+---@class VerdictParts
+---@field counts NodeCounts
+---@field ejection Ejection
+---@field outlier Outlier
+---@field held HeldWork
+---@field now fun(): number seconds of clock.lua
+
+---@param parts VerdictParts
+---@return Verdicts
+function verdict.new(parts)
+    return setmetatable({ parts = parts }, Verdicts)
+end
+
+--- Note a good answer.
+function Verdicts:good(it)
+    if it.is_light then
+        return
+    elseif it.stage == "body" then
+        self.parts.held:learn(it.pool.name or "", self.parts.now() - it.sent_at)
+    else
+        self.parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
+    end
+end
+
+--- Note an answer that is not good, or a try without an answer.
+function Verdicts:bad(it, kind, label)
+    local parts = self.parts
+    if HELD[kind] then
+        parts.held:hold(it)
+    end
+    if FAILURES[kind] then
+        -- Where the same request breaks the connections of two nodes, it is probably its own fault.
+        if not (kind == "broken" and it.has_broken) then
+            parts.ejection:failed(it.peer, kind, it.pool)
+        end
+        it.has_broken = it.has_broken or kind == "broken"
+    elseif not it.is_light then
+        parts.outlier:bad(it, kind, label)
+    end
+end
+
+--- Judge a try that has ended.
+---@param it Request at its node
+---@param try Try see outcome.lua
+---@return string kind of the try
+function Verdicts:judge(it, try)
+    local kind = outcome.kind_of(try)
+    local label = outcome.label_of(try, kind)
+    self.parts.counts:answered(it.peer, label)
+    if kind == "good" then
+        self:good(it)
+    else
+        self:bad(it, kind, label)
+    end
+    return kind
+end
+
+return verdict

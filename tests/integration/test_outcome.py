@@ -1,0 +1,311 @@
+"""What becomes of requests at nodes that answer badly, with the balancer `work` and a real nginx."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.conftest import fetch, respond, wait_for
+from tests.integration.test_work_balancer import POOL, WorkStack, streaming, work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from http.server import BaseHTTPRequestHandler
+
+__all__ = ["work"]  # a fixture
+
+EVERYBODY = {"node-2": 100, "node-3": 100, "node-4": 100}
+FULL = json.dumps(
+    {"error": {"message": "The server is full.", "type": "ServiceUnavailableError", "code": 503}}
+).encode()
+
+
+def fault(what: str, sees: str, keeps: str = "the other nodes answer") -> pytest.MarkDecorator:
+    """Mark a test as one of a node's faults."""
+    return pytest.mark.fault(7, what, sees=sees, keeps=keeps)
+
+
+def restart(it: WorkStack, **settings: Any) -> None:
+    """Start nginx again with other settings and with all nodes."""
+    it.settings = settings
+    it.write_nginx()
+    it.stop()
+    it.start()
+    it.publish(EVERYBODY)
+
+
+@dataclass
+class Behaviour:
+    """What a node answers to each POST, at once; `posts` counts them."""
+
+    status: int = 200
+    body: bytes = b'{"error": {"message": "x"}}'
+    content_type: str = "application/json"
+    posts: int = 0
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        self.posts += 1
+        respond(handler, self.body, self.status, self.content_type)
+
+
+def set_behaviour(it: WorkStack, name: str, behaviour: Callable[[BaseHTTPRequestHandler], None]) -> None:
+    """Let a node answer POSTs differently from now on."""
+    streaming(it, name).posted = behaviour
+
+
+def answers_of(it: WorkStack, name: str) -> dict[str, float]:
+    """Return what nginx has counted of a node's answers, by status, as Prometheus sees it."""
+    return {
+        sample.labels["status"]: sample.value
+        for family in text_string_to_metric_families(fetch(it.status_port, "/work/metrics"))
+        for sample in family.samples
+        if sample.name == "vllm_nginx_lb_work_answers_total" and sample.labels["node"] == name
+    }
+
+
+def ejections_of(it: WorkStack, name: str) -> dict[str, float]:
+    """Return how often nginx has ejected a node, by cause."""
+    counted: dict[str, float] = it.known()[name]["ejections"]
+    return counted
+
+
+def ask_together(it: WorkStack, requests: int, clients: int = 12) -> Counter[int]:
+    """Send requests, each client one after another, and count the statuses."""
+    with ThreadPoolExecutor(clients) as pool:
+        return Counter(answer.status for answer in pool.map(lambda _: it.post(500), range(requests)))
+
+
+@pytest.mark.parametrize(
+    ("status", "cause", "reason"),
+    [
+        pytest.param(status, cause, reason, marks=fault(f"answers each request with {status} at once", sees))
+        for status, cause, reason in [
+            (500, "errors", "its answers are errors, and another node's are not"),
+            (401, "refusals", "it refuses requests, and another node does not"),
+            (403, "refusals", "it refuses requests, and another node does not"),
+            (404, "refusals", "it refuses requests, and another node does not"),
+            (429, "refusals", "it refuses requests, and another node does not"),
+        ]
+        for sees in [f"…gets no requests for 0.5 s: {reason}"]
+    ],
+)
+def test_a_node_that_answers_fast_and_badly_draws_few_requests(
+    work: WorkStack, status: int, cause: str, reason: str
+) -> None:
+    work.publish(EVERYBODY)
+    liar = Behaviour(status)
+    set_behaviour(work, "node-4", liar)
+    slow = threading.Event()
+
+    def answer_slowly(handler: BaseHTTPRequestHandler) -> None:
+        """Answer after a moment, as a node that computes."""
+        slow.wait(0.05)
+        respond(handler, b"{}")
+
+    for name in ("node-2", "node-3"):
+        set_behaviour(work, name, answer_slowly)
+    seen = ask_together(work, 400)
+    assert seen[200] + seen[status] == 400
+    # It is fair to try a third of the first ones: it drew nine of ten before.
+    assert 5 <= liar.posts < 60, seen
+    assert ejections_of(work, "node-4")[cause] >= 1
+    assert work.known()["node-4"]["ejected_for"] == cause
+    assert answers_of(work, "node-4") == {str(status): liar.posts}
+    assert reason in work.log()
+    work.heard.append(work.log())
+    wait_for(work.idle)
+    liar.status = 200
+    wait_for(lambda: work.post().status == 200 and work.known()["node-4"].get("ejected_for") is None)
+
+
+@pytest.mark.parametrize("status", [500, 400, 404])
+def test_when_all_nodes_answer_alike_nobody_is_ejected(work: WorkStack, status: int) -> None:
+    work.publish(EVERYBODY)
+    for name in EVERYBODY:
+        set_behaviour(work, name, Behaviour(status))
+    assert ask_together(work, 120) == {status: 120}
+    assert all(not node["ejections"] for node in work.known().values())
+    assert all(sum(answers_of(work, name).values()) > 10 for name in EVERYBODY)
+    wait_for(work.idle)
+
+
+def test_of_many_bad_nodes_half_of_the_pool_is_ejected(work: WorkStack) -> None:
+    work.publish(EVERYBODY)
+    for name in ("node-3", "node-4"):
+        set_behaviour(work, name, Behaviour(500))
+    wait_for(lambda: work.post().status in {200, 500} and any(node["ejections"] for node in work.known().values()))
+    assert sum("ejected_for" in node for node in work.known().values()) == 1
+    wait_for(work.idle)
+
+
+@fault("answers a part of all requests with 500", "…gets no requests for 0.5 s: more of its answers are errors than…")
+def test_a_node_whose_answers_are_errors_more_often_than_the_others_is_ejected(work: WorkStack) -> None:
+    restart(work, outlier={"row": 0})
+    parts = Behaviour()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        """Answer every second request well."""
+        parts.status = 500 if parts.posts % 2 else 200
+        parts(handler)
+
+    set_behaviour(work, "node-4", answer)
+
+    def is_ejected() -> bool:
+        """Ask some more."""
+        ask_together(work, 30, 3)
+        return "error_share" in ejections_of(work, "node-4")
+
+    wait_for(is_ejected, 30)
+    assert [set(ejections_of(work, name)) for name in ("node-2", "node-3")] == [set(), set()]
+    work.heard.append(work.log())
+
+
+def kept_connections(it: WorkStack) -> None:
+    """Leave idle connections to all nodes."""
+    ask_together(it, 60, 20)
+
+
+@pytest.mark.parametrize("tries", [1, 2, 3])
+def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_it_may(
+    work: WorkStack, tries: int
+) -> None:
+    reached: Counter[str] = Counter()
+
+    def behaviour_of(name: str) -> Callable[[BaseHTTPRequestHandler], None]:
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            """Close the connection without an answer, if the request is a bad one."""
+            if handler.path == "/v1/poison":
+                reached[name] += 1
+                handler.close_connection = True
+            else:
+                respond(handler, b"{}")
+
+        return answer
+
+    for node in work.nodes:
+        set_behaviour(work, node.name, behaviour_of(node.name))
+    restart(work, tries=tries)
+    for _ in range(3):
+        kept_connections(work)
+        reached.clear()
+        assert work.post(path="/v1/poison").status == 502
+        assert sum(reached.values()) == tries
+        assert max(reached.values()) == 1
+    wait_for(work.idle)
+
+
+def test_a_node_that_closes_idle_connections_costs_no_client_a_failure(work: WorkStack) -> None:
+    work.publish(EVERYBODY)
+    closes: Counter[str] = Counter()
+
+    def behaviour_of(name: str) -> Callable[[BaseHTTPRequestHandler], None]:
+        seen: set[int] = set()  # connections by which there was a request
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            """Close a connection at its second request, as a server whose keep-alive has just ended."""
+            if id(handler) in seen:
+                closes[name] += 1
+                handler.close_connection = True
+                return
+            seen.add(id(handler))
+            respond(handler, b"{}")
+
+        return answer
+
+    set_behaviour(work, "node-2", behaviour_of("node-2"))
+    assert ask_together(work, 200, 4) == {200: 200}
+    assert closes["node-2"] > 0
+
+
+def test_a_node_that_is_full_is_passed_over_and_stays(work: WorkStack) -> None:
+    work.publish(EVERYBODY)
+    full = Behaviour(503, FULL)
+    set_behaviour(work, "node-4", full)
+    assert ask_together(work, 60) == {200: 60}
+    assert full.posts > 0
+    full.status = 200
+    before = full.posts
+    wait_for(lambda: bool(work.post().status == 200 and full.posts > before))
+    assert all(not node["ejections"] for node in work.known().values())
+    assert answers_of(work, "node-4")["503"] == before
+    wait_for(work.idle)
+
+
+def test_when_all_nodes_are_full_the_client_reads_what_the_last_one_says(work: WorkStack) -> None:
+    work.publish(EVERYBODY)
+    behaviours = {name: Behaviour(503, FULL) for name in EVERYBODY}
+    for name, behaviour in behaviours.items():
+        set_behaviour(work, name, behaviour)
+    answer = work.post()
+    assert (answer.status, answer.text) == (503, FULL.decode())
+    assert [behaviour.posts for behaviour in behaviours.values()] == [1, 1, 1]
+    assert all(not node["ejections"] for node in work.known().values())
+
+
+@fault(
+    "has an engine that hangs while its server accepts requests",
+    "…gets no requests for 0.5 s: clients leave it without an answer, and another node answers",
+)
+def test_a_node_that_clients_leave_without_an_answer_is_ejected(work: WorkStack) -> None:
+    restart(work, outlier={"leaver_seconds": 0.05})
+    hangs = streaming(work, "node-4")
+    hangs.begin.clear()
+    held: list[http.client.HTTPConnection] = []
+    ejected = threading.Event()
+
+    def ask_and_leave() -> None:
+        """Ask, and go away if there is no answer within a quarter of a second."""
+        connection = http.client.HTTPConnection("127.0.0.1", work.ingress_port, timeout=0.25)
+        held.append(connection)
+        with contextlib.closing(connection), contextlib.suppress(TimeoutError):
+            connection.request("POST", "/v1/completions", b"x" * 10)
+            connection.getresponse().read()
+
+    def is_ejected() -> bool:
+        """Ask some more."""
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: ask_and_leave(), range(6)))
+        if "silent" in ejections_of(work, "node-4"):
+            ejected.set()
+        return ejected.is_set()
+
+    wait_for(is_ejected, 30)
+    assert [ejections_of(work, name) for name in ("node-2", "node-3")] == [{}, {}]
+    hangs.begin.set()
+    work.heard.append(work.log())
+    wait_for(work.idle)
+
+
+def test_nodes_that_leave_the_list_leave_nothing_in_shared_memory(work: WorkStack) -> None:
+    work.publish({"node-2": 100})
+    work.post()
+    keys = work.memory()[1]
+    for round_ in range(1, 4):
+        work.publish(EVERYBODY, f"{round_}a")
+        for name, status in (("node-3", 500), ("node-4", 404)):
+            set_behaviour(work, name, Behaviour(status))
+        ask_together(work, 60)
+        work.publish({"node-2": 100}, f"{round_}b")
+        wait_for(work.idle)
+        if round_ == 1:
+            keys = work.memory()[1]
+    assert work.memory()[1] == keys
+    assert set(work.known()) == {"node-2"}
+
+
+def test_metrics_of_answers_have_the_pool_the_node_and_the_status(work: WorkStack) -> None:
+    work.publish({"node-2": 100})
+    set_behaviour(work, "node-2", Behaviour(418))
+    work.post()
+    lines = fetch(work.status_port, "/work/metrics").splitlines()
+    assert f'vllm_nginx_lb_work_answers_total{{pool="{POOL}",node="node-2",status="4xx"}} 1' in lines
