@@ -383,7 +383,7 @@ describe("request", function()
         requests:begin(it, 100)
         requests:send(it, pool)
         assert.is_true(may_take "node-0") -- it is no trial
-        requests:see_piece(it, true)
+        requests:see_piece(it, "word", true)
         requests:finish(it.number, answer(200))
         assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })
     end)
@@ -391,11 +391,11 @@ describe("request", function()
     it("holds the work of an error for as long as a good answer takes", function()
         pool = pool_of(1)
         local it = sent(100)
-        requests:see_piece(it, true)
+        requests:see_piece(it, "word", true)
         fake.now = 4
         requests:finish(it.number, answer(200))
         it = sent(100)
-        requests:see_piece(it, false)
+        requests:see_piece(it, "word", false)
         requests:finish(it.number, answer(404))
         fake.now = 7.9
         held:release()
@@ -433,7 +433,7 @@ describe("request", function()
                 requests:see_headers(it, ({ STREAM, "text/plain" })[math.random(2)])
             elseif what == 2 then
                 requests:see_piece(it, TOKEN, math.random(2) == 1)
-            elseif what == 3 and it.stage ~= "output" then
+            elseif what == 3 and it.stage ~= "body" then
                 requests:send(it, pool, tries[math.random(#tries)])
             elseif what == 4 then
                 pool = pool_of(math.random(4))

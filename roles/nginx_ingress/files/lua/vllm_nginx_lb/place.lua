@@ -58,7 +58,7 @@ end
 
 --- Take a place for a request. After a lost race the choice is made anew: the two that met may both have given back
 -- what was one place.
----@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `pending` and `ahead`
+---@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `cost`, `pending` and `ahead`
 ---@param pool table its `nodes`
 ---@return table|nil node nil if there is none
 ---@return string|nil why as $vllm_nginx_lb_choice has it

@@ -1,6 +1,6 @@
 --- The life of a request, from its acceptance to its end, in one record.
 --
---     accepted ─▶ sent ─▶ headers ─▶ output ─▶ ended
+--     accepted ─▶ sent ─▶ headers ─▶ body ─▶ ended
 --         ▲         │
 --         └─────────┘ the try has failed: another node is chosen
 --
@@ -13,7 +13,7 @@ local place = require "vllm_nginx_lb.place"
 local stall = require "vllm_nginx_lb.stall"
 
 ---@class Request
----@field stage string accepted, sent, headers, output, ended
+---@field stage string accepted, sent, headers, body (its first output has come), ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
 ---@field place integer|nil the place of its session on the ring (affinity/session.lua)
@@ -147,7 +147,7 @@ function Requests:see_piece(it, piece, is_good)
         return false
     end
     local parts = self.parts
-    it.stage = "output"
+    it.stage = "body"
     parts.pending:finish(it)
     if is_good and not it.is_light then
         local now = parts.now()

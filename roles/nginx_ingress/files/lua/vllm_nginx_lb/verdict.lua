@@ -30,7 +30,7 @@ end
 function Verdicts:good(it)
     if it.is_light then
         return
-    elseif it.stage == "output" then
+    elseif it.stage == "body" then
         self.parts.held:learn(it.pool.name or "", self.parts.now() - it.sent_at)
     else
         self.parts.outlier:bad(it, "left", "left") -- the client has gone after the headers

@@ -105,13 +105,10 @@ end
 
 --- Make the objects that follow requests, and judge nodes by what becomes of them.
 local function follow_requests(dict)
-    local speeds = prefill.new(dict, worker.settings.prefill_bytes_per_second)
     local parts = {
         settings = worker.settings,
         dict = dict,
         in_flight = worker.in_flight,
-        pending = pending.new(worker.in_flight, speeds),
-        prefill = speeds,
         ejection = worker.ejection,
         counts = worker.counts,
         held = worker.held,
@@ -121,6 +118,8 @@ local function follow_requests(dict)
         now = clock.now,
         log = log_error,
     }
+    parts.prefill = prefill.new(dict, worker.settings.prefill_bytes_per_second)
+    parts.pending = pending.new(worker.in_flight, parts.prefill)
     worker.error_share = error_share.new(parts)
     parts.choice = choice.new(parts)
     parts.outlier = outlier.new(parts)
