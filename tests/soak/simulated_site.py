@@ -85,9 +85,8 @@ class Site(Stack):
         """Write nginx.conf around the role's server; `extra` is what others configure in the same nginx."""
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
-        load_lua = LOAD_LUA if self.balancer == "work" else ""
         (self.directory / "nginx.conf").write_text(f"""
-            {load_lua} pid nginx.pid; error_log error.log info; worker_processes {WORKERS};
+            {LOAD_LUA} pid nginx.pid; error_log error.log info; worker_processes {WORKERS};
             events {{ worker_connections 1024; }}
             http {{
                 access_log off; {temporary}
