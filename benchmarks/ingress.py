@@ -1,6 +1,6 @@
 """Measure what TLS, client keys, limits and pools add to a request, with the files that the role writes.
 
-    python -m benchmarks.ingress
+    PYTHONPATH=files python -m benchmarks.ingress
 
 The nodes answer at once, so that latency is that of nginx; the load is wrk. Prints the latency that each ingress adds
 to that of a node, at 1 and 64 connections, for each balancer: plain, and with all options on, for a hundred clients.
