@@ -55,6 +55,8 @@ class FaultEffects:
 
     def _follow_engines(self) -> None:
         active, node = self._faults.active, self._node
+        if active.pop("abort_all", None):  # this fault happens once
+            node.abort_all()
         if "engine_dead" in active:
             node.die()
         elif node.dead:

@@ -43,6 +43,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "draining": Kind((API,)),
     "engine_hang": Kind((API,)),
     "engine_dead": Kind((API,)),
+    "abort_all": Kind((API,)),
     "sse_keep_alive": Kind((API,), "milliseconds", 1000, range(1, 10**6)),
 }
 

@@ -22,10 +22,11 @@ CATCH_UP_SECONDS = 1.0
 class Generation:
     """One accepted request, for the handler that answers it."""
 
-    __slots__ = ("_changed", "_interval", "died", "lane", "request")
+    __slots__ = ("_changed", "_interval", "cut", "died", "lane", "request")
 
     def __init__(self, request: Request, lane: Lane, interval: int) -> None:
         """Follow a request; wake the reader at the first token, at each `interval`-th (0: none) and at the last."""
+        self.cut = False
         self.died = False
         self.request = request
         self.lane = lane
@@ -55,6 +56,11 @@ class Generation:
         """Tell the reader that the engine has died."""
         self.died = True
         self._changed.set()
+
+    def end_early(self) -> None:
+        """Tell the reader that the engine has ended the request before its last token."""
+        self.cut = True
+        self.abort()
 
     def abort(self) -> None:
         """Abort the request, unless it is complete."""
@@ -114,6 +120,11 @@ class Lane:
             self.engine.abort(request)
             generation.die()
         self._open.clear()
+
+    def abort_all(self) -> None:
+        """End all requests early, with the tokens that they have."""
+        for generation in list(self._open.values()):
+            generation.end_early()
 
     async def drive(self) -> None:
         """Run steps for ever. A late step does not shift the next one: the engine catches up."""
@@ -203,6 +214,11 @@ class Node:
         self._dead = True
         for lane in self.lanes:
             lane.die()
+
+    def abort_all(self) -> None:
+        """End all requests early."""
+        for lane in self.lanes:
+            lane.abort_all()
 
     def restart(self) -> None:
         """Give a dead node new engines, which have counted nothing."""

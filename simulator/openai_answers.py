@@ -26,6 +26,7 @@ class Answer:
     def __init__(self, call: Call, answer_id: str, node: Node) -> None:
         """Prepare the fields that all pieces of the answer share."""
         self.call = call
+        self.made, self.finish_reason = call.max_tokens, "length"
         self.common = {
             "id": answer_id,
             "created": int(time.time()),
@@ -39,10 +40,15 @@ class Answer:
         }
         self._token = self._event([self._choice({"content": WORD})])
 
+    def cut(self, tokens: int) -> None:
+        """End the answer after so many tokens, as vLLM does when it is shut down."""
+        self.made, self.finish_reason = tokens, "abort"
+        self.usage |= {"completion_tokens": tokens, "total_tokens": self.call.prompt_tokens + tokens}
+
     def complete(self) -> dict[str, object]:
         """Return the whole answer."""
-        text = WORD * self.call.max_tokens
-        choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+        text = WORD * self.made
+        choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": self.finish_reason}
         if self.call.chat:
             choice["message"] = {"role": "assistant", "content": text}
         else:
@@ -65,7 +71,12 @@ class Answer:
     def closing(self) -> bytes:
         """Return the event of the last token, and those after it."""
         usage = self._event([], self.usage) if self.call.include_usage else b""
-        return self._event([self._choice({"content": WORD}, "length")]) + usage + b"data: [DONE]\n\n"
+        return self._event([self._choice({"content": WORD}, self.finish_reason)]) + usage + b"data: [DONE]\n\n"
+
+    def cut_off(self) -> bytes:
+        """Return the events that end a stream early: of one that had no token yet, the end alone."""
+        last = self._event([self._choice({"content": ""}, "abort")]) if self.made else b""
+        return last + b"data: [DONE]\n\n"
 
     def _choice(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
         content = {"delta": delta} if self.call.chat else {"text": delta["content"]}

@@ -123,7 +123,11 @@ class OpenAiApi:
             if call.stream:
                 return await self._stream(request, generation, answer)
             await generation.progress()
-            return engine_dead().response() if generation.died else web.json_response(answer.complete())
+            if generation.died:
+                return engine_dead().response()
+            if generation.cut:
+                answer.cut(generation.request.generated)
+            return web.json_response(answer.complete())
         finally:
             del self._open[generation]
             generation.abort()
@@ -151,6 +155,10 @@ class OpenAiApi:
                     continue
                 if generation.died:
                     await self.faults.write(request, response, engine_dead().events())
+                if generation.cut:
+                    answer.cut(available)
+                    data = head + answer.tokens(available - sent) + answer.cut_off()
+                    await self.faults.write(request, response, data)
                 if generation.request.aborted:
                     break
                 last = available == total

@@ -23,7 +23,7 @@ class Response(Answer):
 
     def complete(self) -> dict[str, object]:
         """Return the whole response."""
-        return self._response("completed", [self._message("completed", WORD * self.call.max_tokens)])
+        return self._response("completed", [self._message("completed", WORD * self.made)])
 
     def greeting(self) -> bytes:
         """Return the events that come at once, before the engine has begun."""
@@ -43,7 +43,7 @@ class Response(Answer):
 
     def closing(self) -> bytes:
         """Return the event of the last token, and those after it."""
-        text = WORD * self.call.max_tokens
+        text = WORD * self.made
         last = self.tokens(1)
         done = self._say("response.output_text.done", self._place() | {"text": text, "logprobs": []})
         message = self._message("completed", text)
@@ -52,14 +52,19 @@ class Response(Answer):
             last + done + item + self._say("response.completed", {"response": self._response("completed", [message])})
         )
 
+    def cut_off(self) -> bytes:
+        """Return the event that ends a stream early."""
+        output = [self._message("completed", WORD * self.made)] if self.made else []
+        return self._say("response.completed", {"response": self._response("completed", output)})
+
     def _response(self, status: str, output: list[dict[str, object]]) -> dict[str, object]:
         done = status == "completed"
         tokens = {
             "input_tokens": self.call.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": self.call.max_tokens,
+            "output_tokens": self.made,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.call.prompt_tokens + self.call.max_tokens,
+            "total_tokens": self.call.prompt_tokens + self.made,
         }
         return {
             "id": self.common["id"],

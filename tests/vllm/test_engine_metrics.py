@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import Stack, free_port, wait_for
 from tests.integration.simulated_node import node_process
 from tests.integration.simulated_node.recording import shape_of
-from tests.vllm.engines import Engine, complete
+from tests.vllm.engines import Engine, body, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -171,3 +173,30 @@ def test_the_time_between_tokens_grows_by_the_number_of_running_requests(fresh: 
     wait_for(lambda: fresh.unfinished() == 0)
     between, decoding = (fresh.samples(name)[0] - value for name, value in zip(names, before, strict=True))
     assert between == pytest.approx(decoding, rel=0.01)
+
+
+def ending(engine: Engine, *, stream: bool) -> str:
+    """Ask for more tokens than there is time for, and return how the answer ended."""
+    try:
+        answer = requests.post(f"{engine.url}/v1/completions", json=body(1800, stream=stream), timeout=20)
+    except requests.RequestException as error:
+        return type(error).__name__
+    reasons = re.findall(r'"finish_reason":"(\w+)"', answer.text)
+    return f"{answer.status_code} {' '.join(reasons) or 'without a reason'}"
+
+
+def test_sigterm_without_a_timeout_ends_requests_early(
+    fresh: Engine, record_property: Callable[[str, object], None]
+) -> None:
+    """How is chance: a part of the answer with 200 and "abort", 500 or an error event, a cut connection, or silence.
+
+    It is the last test of an engine.
+    """
+    with ThreadPoolExecutor(12) as clients:
+        asked = [clients.submit(ending, fresh, stream=bool(number % 2)) for number in range(12)]
+        wait_for(lambda: fresh.running() == 8)
+        assert fresh.process
+        fresh.process.send_signal(signal.SIGTERM)
+        endings = Counter(each.result() for each in asked)
+    record_property("how requests ended", dict(endings))
+    assert not [each for each in endings if "length" in each or "stop" in each]

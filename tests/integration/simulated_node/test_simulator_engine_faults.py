@@ -149,6 +149,22 @@ def test_a_dead_engine_ends_requests_with_an_error_and_refuses_others() -> None:
         assert node.complete()
 
 
+def test_requests_that_a_shutdown_aborts_look_complete_but_for_their_reason() -> None:
+    with start_node("--max-num-seqs", "2") as node, open_stream(node) as begun, waiting_post(node) as plain:
+        queued = post(node, stream=True)
+        assert node.control(faults={"abort_all": {}})["faults"] == {}
+        assert queued.text == "data: [DONE]\n\n"  # it had no token yet
+        *_, last, done, _ = b"".join(begun).split(b"\n\n")
+        assert json.loads(last.removeprefix(b"data: "))["choices"][0]["finish_reason"] == "abort"
+        assert done == b"data: [DONE]"
+        wait_until(lambda: bool(plain), "the plain request is answered")
+        answer = plain[0].json()
+        assert (plain[0].status_code, answer["choices"][0]["finish_reason"]) == (200, "abort")
+        assert len(answer["choices"][0]["text"].split()) == answer["usage"]["completion_tokens"] < FOREVER
+        assert node.running() == [0]
+        assert node.complete()
+
+
 def test_a_stream_that_waits_gets_comments() -> None:
     with start_node("--fault", "sse_keep_alive=50", "--fault", "engine_hang") as node:
         answer = post(node, stream=True)
