@@ -34,10 +34,10 @@ def fault(what: str, sees: str, keeps: str = "the other nodes answer") -> pytest
     return pytest.mark.fault(7, what, sees=sees, keeps=keeps)
 
 
-def restart(it: WorkStack, **settings: Any) -> None:
-    """Start nginx again with other settings and with all nodes."""
+def restart(it: WorkStack, extra: str = "", **settings: Any) -> None:
+    """Start nginx again with other settings, with all nodes, and with further lines for its configuration."""
     it.settings = settings
-    it.write_nginx()
+    it.write_nginx(extra)
     it.stop()
     it.start()
     it.publish(EVERYBODY)
@@ -175,6 +175,12 @@ def kept_connections(it: WorkStack) -> None:
     ask_together(it, 60, 20)
 
 
+@pytest.mark.fault(
+    14,
+    "a client sends requests that make each node close its connection",
+    sees="…gets no requests for 0.5 s: it broke a connection before an answer",
+    keeps="a request reaches as many nodes as it may, and half of the pool at least stays",
+)
 @pytest.mark.parametrize("tries", [1, 2, 3])
 def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_it_may(
     work: WorkStack, tries: int
@@ -201,6 +207,8 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
         assert work.post(path="/v1/poison").status == 502
         assert sum(reached.values()) == tries
         assert max(reached.values()) == 1
+        assert sum("ejected_for" in node for node in work.known().values()) == 1
+    work.heard.append(work.log())
     wait_for(work.idle)
 
 
@@ -250,6 +258,33 @@ def test_when_all_nodes_are_full_the_client_reads_what_the_last_one_says(work: W
     assert (answer.status, answer.text) == (503, FULL.decode())
     assert [behaviour.posts for behaviour in behaviours.values()] == [1, 1, 1]
     assert all(not node["ejections"] for node in work.known().values())
+
+
+@pytest.mark.parametrize("retried", ["error http_503 non_idempotent", "error http_500 http_503 non_idempotent"])
+def test_a_500_is_tried_on_another_node_if_the_operator_allows_it(work: WorkStack, retried: str) -> None:
+    work.retried = retried
+    restart(work)
+    dying = Behaviour(500)
+    set_behaviour(work, "node-4", dying)
+    seen = ask_together(work, 100)
+    assert seen[200] == (100 if "http_500" in retried else 100 - dying.posts)
+    assert answers_of(work, "node-4") == {"500": dying.posts}
+    assert "errors" in ejections_of(work, "node-4")
+    wait_for(work.idle)
+
+
+def test_a_request_that_was_sent_is_not_sent_again_after_a_time_out(work: WorkStack) -> None:
+    work.retried = "error timeout non_idempotent"
+    restart(work, "proxy_read_timeout 200ms;")
+    for name in EVERYBODY:
+        streaming(work, name).begin.clear()
+    answer = work.post()
+    assert answer.status == 502
+    assert sum(streaming(work, name).posts for name in EVERYBODY) == 1
+    assert sum(answers_of(work, name).get("timed_out", 0) for name in EVERYBODY) == 1
+    for name in EVERYBODY:
+        streaming(work, name).begin.set()
+    wait_for(work.idle)
 
 
 @fault(

@@ -38,6 +38,7 @@ SCRIPT = ROOT / "files" / "vllm_nginx_lb.py"
 TUNED = {
     "nginx_ingress_server_names": ["llm.example", "*.llm.example", "127.0.0.1"],
     "nginx_ingress_upstream_headers_enabled": True,
+    "nginx_ingress_next_upstream_500_enabled": True,
     "nginx_ingress_client_max_body_size_mib": 1,
     "vllm_nginx_lb_pools": {"batch": {"policy": "static", "max_fails": 0}},
     "vllm_nginx_lb_stale_after_seconds": "60",
@@ -197,9 +198,9 @@ def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[s
         assert "/health" not in {each["path"] for each in entries}
 
 
-@pytest.mark.parametrize("status", [502, 503])
+@pytest.mark.parametrize("status", [500, 502, 503])
 @pytest.mark.parametrize("name", ["tuned", "work-tuned"])
-def test_post_is_tried_on_another_node_after_502_or_503_and_after_a_broken_connection(
+def test_post_is_tried_on_another_node_after_500_to_503_and_after_a_broken_connection(
     tmp_path: Path, hosts: dict[str, Host], name: str, status: int
 ) -> None:
     dead = free_port()

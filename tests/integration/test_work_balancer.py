@@ -86,6 +86,7 @@ class WorkStack(Stack):
 
     settings: dict[str, Any] = field(default_factory=dict)
     dict_size: str = "10m"
+    retried: str = "error http_503 non_idempotent"  # what is tried on another node, as proxy_next_upstream has it
 
     @property
     def stock(self) -> Path:
@@ -118,7 +119,7 @@ class WorkStack(Stack):
                 server {{ listen 127.0.0.1:{self.ingress_port};
                     client_body_buffer_size 1m; client_max_body_size 64m; proxy_buffering off;
                     proxy_http_version 1.1; proxy_set_header Connection "";
-                    proxy_next_upstream error http_503 non_idempotent; proxy_next_upstream_tries 3;
+                    proxy_next_upstream {self.retried}; proxy_next_upstream_tries 3;
                     include {LUA}/server.conf;
                     add_header X-Choice $vllm_nginx_lb_choice always;
                     error_page 502 @no_node;

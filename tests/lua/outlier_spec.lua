@@ -135,6 +135,26 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
+    it("stays for refusals that a client has sent after it to one node after another", function()
+        for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
+            for _ = 1, 5 do
+                bad(peer, "refusal", "400")
+                for _, other in ipairs(PEERS) do
+                    if other ~= peer then
+                        good(other)
+                    end
+                end
+            end
+            now = now + (i > 3 and 50 or 0)
+        end
+        assert.same({ 1, 1, 1, 0 }, {
+            parts.counts:times_ejected("a:1", "refusals"),
+            parts.counts:times_ejected("b:1", "refusals"),
+            parts.counts:times_ejected("c:1", "refusals"),
+            parts.counts:times_ejected("d:1", "refusals"),
+        })
+    end)
+
     it("is ejected again when its trial fails, for longer", function()
         for _ = 1, 5 do
             bad("a:1", "fault", "500")
@@ -156,6 +176,16 @@ describe("a node that answers worse than the others", function()
             assert.same(expected[refusal], { parts.ejection:cause "a:1", parts.ejection:seconds_left "a:1" })
         end)
     end
+
+    it("has another trial at once when the client of the first has not waited", function()
+        parts.ejection:failed("a:1", "errors", pool)
+        now = now + 1
+        parts.ejection:chosen "a:1"
+        assert.same({ ["a:1"] = true }, parts.ejection:out())
+        bad("a:1", "left", "left")
+        assert.same({}, parts.ejection:out())
+        assert.equal("errors", parts.ejection:cause "a:1")
+    end)
 
     it("stays where it says that it is full, but not for ever", function()
         for _ = 1, 100 do

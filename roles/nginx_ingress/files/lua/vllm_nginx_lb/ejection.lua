@@ -154,6 +154,16 @@ function Ejection:chosen(peer)
     end
 end
 
+--- Note that a request has ended that says nothing about its node. If it was the trial, another request may be.
+---@param peer string the node's address
+function Ejection:proved_nothing(peer)
+    local record = self:open_record(peer)
+    if record and record.trial > 0 then
+        record.trial = 0
+        self.records:write(peer, record)
+    end
+end
+
 --- When a node was ejected last.
 ---@param peer string its address
 ---@return number at seconds of clock.lua; 0 if that is forgotten

@@ -16,6 +16,9 @@ local ROWS = {
 local ANY, FULL, GAVE = "rows", "full", "gave "
 -- A refusal shows that a node works again that could not be reached. For the other causes it shows nothing.
 local ENDED_BY_REFUSAL = { unreachable = true, broken = true, timed_out = true, gateway = true }
+-- A client may send wrong requests to one node after another, by its session. So a refusal that another node has given
+-- so lately is the requests' fault.
+local REFUSAL_SECONDS = 60
 -- After a search for a better node without result, the next one waits: it reads facts of all nodes.
 local SEARCH_SECONDS = 0.05
 
@@ -40,13 +43,14 @@ function outlier.new(parts)
     return setmetatable({ parts = parts, search_at = {} }, Outlier) -- when each pool may be searched again
 end
 
---- Whether another node of a pool has given good answers since a time, and none of a label.
-function Outlier:is_another_better(pool, peer, since, label)
+--- Whether another node of a pool has given good answers since a time, and none of a label since then or for longer.
+function Outlier:is_another_better(pool, peer, since, kind, label)
     local counts, dict = self.parts.counts, self.parts.dict
+    local spotless_since = kind == "refusal" and math.min(since, self.parts.now() - REFUSAL_SECONDS) or since
     for _, node in ipairs(pool.nodes) do
         local other = node.peer
         if other ~= peer and counts:last_first_byte(other) > since then
-            if (dict:get(node_keys.of(GAVE .. label, other)) or 0) < since then
+            if (dict:get(node_keys.of(GAVE .. label, other)) or -math.huge) < spotless_since then
                 return true
             end
         end
@@ -70,7 +74,7 @@ function Outlier:add_to_row(it, kind, label)
     if length < long or now < (self.search_at[name] or 0) then
         return
     end
-    if self:is_another_better(pool, peer, dict:get(node_keys.of(row.began, peer)) or now, label) then
+    if self:is_another_better(pool, peer, dict:get(node_keys.of(row.began, peer)) or now, kind, label) then
         self.parts.ejection:failed(peer, row.cause, pool)
     else
         self.search_at[name] = now + SEARCH_SECONDS
@@ -104,6 +108,7 @@ function Outlier:bad(it, kind, label)
     local parts = self.parts
     kind = self:counted_as(it, kind)
     if not kind then
+        parts.ejection:proved_nothing(it.peer)
         return
     end
     local cause = parts.ejection:cause(it.peer)

@@ -119,7 +119,9 @@ function Requests:send(it, pool, try)
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
     parts.pending:expect(it, it.sent_at)
-    parts.ejection:chosen(node.peer)
+    if not it.is_light then
+        parts.ejection:chosen(node.peer)
+    end
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why
@@ -171,16 +173,6 @@ function Requests:finish(number, try)
         self:leave_node(it, try)
     end
     it.stage = "ended"
-end
-
---- Count prompts as computed that are so by now, probably.
----@param is_last boolean true: this will not be called again
-function Requests:finish_pending(is_last)
-    if is_last then
-        self.parts.pending:finish_all()
-    else
-        self.parts.pending:finish_due(self.parts.now())
-    end
 end
 
 --- Eject stalled nodes: a stalled node has sent headers, and then no output to any client for `stall_seconds`.

@@ -68,13 +68,6 @@ function SharedDict:incr(key, by)
     return self:checked(self.dict:incr(key, by, 0))
 end
 
---- Keep an entry for so many seconds from now.
----@return boolean|nil done nil if there is nothing
----@return string|nil problem
-function SharedDict:expire(key, seconds)
-    return self:checked(self.dict:expire(key, seconds))
-end
-
 --- Remove a value.
 ---@param key string
 function SharedDict:delete(key)
@@ -85,13 +78,6 @@ end
 ---@param key string
 function SharedDict:get(key)
     return (self.dict:get(key))
-end
-
---- Seconds until a value is forgotten; nil if there is none.
----@param key string
----@return number|nil
-function SharedDict:ttl(key)
-    return (self.dict:ttl(key))
 end
 
 --- All keys, those of this module included.
