@@ -171,6 +171,12 @@ def test_a_stream_is_pending_until_its_first_output(counted: CountedStack) -> No
     wait_for(counted.idle)
 
 
+@pytest.mark.fault(
+    7,
+    "a node sends the headers and the comments of streams, and no output",
+    sees="…gets no requests for 0.5 s: it has begun answers and sends nothing",
+    keeps="it is ejected after `nginx_ingress_work_stall_seconds`, as a node that sends nothing at all",
+)
 def test_a_node_that_sends_only_comments_is_stalled(counted: CountedStack) -> None:
     counted.start_with(stall_seconds=0.3)
     counted.publish({"node-2": 100, "node-3": 100})
@@ -185,6 +191,7 @@ def test_a_node_that_sends_only_comments_is_stalled(counted: CountedStack) -> No
         node.pieces.put(END)
         asked.result()
     wait_for(counted.idle)
+    counted.heard.append(counted.log())
 
 
 def test_a_worker_that_a_reload_has_ended_leaves_no_prompt_pending(counted: CountedStack) -> None:

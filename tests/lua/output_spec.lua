@@ -22,6 +22,8 @@ local CASES = {
         'event: content_block_start\ndata: {"index":0}\n\n',
     },
     { "events with numbers and waiting times", "id: 7\nretry: 10\n\n", "data:{}\n\n" },
+    { "lines of another format", ": wait\n\n", '{"text": "word "}\n' },
+    { "compressed bytes", "", "\31\139\8\0" .. ("\200"):rep(100) },
     { "an event after one without data", "event: ping\n\n", "data: {}\n\n" },
 }
 local ERRORS = { 'data: {"error": {"message": "dead"}}\n\n', 'event: error\ndata: {"type":"error"}\n\n' }

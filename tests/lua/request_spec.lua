@@ -36,7 +36,8 @@ end
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, nodes_out, counts, held, speeds, requests, pool, refused, more_tries, said, noted, meanwhile
+    local fake, work, speeds, waiting, nodes_out, counts, held
+    local requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
     local function pool_of(count)
@@ -94,6 +95,7 @@ describe("request", function()
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         held = held_work.new(work, SETTINGS.stream_bytes, now)
         speeds = prefill.new(dict, 1000)
+        waiting = pending.new(work, speeds)
         local affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer
@@ -102,7 +104,7 @@ describe("request", function()
             settings = SETTINGS,
             dict = dict,
             in_flight = work,
-            pending = pending.new(work, speeds),
+            pending = waiting,
             prefill = speeds,
             ejection = nodes_out,
             counts = counts,
@@ -157,7 +159,7 @@ describe("request", function()
         local one, two = sent(3000), sent(1000) -- at nodes of a thousand bytes per second
         assert.same({ { 3000, 1 }, { 1000, 1 } }, counted())
         fake.now = 1.1
-        requests:finish_pending(false)
+        waiting:finish_due(fake.now)
         assert.same({ { 3000, 1 }, { 0, 1 } }, counted())
         fake.now = 3.1
         local three = sent(10) -- a choice looks, too
@@ -175,10 +177,10 @@ describe("request", function()
         pool = pool_of(1)
         sent(1000)
         fake.now = 3.5
-        requests:finish_pending(false)
+        waiting:finish_due(fake.now)
         assert.same({ { 1000, 2 } }, counted())
         fake.now = 4.1
-        requests:finish_pending(false)
+        waiting:finish_due(fake.now)
         assert.same({ { 0, 2 } }, counted())
     end)
 
@@ -186,7 +188,7 @@ describe("request", function()
         local it = sent(3000)
         requests:see_headers(it, STREAM)
         fake.now = 50
-        requests:finish_pending(false)
+        waiting:finish_due(fake.now)
         for _, piece in ipairs { ": keep-alive\n\n", "event: response.created\ndata: {}\n\n", "da", "ta" } do
             assert.is_false(requests:see_piece(it, piece, true))
         end
@@ -212,7 +214,7 @@ describe("request", function()
         local it = sent(3000)
         sent(1000)
         requests:see_headers(it, STREAM)
-        requests:finish_pending(true)
+        waiting:finish_all()
         assert.same({ { 3000, 1 }, { 0, 1 } }, counted())
     end)
 

@@ -14,6 +14,8 @@ local NO_OUTPUT = {
     ping = true,
     error = true,
 }
+-- Fields without output. A comment is a line whose field has no name.
+local NO_DATA = { [""] = true, id = true, retry = true }
 local KEPT = 64 -- bytes of a line that are kept; the kind of the line is in these
 local MOST_LINES = 10000 -- a stream with so many lines and no output is taken for one that has begun
 
@@ -39,13 +41,15 @@ end
 
 --- Whether a line, or its first bytes, carries output.
 function Output:judge(line)
-    local field, value = line:match "^(%l*):? ?([^\r]*)"
+    local field, value = line:match "^(%l*): ?([^\r]*)"
     if line == "" or line == "\r" then -- the event ends
         self.is_silent = nil
     elseif field == "event" then
         self.is_silent = NO_OUTPUT[value]
     elseif field == "data" then
         return not self.is_silent and not value:find '^{"error"'
+    else
+        return not NO_DATA[field] -- what is no field is the node's own format, or compressed
     end
     return false
 end

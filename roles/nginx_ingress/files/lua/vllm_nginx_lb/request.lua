@@ -176,16 +176,6 @@ function Requests:finish(number, try)
     it.stage = "ended"
 end
 
---- Count prompts as computed that are so by now, probably.
----@param is_last boolean true: this will not be called again
-function Requests:finish_pending(is_last)
-    if is_last then
-        self.parts.pending:finish_all()
-    else
-        self.parts.pending:finish_due(self.parts.now())
-    end
-end
-
 --- Eject the nodes that have stalled.
 function Requests:eject_stalled()
     stall.eject(self.by_number, self.parts)

@@ -35,6 +35,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field ejection Ejection
 ---@field counts NodeCounts
 ---@field held HeldWork
+---@field pending Pending
 ---@field error_share ErrorShare
 ---@field affinity Affinity
 ---@field requests Requests
@@ -92,10 +93,11 @@ end
 --- The tasks of every `refresh_seconds`.
 local function tick(is_shutting_down)
     worker.held:release(is_shutting_down)
-    worker.requests:finish_pending(is_shutting_down)
     if is_shutting_down then
+        worker.pending:finish_all()
         return
     end
+    worker.pending:finish_due(clock.now())
     worker.weights:refresh()
     worker.weights:go_on()
     worker.in_flight:find_rows()
@@ -119,7 +121,8 @@ local function follow_requests(dict)
         log = log_error,
     }
     parts.prefill = prefill.new(dict, worker.settings.prefill_bytes_per_second)
-    parts.pending = pending.new(worker.in_flight, parts.prefill)
+    worker.pending = pending.new(worker.in_flight, parts.prefill)
+    parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
     parts.choice = choice.new(parts)
     parts.outlier = outlier.new(parts)
