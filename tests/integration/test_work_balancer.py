@@ -85,6 +85,7 @@ class WorkStack(Stack):
 
     settings: dict[str, Any] = field(default_factory=dict)
     dict_size: str = "10m"
+    workers: int = 2
 
     @property
     def stock(self) -> Path:
@@ -95,7 +96,7 @@ class WorkStack(Stack):
         """Write nginx.conf; `extra` is a part that somebody else configures in the same nginx."""
         settings = json.dumps(SETTINGS | {"file": str(self.upstream), "upstream_file": str(self.stock)} | self.settings)
         (self.directory / "nginx.conf").write_text(f"""
-            {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes 2; events {{}}
+            {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes {self.workers}; events {{}}
             http {{
                 access_log off; {extra}
                 lua_package_path "{LUA}/?.lua;;";

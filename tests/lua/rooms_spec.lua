@@ -1,7 +1,7 @@
 --- The rooms of the Lua, lowest first: a module requires only what stands above it here.
 
 local LAYERS = {
-    { "clock", "files", "meter", "model", "settings", "shared_dict", "slow_start", "weights_format" },
+    { "body_queue", "clock", "files", "meter", "model", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection", "node_counts", "request_body", "router", "weights_file" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },

@@ -28,6 +28,12 @@ local DECLARED = {
     { name = "ramp_seconds", kind = "number", unit = "s", low = 0, default = 30 },
     -- A node that has sent headers and then no first byte for so long is stalled.
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
+    -- How long a client may take to send a body; 0: as long as it likes.
+    { name = "upload_seconds", kind = "number", unit = "s", low = 0, default = 300 },
+    -- How many long bodies a worker looks into at once, how many may wait for that, and for how long.
+    { name = "bodies_at_once", kind = "integer", low = 1, default = 4 },
+    { name = "bodies_waiting", kind = "integer", low = 0, default = 100 },
+    { name = "body_wait_seconds", kind = "number", unit = "s", low = 0.001, default = 30 },
     -- How a node is found that has a prompt cached.
     { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },
     { name = "session_header", kind = "text", pattern = "^[%w-]+$", default = "X-Session-Id" },

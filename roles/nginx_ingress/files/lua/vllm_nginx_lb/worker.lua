@@ -1,7 +1,9 @@
 --- One worker process of nginx: the objects that it makes at its start, and the tasks that it runs twice a second.
 -- Only this table is global to a worker. It hands the other modules the objects that they need.
 
+local body_queue = require "vllm_nginx_lb.body_queue"
 local choice = require "vllm_nginx_lb.choice"
+local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local node_counts = require "vllm_nginx_lb.node_counts"
@@ -15,6 +17,7 @@ local weights_file = require "vllm_nginx_lb.weights_file"
 
 local ffi = require "ffi"
 local peers = require "ngx.balancer"
+local semaphore = require "ngx.semaphore"
 
 ffi.cdef "int kill(int pid, int signal);"
 
@@ -28,6 +31,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field counts NodeCounts
 ---@field affinity Affinity
 ---@field requests Requests
+---@field bodies BodyQueue
 ---@field dicts SharedDict[]
 local worker = {}
 
@@ -60,7 +64,7 @@ local function new_affinity(wanted, prefixes)
     if wanted.affinity == "session" then
         return session.new(wanted, hash32)
     elseif wanted.affinity == "prefix" then
-        return prefix.new(wanted, prefixes, ngx.md5_bin)
+        return prefix.new { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
     end
     return off.new()
 end
@@ -108,6 +112,7 @@ function worker.start()
     worker.ejection = ejection.new(dict, wanted.backoff)
     worker.counts = node_counts.new(dict, wanted.stall_seconds)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
+    worker.bodies = body_queue.new(wanted, semaphore.new)
     worker.affinity = new_affinity(wanted, prefixes)
     worker.requests = request.follow {
         settings = wanted,
