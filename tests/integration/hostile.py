@@ -201,6 +201,15 @@ HOSTILE = (
         absent=("Forwarded", "X-Forwarded-Host"),
         present=(("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "127.0.0.1"), ("X-Forwarded-Proto", "http")),
     ),
+    *(
+        Hostile("Secrets in the address", f"`{query}`", get(f"/v1/models{query}"), ("400",))
+        for query in ("?api_key=sk-1", "?stream=true&access_token=sk-1", "?X-Api-Key=sk-1", "?api%5fkey=sk-1")
+    ),
+    Hostile(
+        "Secrets in the address",
+        *("`?max_tokens=5&monkey=1`", get("/v1/models?max_tokens=5&monkey=1"), ("200",)),
+        "/v1/models?max_tokens=5&monkey=1",
+    ),
     Hostile("Slowness", "headers that never end", b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n", ("408", CLOSED)),
     Hostile("Slowness", "a body that never ends", post("Content-Length: 1000"), ("408", CLOSED)),
     Hostile("Slowness", "chunks that never end", post("Transfer-Encoding: chunked", body=b"e\r\n"), ("408", CLOSED)),

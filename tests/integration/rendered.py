@@ -37,11 +37,18 @@ ROLE = ROOT / "roles" / "nginx_ingress"
 SERVER = "etc/nginx/conf.d/vllm-nginx-lb.conf"  # which Debian's nginx.conf includes
 PARTS = "etc/nginx/vllm-nginx-lb/parts"
 UPSTREAM = "etc/nginx/vllm-nginx-lb/upstream.conf"
+CONNECTIONS = "etc/nginx/vllm-nginx-lb/connections.nft"
+BODIES_UNIT = "etc/systemd/system/var-lib-nginx-vllm_nginx_lb_bodies.mount"
 # The parts that a host needs, by name: an expression for Ansible.
 WANTED_PARTS = "(__nginx_ingress_parts + __nginx_ingress_secret_parts) | selectattr('wanted') | map(attribute='name')"
 # Other templates, by role
 TEMPLATES: dict[str, list[str]] = {
-    "nginx_ingress": [UPSTREAM],
+    "nginx_ingress": [
+        UPSTREAM,
+        CONNECTIONS,
+        BODIES_UNIT,
+        "etc/systemd/system/vllm-nginx-lb-connections.service",
+    ],
     "vllm_nginx_lb": [
         "etc/vllm-nginx-lb/config.yml",
         "etc/systemd/system/vllm-nginx-lb.service",
@@ -156,6 +163,7 @@ def install_parts(rendered: Path, root: Path, places: dict[str, str] | None = No
         "/etc/nginx/vllm-nginx-lb/tls.": f"{root}/tls.",
         "/etc/nginx/vllm-nginx-lb/": f"{root}/etc/nginx/vllm-nginx-lb/",
         "/var/log/nginx/": f"{root}/",
+        "/var/lib/nginx/": f"{root}/",
         "/usr/local/share/vllm-nginx-lb/page": str(LUA.with_name("page")),
         "/var/lib/vllm-nginx-lb": f"{root}/var/lib/vllm-nginx-lb",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,3 +86,10 @@ def test_the_page_has_what_is_tested() -> None:
         "docs/security.md is out of date: python -c 'from tests.integration.hostile import table; print(table())' "
         "prints its table"
     )
+
+
+def test_the_page_names_tests_that_there_are() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGE.read_text(encoding="utf-8"))
+    assert len(named) >= 8
+    for file, name in named:
+        assert f"def {name}(" in Path(__file__).with_name(file).read_text(encoding="utf-8"), name

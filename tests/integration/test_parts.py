@@ -33,7 +33,7 @@ WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", 
 class Machine:
     """A host with nginx, as the role's tasks see it."""
 
-    WRITTEN = ("etc/nginx", "var/lib/nginx", "var/log/nginx", "usr/local/share")
+    WRITTEN = ("etc/nginx", "etc/systemd/system", "var/lib/nginx", "var/log/nginx", "usr/local/share")
 
     def __init__(self, root: Path) -> None:
         """Install nginx's own configuration."""
@@ -50,6 +50,9 @@ class Machine:
             f'#!/bin/sh\necho "$*" >> {root}/systemctl.log\necho LoadState=loaded\necho ActiveState=active\n'
         )
         systemctl.chmod(0o755)
+        no_container = root / "bin" / "systemd-detect-virt"
+        no_container.write_text("#!/bin/sh\nexit 1\n")
+        no_container.chmod(0o755)
         self.settings = {
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
@@ -149,6 +152,18 @@ def upgrade(machine: Machine) -> None:
     assert machine.reloads() == 1
 
 
+def change_the_place_for_bodies(machine: Machine) -> None:
+    """Bodies have a file system of the new size, then none of their own, then one again."""
+    unit = machine.root / "etc/systemd/system/var-lib-nginx-vllm_nginx_lb_bodies.mount"
+    assert "size=1024m," in unit.read_text()
+    for mib, is_there in ((64, True), (0, False), (1024, True)):
+        done = machine.configure(nginx_ingress_clients=CLIENTS, nginx_ingress_client_body_tmpfs_mib=mib)
+        assert done.returncode == 0, done.stdout
+        assert unit.exists() == is_there
+        assert not is_there or f"size={mib}m," in unit.read_text()
+    assert "reload var-lib-nginx-vllm_nginx_lb_bodies.mount" in (machine.root / "systemctl.log").read_text()
+
+
 def repeat(machine: Machine) -> None:
     """A second run changes nothing."""
     before = machine.files()
@@ -184,7 +199,7 @@ def change(machine: Machine) -> None:
 
 def test_a_host_always_has_one_whole_set(tmp_path: Path) -> None:
     machine = with_the_former_layout(tmp_path)
-    for step in (refuse_an_upgrade, upgrade, repeat, refuse_a_change, change):
+    for step in (refuse_an_upgrade, upgrade, change_the_place_for_bodies, repeat, refuse_a_change, change):
         step(machine)
 
 

@@ -168,10 +168,10 @@ def test_a_host_that_had_the_balancer_work_begins_with_its_nodes(tmp_path: Path,
 def test_request_reaches_a_node_by_exact_path_only(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
     with serve(Node()) as node, ingress(tmp_path, hosts[name], [node.port]) as entry:
         forged = {"Host": "evil.example", "X-Request-Id": "forged", "Authorization": "Bearer k", "Connection": "close"}
-        answer = ask(f"{entry.url}/v1/chat/completions?key=secret", b"{}", forged)
+        answer = ask(f"{entry.url}/v1/chat/completions?q=secret", b"{}", forged)
         assert answer.status == 200
         method, path, headers, body = node.seen[0]
-        assert (method, path, body) == ("POST", "/v1/chat/completions?key=secret", b"{}")
+        assert (method, path, body) == ("POST", "/v1/chat/completions?q=secret", b"{}")
         assert headers["Host"] == "vllm"
         assert headers["Authorization"] == "Bearer k"
         assert headers["Connection"] is None

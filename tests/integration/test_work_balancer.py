@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POOL = "llm_cluster"
-# Settings that differ from the defaults in settings.lua: without slow start, nodes have their full weight at once. A
+# Settings that differ from the defaults in declared_settings.lua: without slow start, nodes have their full weight at once. A
 # prompt is pending for a minute, unless a test lets it be computed before.
 SETTINGS: dict[str, Any] = {"ramp_seconds": 0, "prefill_bytes_per_second": 1, "backoff": {"longest": 4}}
 PHASES = 'require("vllm_nginx_lb.phases")'
@@ -87,6 +87,7 @@ class WorkStack(Stack):
     settings: dict[str, Any] = field(default_factory=dict)
     dict_size: str = "10m"
     retried: str = "error http_503 non_idempotent"  # what is tried on another node, as proxy_next_upstream has it
+    workers: int = 2
 
     @property
     def stock(self) -> Path:
@@ -97,7 +98,7 @@ class WorkStack(Stack):
         """Write nginx.conf; `extra` is a part that somebody else configures in the same nginx."""
         settings = json.dumps(SETTINGS | {"file": str(self.upstream), "upstream_file": str(self.stock)} | self.settings)
         (self.directory / "nginx.conf").write_text(f"""
-            {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes 2; events {{}}
+            {LOAD_LUA} pid nginx.pid; error_log error.log warn; worker_processes {self.workers}; events {{}}
             http {{
                 access_log off; {extra}
                 lua_package_path "{LUA}/?.lua;;";

@@ -1,11 +1,19 @@
 --- A shared dictionary of nginx in a table, with a clock that the test moves. A test sets `lacks_memory` to say what a
--- new key does: it "drops" others, or "fails".
+-- new key does: it "drops" others, or "fails". `free` is the free space, `bytes` the whole.
 
 local Dict = {}
 Dict.__index = Dict
 
 local function new()
-    return setmetatable({ values = {}, ends = {}, now = 0 }, Dict)
+    return setmetatable({ values = {}, ends = {}, now = 0, free = 4096, bytes = 65536 }, Dict)
+end
+
+function Dict:capacity()
+    return self.bytes
+end
+
+function Dict:free_space()
+    return self.free
 end
 
 function Dict:get(key)

@@ -22,21 +22,33 @@ local function text(...)
 end
 
 describe("prefix affinity", function()
-    local dict
+    local dict, now
 
     local function open(bytes)
-        local settings = { prefix_bytes = bytes or 16 * BLOCK, prefix_seconds = 60 }
-        return prefix.new(settings, shared_dict.open(dict, { name = "test" }), hash)
+        return prefix.new {
+            settings = { prefix_bytes = bytes or 16 * BLOCK, prefix_seconds = 60 },
+            dict = shared_dict.open(dict, { name = "test" }),
+            hash = hash,
+            now = function()
+                return now
+            end,
+        }
     end
 
-    --- A request with this body, as the affinity has prepared it.
-    local function request_of(affinity, body)
+    --- A request of a client with this body, as the affinity has prepared it. Windows have `window_bytes`.
+    local function request_of(affinity, body, client, window_bytes)
         local request = {}
         affinity:prepare(request, nil, {
-            read = function()
-                return body
+            each_window = function(_, bytes, see)
+                local first, size = (body or ""):sub(1, bytes), window_bytes or 2 * BLOCK
+                for at = 1, #first, size do
+                    see(first:sub(at, at + size - 1))
+                end
+                return true
             end,
-        })
+        }, function()
+            return client or "somebody"
+        end)
         return request
     end
 
@@ -44,8 +56,8 @@ describe("prefix affinity", function()
         return request_of(open(bytes), body).marks
     end
 
-    local function note(affinity, body, peer)
-        affinity:note(request_of(affinity, body), { peer = peer })
+    local function note(affinity, body, peer, client)
+        affinity:note(request_of(affinity, body, client), { peer = peer })
     end
 
     local function cached(affinity, body)
@@ -53,7 +65,7 @@ describe("prefix affinity", function()
     end
 
     before_each(function()
-        dict = new_dict()
+        dict, now = new_dict(), 1000
     end)
 
     it("marks whole blocks, each with all before it", function()
@@ -68,13 +80,24 @@ describe("prefix affinity", function()
         assert.same({ "a" }, marks(text("a", "b", "c"), 2 * BLOCK - 1))
     end)
 
+    it("has the same marks wherever windows begin", function()
+        local affinity = open()
+        for blocks = 1, 5 do
+            local body = text("a", "b", "c", "d") .. "rest"
+            assert.same({ "a", "ab", "abc", "abcd" }, request_of(affinity, body, nil, blocks * BLOCK).marks)
+        end
+    end)
+
     it("reads no more of a body than it looks at", function()
         local asked
         open(2 * BLOCK):prepare({}, nil, {
-            read = function(_, bytes)
+            each_window = function(_, bytes)
                 asked = bytes
+                return false
             end,
-        })
+        }, function()
+            return "somebody"
+        end)
         assert.equal(2 * BLOCK, asked)
     end)
 
@@ -105,11 +128,75 @@ describe("prefix affinity", function()
         assert.equal(BLOCK, found["node-20"])
     end)
 
-    it("forgets", function()
+    it("forgets after a time by the clock that nobody sets", function()
         local affinity = open()
         note(affinity, text "a", "node-1")
-        dict.now = 61
+        dict.now = -3600 -- somebody has set the clock back, so the dictionary keeps the mark
+        now = now + 60
+        assert.same({ ["node-1"] = BLOCK }, cached(affinity, text "a"))
+        now = now + 1
         assert.same({}, cached(affinity, text "a"))
+    end)
+
+    it("ignores marks of a former version, which have no time", function()
+        local affinity = open()
+        dict:set("a", "127.0.0.1:8000 127.0.0.2:8000")
+        assert.same({}, cached(affinity, text "a"))
+        note(affinity, text "a", "node-1")
+        assert.same({ ["node-1"] = BLOCK }, cached(affinity, text "a"))
+    end)
+
+    describe("with little memory", function()
+        local affinity, share
+
+        --- A body that begins as no other one.
+        local function body_of(number)
+            return ("%06d"):format(number):rep(BLOCK):sub(1, BLOCK)
+        end
+
+        --- How many of a client's new bodies are remembered.
+        local function count_kept(client, first, last)
+            local kept = 0
+            for number = first, last do
+                note(affinity, body_of(number), "node-1", client)
+            end
+            for number = first, last do
+                kept = kept + (next(cached(affinity, body_of(number))) and 1 or 0)
+            end
+            return kept
+        end
+
+        before_each(function()
+            affinity = open()
+            affinity.parts.hash = function(text_so_far)
+                return text_so_far
+            end
+            share = math.floor(dict.bytes / 4 / 160)
+            dict.free = 0
+        end)
+
+        it("keeps of each client a share, and all of those that need less", function()
+            assert.equal(share, count_kept("noisy", 1, 5 * share))
+            assert.equal(10, count_kept("quiet", 10001, 10010))
+            assert.equal(0, count_kept("noisy", 20001, 20010))
+        end)
+
+        it("still follows what a client with too much has sent before", function()
+            count_kept("noisy", 1, 5 * share)
+            note(affinity, body_of(1), "node-2", "noisy")
+            assert.same({ ["node-1"] = BLOCK, ["node-2"] = BLOCK }, cached(affinity, body_of(1)))
+        end)
+
+        it("gives a client a new share when the time of the former one is over", function()
+            count_kept("noisy", 1, 5 * share)
+            now = now + 60
+            assert.equal(10, count_kept("noisy", 20001, 20010))
+        end)
+
+        it("keeps all where there is room", function()
+            dict.free = 4096
+            assert.equal(5 * share, count_kept("noisy", 1, 5 * share))
+        end)
     end)
 
     it("prefers nobody beyond what work says", function()

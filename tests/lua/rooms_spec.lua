@@ -1,7 +1,8 @@
 --- The rooms of the Lua, lowest first: a module requires only what stands above it here.
 
 local LAYERS = {
-    { "answer_guard", "clock", "files", "free_places", "meter", "model", "node_keys", "outcome", "output", "work_row" },
+    { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "meter" },
+    { "model", "node_keys", "outcome", "output", "work_row" },
     { "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "node_counts", "pending" },
     { "request_body", "router", "weights_file" },

@@ -4,8 +4,11 @@ local router = require "vllm_nginx_lb.router"
 local MODELS = { small = "a", ["org/small-7b"] = "a", large = "b" }
 
 local function route(models, path, body)
-    return router.route(models, path, function()
-        return body
+    return router.route(models, path, function(see)
+        if body then
+            see(body)
+        end
+        return true
     end)
 end
 
@@ -28,6 +31,15 @@ describe("router", function()
         assert.is_nil(router.route({}, "/v1/models", function()
             error "it was read"
         end))
+    end)
+
+    it("lets a request come back where its body cannot be looked into", function()
+        local pool, answer = router.route(MODELS, "/v1/completions", function()
+            return false
+        end)
+        assert.is_nil(pool)
+        assert.same({ 503, 1 }, { answer.status, answer.retry_after })
+        assert.equal("service_unavailable", cjson.decode(answer.json).error.code)
     end)
 
     it("answers as OpenAI does when there is no such model", function()

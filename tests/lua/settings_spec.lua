@@ -42,6 +42,7 @@ describe("settings", function()
             { "work_max_request_kib", found.max_request_bytes / 1024 },
             { "work_ramp_seconds", found.ramp_seconds },
             { "work_stall_seconds", found.stall_seconds },
+            { "work_upload_seconds", found.upload_seconds },
             { "work_backoff_first_seconds", found.backoff.first },
             { "work_backoff_longest_seconds", found.backoff.longest },
             { "work_ejection_max_percent", found.backoff.most_percent },

@@ -212,6 +212,11 @@ def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -
     return [{"name": file["path"].removeprefix(f"{folder}/"), "checksum": file["checksum"]} for file in files]
 
 
+def nginx_ingress_ipv6_mask(bits: int) -> str:
+    """Return the mask of an IPv6 prefix of so many bits, such as ``ffff:ffff:ffff:ffff::`` for 64."""
+    return str(ipaddress.IPv6Network(f"::/{bits}").netmask)
+
+
 class FilterModule:
     """The class that Ansible loads."""
 
@@ -219,6 +224,7 @@ class FilterModule:
         """Return the filters by name."""
         filters = (
             nginx_ingress_address_problems,
+            nginx_ingress_ipv6_mask,
             nginx_ingress_limits,
             nginx_ingress_named_files,
             nginx_ingress_problems,

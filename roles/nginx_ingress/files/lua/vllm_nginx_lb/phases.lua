@@ -28,20 +28,23 @@ function phases.init_worker()
     worker.start()
 end
 
---- Let other requests have their turn.
-local function pause()
-    ngx.sleep(0)
-end
-
 --- The value of a header of this request.
 local function header(name)
     return ngx.req.get_headers()[name]
+end
+
+--- Who sent this request: the name of the client's key, or its address, as for the limits.
+local function client()
+    local var = ngx.var
+    local name = var.vllm_nginx_lb_client or ""
+    return name ~= "" and name or var.vllm_nginx_lb_network or var.binary_remote_addr
 end
 
 --- Answer a client instead of a node.
 local function say(answer)
     ngx.status = answer.status
     ngx.header["Content-Type"] = "application/json"
+    ngx.header["Retry-After"] = answer.retry_after
     ngx.say(answer.json)
     return ngx.exit(answer.status)
 end
@@ -53,19 +56,23 @@ local function accept()
     return request
 end
 
---- access_by_lua: accept a request, find its pool, and its session or prefix marks.
+--- access_by_lua: accept a request, receive its body, find its pool, and its session or prefix marks.
 function phases.access()
-    local request, body = accept(), request_body.new()
+    local request, body = accept(), request_body.new(worker.bodies)
+    request.body = body
+    if worker.settings.upload_seconds > 0 then
+        body:receive(worker.settings.upload_seconds)
+    end
     if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
-        local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function()
-            return body:read()
-        end, pause)
+        local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function(see)
+            return body:each_window(math.huge, see)
+        end)
         if answer then
             return say(answer)
         end
         request.pool_name = pool_name
     end
-    worker.affinity:prepare(request, header, body)
+    worker.affinity:prepare(request, header, body, client)
 end
 
 --- balancer_by_lua: choose a node for a request, or another one when a try has failed.
@@ -120,7 +127,10 @@ end
 
 --- log_by_lua: count a request out.
 function phases.log()
-    local var = ngx.var
+    local var, request = ngx.var, ngx.ctx.vllm_nginx_lb
+    if request and request.body then
+        request.body:close()
+    end
     local number = tonumber(var.vllm_nginx_lb_request)
     if number then
         worker.requests:finish(number, outcome.read(var, 0))

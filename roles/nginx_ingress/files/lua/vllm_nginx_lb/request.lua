@@ -17,6 +17,8 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
 ---@field place integer|nil the place of its session on the ring (affinity/session.lua)
+---@field body RequestBody|nil
+---@field client string|nil who sent it, where prefixes have marks
 ---@field marks string[]|nil the prefix marks of its body (affinity/prefix.lua)
 ---@field bytes number of its prompt, at most `max_request_bytes`
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address

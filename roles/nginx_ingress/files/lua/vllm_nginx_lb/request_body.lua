@@ -1,30 +1,128 @@
---- A request's body. The first module that needs it reads it; the others use the same text.
+--- A request's body, in windows: no part of it stays in Lua, however long it is.
+-- nginx reads the whole body before a node is chosen, into memory or into a file. A long body is looked into with few
+-- others at once (body_queue.lua), and the worker serves its other requests in between.
 
-local files = require "vllm_nginx_lb.files"
+local clock = require "vllm_nginx_lb.clock"
+
+local SLICE_SECONDS = 0.001 -- for how long a body is looked into before other requests have their turn
+-- A pause of 0 would not do: Debian's nginx lacks the patch for it and goes through all timers of this millisecond
+-- before it serves anybody.
+local PAUSE_SECONDS = 0.001
+local NOT_IN_TIME = 408
 
 ---@class RequestBody
+---@field queue BodyQueue
+---@field is_received boolean
+---@field is_inside boolean it has a place that the queue gave it
 local RequestBody = {}
 RequestBody.__index = RequestBody
 
-local request_body = {}
+local request_body = { WINDOW_BYTES = 32 * 1024 }
 
 --- Of the request of this phase, access or later; nothing is read yet.
+---@param queue BodyQueue of the worker
 ---@return RequestBody
-function request_body.new()
-    return setmetatable({ is_read = false, text = nil }, RequestBody)
+function request_body.new(queue)
+    return setmetatable({ queue = queue, is_received = false, is_inside = false }, RequestBody)
 end
 
---- The body, or its beginning. The first call decides how much of it all callers get.
----@param bytes integer|nil how many bytes to read of a body that nginx has written to a file; nil: all of it
----@return string|nil text nil if there is none
-function RequestBody:read(bytes)
-    if not self.is_read then
-        self.is_read = true
-        ngx.req.read_body()
-        local path = ngx.req.get_body_file()
-        self.text = path and files.read(path, bytes) or not path and ngx.req.get_body_data() or nil
+--- Whether the request of this phase may have a body. HTTP/2 does not tell before the body ends.
+local function may_have_body()
+    local headers = ngx.var
+    return (headers.content_length or "0") ~= "0" or headers.http_transfer_encoding or ngx.req.http_version() >= 2
+end
+
+--- Wait until nginx has the whole body. A client that takes longer is disconnected: nginx's own client_body_timeout
+-- bounds each pause, and a client may pause for years.
+---@param seconds number 0: as long as it takes
+function RequestBody:receive(seconds)
+    if self.is_received then
+        return
     end
-    return self.text
+    self.is_received = true
+    if seconds == 0 or not may_have_body() then
+        return ngx.req.read_body()
+    end
+    local watch = ngx.thread.spawn(function()
+        ngx.sleep(seconds)
+        return ngx.exit(NOT_IN_TIME)
+    end)
+    ngx.req.read_body()
+    ngx.thread.kill(watch)
+end
+
+--- The next windows of a file.
+local function of_file(path, bytes)
+    local file = assert(io.open(path, "rb"))
+    return function()
+        local window = bytes > 0 and file:read(math.min(bytes, request_body.WINDOW_BYTES))
+        if not window then
+            file:close()
+            return nil
+        end
+        bytes = bytes - #window
+        return window
+    end
+end
+
+--- The next windows of a text.
+local function of_text(text, bytes)
+    local at, last = 1, math.min(bytes, #text)
+    return function()
+        if at > last then
+            return nil
+        end
+        local window = text:sub(at, math.min(last, at + request_body.WINDOW_BYTES - 1))
+        at = at + #window
+        return window
+    end
+end
+
+--- Show the windows of the received body to a function, and let other requests have their turn in between.
+local function show(bytes, see)
+    local path = ngx.req.get_body_file()
+    local next_window = path and of_file(path, bytes) or of_text(ngx.req.get_body_data() or "", bytes)
+    local since = clock.now()
+    for window in next_window do
+        if see(window) then
+            return
+        end
+        if clock.now() - since > SLICE_SECONDS then
+            ngx.sleep(PAUSE_SECONDS)
+            since = clock.now()
+        end
+    end
+end
+
+--- Look into the body, window by window.
+---@param bytes number how much of its beginning; math.huge: all of it
+---@param see fun(window: string): boolean|nil gets the windows in their order, each of WINDOW_BYTES but the last;
+--- true ends the looking
+---@return boolean done false: too many bodies wait to be looked into
+function RequestBody:each_window(bytes, see)
+    self:receive(0)
+    local length = tonumber(ngx.var.content_length) or tonumber(ngx.var.request_length)
+    if math.min(bytes, length) <= request_body.WINDOW_BYTES then
+        show(bytes, see)
+        return true
+    elseif not self.queue:enter() then
+        return false
+    end
+    self.is_inside = true
+    local done, problem = pcall(show, bytes, see)
+    self:close()
+    if not done then
+        error(problem, 0)
+    end
+    return true
+end
+
+--- Give back the place that the queue gave to this body, if it has one. A request may end while it is looked into.
+function RequestBody:close()
+    if self.is_inside then
+        self.is_inside = false
+        self.queue:leave()
+    end
 end
 
 return request_body

@@ -7,15 +7,25 @@ local model = require "vllm_nginx_lb.model"
 
 local router = {}
 
+local RETRY_SECONDS = 1
+
 ---@class Answer an answer to the client in place of a node's
 ---@field status integer of HTTP
 ---@field json string
+---@field retry_after integer|nil seconds after which the client may try again
 
 --- OpenAI's answer for a model that does not exist.
 local function no_such_model(name)
     local message = "The model `" .. name .. "` does not exist."
     local problem = { message = message, type = "invalid_request_error", param = "model", code = "model_not_found" }
     return { status = 404, json = cjson.encode { error = problem } }
+end
+
+--- The answer where too many long bodies wait for their model to be found.
+local function too_many_bodies()
+    local message = "Too many large requests at once; come back later."
+    local problem = { message = message, type = "server_error", code = "service_unavailable" }
+    return { status = 503, json = cjson.encode { error = problem }, retry_after = RETRY_SECONDS }
 end
 
 --- The models of all pools.
@@ -33,18 +43,24 @@ end
 --- Find a request's pool.
 ---@param models table<string, string> the pool of each model
 ---@param path string of the request
----@param read_body fun(): string|nil
----@param pause fun() lets the worker serve other requests while a long body is searched
+---@param each_window fun(see: fun(window: string): boolean): boolean shows the body to a function until that returns
+--- true; false: the body cannot be looked into now
 ---@return string|nil pool nil: the one that nginx has found
 ---@return Answer|nil answer for the client, whose request then goes to no node
-function router.route(models, path, read_body, pause)
+function router.route(models, path, each_window)
     if not next(models) then
         return nil
     elseif path == "/v1/models" then
         return nil, list_of_models(models)
     end
-    local body = read_body()
-    local name = body and model.of(body, pause)
+    local search = model.search()
+    local done = each_window(function(window)
+        return search:see(window)
+    end)
+    if not done then
+        return nil, too_many_bodies()
+    end
+    local name = search:name()
     if name and not models[name] then
         return nil, no_such_model(name)
     end

@@ -1,83 +1,10 @@
---- Every setting of the Lua code, declared once. Pure.
--- The names are the keys of the JSON that init_by_lua passes in. A key that is left out has the default.
+--- Read the settings of the Lua code, and check them. Pure.
+
+local DECLARED = require "vllm_nginx_lb.declared_settings"
 
 local settings = {}
 
 local KINDS = {}
-
---- A setting is declared by its name, its kind (see KINDS), its default and what its kind needs: numbers have `low`,
--- the least value allowed, and may have a `unit`; texts may have a `pattern`; a word has its `choices`; a group has its
--- `members`. A default that is a function is called with the other settings of its group.
-local DECLARED = {
-    -- The weights that vllm-nginx-lb publishes. Until that file exists, the upstream file of the balancer `upstream`.
-    { name = "file", kind = "text", default = "/etc/nginx/vllm-nginx-lb/weights.json" },
-    { name = "upstream_file", kind = "text", default = "/etc/nginx/vllm-nginx-lb/upstream.conf" },
-    -- How often the file is read, slow start raises weights, and stalled nodes and dead workers are searched.
-    { name = "refresh_seconds", kind = "number", unit = "s", low = 0.001, default = 0.5 },
-    -- The shared dictionary for the counts of all workers.
-    { name = "dict", kind = "text", default = "vllm_nginx_lb" },
-    -- The work of an open stream, as bytes of prompt.
-    { name = "stream_bytes", kind = "number", unit = "bytes", low = 0, default = 1000 },
-    -- How fast a node computes prompts, as long as nothing is learned from streamed answers.
-    { name = "prefill_bytes_per_second", kind = "number", unit = "bytes", low = 1, default = 32 * 1024 },
-    -- How many ingresses send requests to the same nodes.
-    { name = "ingresses", kind = "integer", low = 1, default = 1 },
-    -- The largest work of one request.
-    { name = "max_request_bytes", kind = "integer", unit = "bytes", low = 1, default = 64 * 1024 },
-    -- The most nodes that one request may reach.
-    { name = "tries", kind = "integer", low = 1, default = 3 },
-    -- How long slow start lasts; 0: a returning node has its full weight at once.
-    { name = "ramp_seconds", kind = "number", unit = "s", low = 0, default = 30 },
-    -- A node that has sent headers and then no output for so long is stalled.
-    { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
-    -- How a node is found that has a prompt cached.
-    { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },
-    { name = "session_header", kind = "text", pattern = "^[%w-]+$", default = "X-Session-Id" },
-    -- The most work that a session's node may have: the least work of all nodes times the factor, plus the slack.
-    { name = "affinity_factor", kind = "number", low = 1, default = 2 },
-    { name = "affinity_slack_bytes", kind = "number", unit = "bytes", low = 0, default = 8192 },
-    -- How many bytes of a body get prefix marks, for how long marks are kept, and in which shared dictionary.
-    { name = "prefix_bytes", kind = "integer", unit = "bytes", low = 1, default = 16 * 1024 },
-    { name = "prefix_seconds", kind = "number", unit = "s", low = 0.001, default = 600 },
-    { name = "prefix_dict", kind = "text", default = "vllm_nginx_lb_prefixes" },
-    {
-        name = "backoff", -- of ejection
-        kind = "group",
-        members = {
-            -- The ejection time after a node's first failure; each further one doubles it. 0: no node is ever ejected.
-            { name = "first", kind = "number", unit = "s", low = 0, default = 0.5 },
-            { name = "longest", kind = "number", unit = "s", low = 0, default = 10 },
-            -- A failure is forgotten after so long.
-            {
-                name = "memory",
-                kind = "number",
-                unit = "s",
-                low = 0.001,
-                default = function(group)
-                    return math.max(60, 2 * group.longest)
-                end,
-            },
-            -- How long the trial of a node may take. Then another request may be its trial.
-            { name = "probe", kind = "number", unit = "s", low = 0.001, default = 10 },
-            -- How much of a pool may be ejected, unless it cannot be reached.
-            { name = "most_percent", kind = "number", unit = "percent", low = 0, default = 50 },
-        },
-    },
-    {
-        name = "outlier", -- what a node is ejected for whose answers are worse than the others'
-        kind = "group",
-        members = {
-            -- How many errors in a row; 0: they eject no node.
-            { name = "row", kind = "integer", low = 0, default = 5 },
-            -- By how much the share of errors is larger than the others', over which time; 1 or more ejects no node.
-            { name = "error_ratio", kind = "number", low = 0.01, default = 0.3 },
-            { name = "interval_seconds", kind = "number", unit = "s", low = 1, default = 10 },
-            -- How many clients leave in a row without a first byte, after so long.
-            { name = "leavers", kind = "integer", low = 1, default = 3 },
-            { name = "leaver_seconds", kind = "number", unit = "s", low = 0.001, default = 5 },
-        },
-    },
-}
 
 --- The message for a wrong number.
 local function number_of_at_least(setting, what)

@@ -62,10 +62,11 @@ end
 --- Add to a number that begins with 0.
 ---@param key string
 ---@param by number
+---@param seconds number|nil for how long a number that begins is kept; nil: for ever
 ---@return number|nil sum nil if there is no room for it
 ---@return string|nil problem
-function SharedDict:incr(key, by)
-    return self:checked(self.dict:incr(key, by, 0))
+function SharedDict:incr(key, by, seconds)
+    return self:checked(self.dict:incr(key, by, 0, seconds))
 end
 
 --- Remove a value.
@@ -78,6 +79,18 @@ end
 ---@param key string
 function SharedDict:get(key)
     return (self.dict:get(key))
+end
+
+--- How many bytes the dictionary has.
+---@return integer
+function SharedDict:capacity()
+    return self.dict:capacity()
+end
+
+--- How many bytes are in pages of which nothing is used.
+---@return integer
+function SharedDict:free_space()
+    return self.dict:free_space()
 end
 
 --- All keys, those of this module included.

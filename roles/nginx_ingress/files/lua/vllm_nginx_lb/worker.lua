@@ -1,6 +1,7 @@
 --- One worker process of nginx: the objects that it makes at its start, and the tasks that it runs twice a second.
 -- Only this table is global to a worker. It hands the other modules the objects that they need.
 
+local body_queue = require "vllm_nginx_lb.body_queue"
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
@@ -23,6 +24,7 @@ local weights_file = require "vllm_nginx_lb.weights_file"
 
 local ffi = require "ffi"
 local peers = require "ngx.balancer"
+local semaphore = require "ngx.semaphore"
 
 ffi.cdef "int kill(int pid, int signal);"
 
@@ -40,6 +42,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field affinity Affinity
 ---@field requests Requests
 ---@field free_places FreePlaces
+---@field bodies BodyQueue
 ---@field dicts SharedDict[] all of them
 local worker = {}
 
@@ -72,7 +75,7 @@ local function new_affinity(wanted, prefixes)
     if wanted.affinity == "session" then
         return session.new(wanted, hash32)
     elseif wanted.affinity == "prefix" then
-        return prefix.new(wanted, prefixes, ngx.md5_bin)
+        return prefix.new { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
     end
     return off.new()
 end
@@ -152,6 +155,7 @@ function worker.start()
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
     worker.held = held_work.new(worker.in_flight, wanted.stream_bytes, clock.now)
     worker.free_places = free_places.new { workers = ngx.worker.count(), now = clock.now }
+    worker.bodies = body_queue.new(wanted, semaphore.new)
     worker.affinity = new_affinity(wanted, prefixes)
     follow_requests(dict)
     worker.weights = weights_file.new {

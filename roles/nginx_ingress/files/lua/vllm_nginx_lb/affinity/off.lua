@@ -17,6 +17,7 @@ end
 ---@param request Request
 ---@param header fun(name: string): any the value of a header, nil if there is none, a table if there are several
 ---@param body RequestBody
+---@param client fun(): string who sent it: the name of its key, or its address
 function Off.prepare() end
 
 --- How many bytes of a request's prompt each node has probably cached.

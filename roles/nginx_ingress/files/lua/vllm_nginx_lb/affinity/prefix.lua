@@ -5,7 +5,12 @@
 -- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that.
 
+-- One client cannot fill the memory for all: when it is full, each client may add a share of it in the time for which
+-- marks are kept. Of a client that sends more, and noise is always new, further marks are not kept.
+
 local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
+local SHARE = 1 / 4 -- of the memory
+local MARK_BYTES = 160 -- of memory, measured
 
 ---@class Prefix: Affinity see affinity/off.lua for its functions
 local Prefix = {}
@@ -13,28 +18,45 @@ Prefix.__index = Prefix
 
 local prefix = { BLOCK_BYTES = 1024 }
 
----@param settings table `prefix_bytes`, how much of a body's beginning gets marks, and `prefix_seconds`, for how long a
+---@class PrefixParts
+---@field settings table `prefix_bytes`, how much of a body's beginning gets marks, and `prefix_seconds`, for how long a
 --- node is taken to keep a prompt
----@param dict SharedDict of the marks
----@param hash fun(text: string): string a short text
+---@field dict SharedDict of the marks
+---@field hash fun(text: string): string a short text
+---@field now fun(): number seconds of a clock that nobody sets
+
+---@param parts PrefixParts
 ---@return Prefix
-function prefix.new(settings, dict, hash)
-    return setmetatable({ settings = settings, dict = dict, hash = hash }, Prefix)
+function prefix.new(parts)
+    local it = { parts = parts, settings = parts.settings, dict = parts.dict }
+    it.share = math.floor(it.dict:capacity() * SHARE / MARK_BYTES) -- in marks
+    return setmetatable(it, Prefix)
 end
 
---- The marks of a body's first bytes; the last one stands for the longest prefix.
-local function marks_of(body, bytes, hash)
-    local marks, mark = {}, ""
-    for last = prefix.BLOCK_BYTES, math.min(bytes, #body), prefix.BLOCK_BYTES do
-        mark = hash(mark .. body:sub(last - prefix.BLOCK_BYTES + 1, last))
-        marks[#marks + 1] = mark
+--- Add the marks of the next blocks of a body.
+local function mark_blocks(window, marks, hash)
+    for last = prefix.BLOCK_BYTES, #window, prefix.BLOCK_BYTES do
+        marks[#marks + 1] = hash((marks[#marks] or "") .. window:sub(last - prefix.BLOCK_BYTES + 1, last))
     end
-    return marks
 end
 
-function Prefix:prepare(request, _, body)
-    local text = body:read(self.settings.prefix_bytes)
-    request.marks = text and marks_of(text, self.settings.prefix_bytes, self.hash) or {}
+--- Note the marks of a body's first bytes; the last one stands for the longest prefix. A body that cannot be looked
+-- into now has none.
+function Prefix:prepare(request, _, body, client)
+    local marks, hash = {}, self.parts.hash
+    body:each_window(self.settings.prefix_bytes, function(window)
+        mark_blocks(window, marks, hash)
+    end)
+    request.marks, request.client = marks, client()
+end
+
+--- The nodes of a mark, and since when. The dictionary's own times follow the wall clock.
+function Prefix:peers_of(mark)
+    local at, peers = (self.dict:get(mark) or ""):match "^(%d+) (.*)$"
+    if not at or self.parts.now() - tonumber(at) > self.settings.prefix_seconds then
+        return nil
+    end
+    return peers
 end
 
 --- Only the nodes with the longest prefix count. Other nodes may have its beginning, such as the system prompt of many
@@ -42,7 +64,7 @@ end
 function Prefix:cached(request)
     local found, marks = {}, request.marks or {}
     for count = #marks, 1, -1 do
-        local peers = self.dict:get(marks[count])
+        local peers = self:peers_of(marks[count])
         if peers then
             for peer in peers:gmatch "%S+" do
                 found[peer] = count * prefix.BLOCK_BYTES
@@ -57,16 +79,37 @@ function Prefix.preferred()
     return nil
 end
 
-function Prefix:note(request, node)
-    for _, mark in ipairs(request.marks or {}) do
-        local peers, count = { node.peer }, 1
-        for other in (self.dict:get(mark) or ""):gmatch "%S+" do
-            if other ~= node.peer and count < MOST_PEERS then
-                count = count + 1
-                peers[count] = other
-            end
+--- Whether a client may add so many marks.
+function Prefix:may_add(client, count, now)
+    local seconds = self.settings.prefix_seconds
+    local added = self.dict:incr(("client %d %s"):format(now / seconds, client), count, seconds) or count
+    return added <= self.share or self.dict:free_space() > 0
+end
+
+--- The nodes of a mark, this one first.
+local function with(peer, peers)
+    local found, count = { peer }, 1
+    for other in peers:gmatch "%S+" do
+        if other ~= peer and count < MOST_PEERS then
+            count = count + 1
+            found[count] = other
         end
-        self.dict:set(mark, table.concat(peers, " "), self.settings.prefix_seconds)
+    end
+    return table.concat(found, " ")
+end
+
+function Prefix:note(request, node)
+    local known, fresh, now = {}, 0, self.parts.now()
+    for i, mark in ipairs(request.marks or {}) do
+        known[i] = self:peers_of(mark) or false
+        fresh = fresh + (known[i] and 0 or 1)
+    end
+    local may_add = fresh == 0 or self:may_add(request.client, fresh, now)
+    for i, mark in ipairs(request.marks or {}) do
+        if known[i] or may_add then
+            local value = ("%d %s"):format(now, with(node.peer, known[i] or ""))
+            self.dict:set(mark, value, self.settings.prefix_seconds)
+        end
     end
 end
 

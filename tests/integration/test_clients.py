@@ -1,0 +1,264 @@
+"""What one client can do to the others and to the logs, on the rendered configuration of both balancers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.conftest import free_port, wait_for
+from tests.integration.rendered import (
+    BODIES_UNIT,
+    CONNECTIONS,
+    DEADLINE_SECONDS,
+    SERVER,
+    Host,
+    Ingress,
+    Node,
+    ask,
+    ingress,
+    nginx_command,
+    render,
+    serve,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
+SECRET = "sk-dont-write-me-down"  # noqa: S105 - a secret of this test
+BALANCERS = ("upstream", "work")
+SETTINGS: dict[str, Any] = {
+    "nginx_ingress_server_names": ["localhost", "127.0.0.1"],
+    "nginx_ingress_client_max_body_size_mib": 4,
+    "nginx_ingress_large_requests_per_client": 2,
+    "nginx_ingress_client_header_timeout_seconds": 60,
+    "nginx_ingress_connections_per_address": 20,
+}
+ONE_AT_A_TIME = {"nginx_ingress_concurrent_requests": 1}
+LARGE = 1_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+    """Render an ingress of each balancer, and one for each length of IPv6 prefixes."""
+    settings = {name: {**SETTINGS, "nginx_ingress_balancer": name} for name in BALANCERS}
+    prefixes = {
+        f"prefix-{bits}": {**ONE_AT_A_TIME, "nginx_ingress_client_ipv6_prefix_bits": bits} for bits in (48, 64, 128)
+    }
+    return render(tmp_path_factory.mktemp("rendered"), {**settings, **prefixes})
+
+
+@pytest.fixture(params=BALANCERS)
+def entry(request: pytest.FixtureRequest, tmp_path: Path, hosts: dict[str, Host]) -> Iterator[tuple[Ingress, Node]]:
+    """Run the ingress and its one node."""
+    with serve(Node()) as node, ingress(tmp_path, hosts[request.param], [node.port]) as running:
+        yield running, node
+
+
+def send(running: Ingress, text: bytes) -> socket.socket:
+    """Send bytes over a connection of their own."""
+    connection = socket.create_connection(("127.0.0.1", running.host.port), DEADLINE_SECONDS)
+    connection.sendall(text)
+    return connection
+
+
+# --- Secrets in the address ------------------------------------------------------------------------------------------
+
+QUERIES = [
+    *("api_key=", "api-key=", "apikey=", "key=", "token=", "access_token=", "a=b&token=", "Password=", "X-Api-Key="),
+    *("client_secret=", "auth=", "Authorization=", "sig=", "subscription-key=", "a=b;token=", "api%5Fkey=", "?token="),
+]
+
+
+def written(tmp_path: Path, running: Ingress) -> str:
+    """Return all that nginx has written down."""
+    return (tmp_path / "error.log").read_text(encoding="utf-8") + running.host.text("upstream_trace.log")
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_secret_in_the_address_is_in_no_log_whatever_becomes_of_the_request(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    body = b"x" * (5 * 2**20)
+    with ingress(tmp_path, hosts[balancer], [free_port()]) as running:  # no node answers
+        for query in QUERIES:
+            refused = ask(f"{running.url}/v1/completions?{query}{SECRET}", b"{}")
+            assert (refused.status, json.loads(refused.body)["error"]["code"]) == (400, "secret_in_address"), query
+        for path, data in (("/v1/models", None), ("/none", b"{}"), ("/v1/completions", body), ("/health", None)):
+            with contextlib.suppress(OSError):  # nginx closes the connection of a large body
+                assert ask(f"{running.url}{path}?token={SECRET}", data).status == 400
+        for request in (
+            "GET /v1/models?token={} HTTP/9.9\r\nHost: localhost\r\n\r\n",
+            "GET /v1/models?token={} HTTP/1.1\r\n\r\n",
+            "GET /v1/models?token={} HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET /v1/models?token={} HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            "GET /v1/models?token={} HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 70_000 + "\r\n\r\n",
+            "GET /%00?token={} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET /../..?token={} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET http://evil.example/?token={} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "DELETE /v1/models?token={} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "POST /v1/completions?token={} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
+            "POST /v1/completions?token={} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n",
+        ):
+            with contextlib.suppress(ConnectionError), send(running, request.format(SECRET).encode()) as connection:
+                connection.recv(1)
+        assert ask(f"{running.url}/v1/completions?q=to-be-seen", b"{}").status == 502
+        wait_for(lambda: "to-be-seen" in written(tmp_path, running))
+        assert SECRET not in written(tmp_path, running)
+
+
+def test_a_harmless_query_reaches_the_node(entry: tuple[Ingress, Node]) -> None:
+    running, node = entry
+    query = "api-version=1&stream=true&max_tokens=5&monkey=1&author=a&tokens=key&beta=true"
+    assert ask(f"{running.url}/v1/completions?{query}", b"{}").status == 200
+    assert node.seen[0][1] == f"/v1/completions?{query}"
+
+
+# --- Limits by address -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "other", "status"),
+    [
+        (64, "2001:db8:1:2:ffff:a:d:c0de", 429),
+        (64, "2001:db8:1:3::1", 200),
+        (64, "2001:db8:0:2::1", 200),
+        (64, "192.0.2.1", 200),
+        (48, "2001:db8:1:ffff::1", 429),
+        (48, "2001:db8:2:2::1", 200),
+        (128, "2001:db8:1:2::2", 200),
+        (128, "2001:db8:1:2::1", 429),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_client(
+    tmp_path: Path, hosts: dict[str, Host], bits: int, other: str, status: int
+) -> None:
+    host = hosts[f"prefix-{bits}"]
+    file = host.root / SERVER
+    if "real_ip" not in file.read_text(encoding="utf-8"):  # a test has one address, and nginx believes it others
+        text = file.read_text(encoding="utf-8")
+        file.write_text(f"set_real_ip_from 127.0.0.1; real_ip_header X-Test;\n{text}", encoding="utf-8")
+    with serve(Node()) as node, ingress(tmp_path, host, [node.port]) as running:
+        # A request whose body does not end is open. 0x0a and 0x00 are bytes of its address.
+        upload = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-Test: 2001:db8:1:2::1\r\nContent-Length: 9\r\n\r\n"
+        with send(running, upload):
+            url = f"{running.url}/v1/models"
+            wait_for(lambda: ask(url, headers={"X-Test": "2001:db8:1:2::1"}).status == 429)
+            assert ask(url, headers={"X-Test": other}).status == status
+
+
+# --- Large bodies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [f"Content-Length: {LARGE}", "Transfer-Encoding: chunked"])
+def test_a_client_has_few_large_requests_open(entry: tuple[Ingress, Node], length: str) -> None:
+    running, _ = entry
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode()
+    url = f"{running.url}/v1/completions"
+    with send(running, head) as first, send(running, head):
+        wait_for(lambda: ask(url, b"x" * LARGE).status == 429)
+        limited = ask(url, b"x" * LARGE)
+        assert (limited.status, limited.headers["Retry-After"]) == (429, "1")
+        assert json.loads(limited.body)["error"]["code"] == "rate_limit_exceeded"
+        assert ask(url, b"x" * (LARGE - 1)).status == 200
+        assert ask(f"{running.url}/v1/models").status == 200
+        first.close()
+        wait_for(lambda: ask(url, b"x" * LARGE).status == 200)
+
+
+WITH_LITTLE_ROOM = """
+mkdir -p "$1" && mount -t tmpfs -o size=2m,mode=0777 tmpfs "$1" && shift && exec "$@"
+"""
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_full_place_for_bodies_concerns_nothing_but_long_bodies(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = hosts[balancer]
+    room = host.root / "vllm_nginx_lb_bodies"
+    within = ["unshare", "--map-root-user", "--mount", "sh", "-c", WITH_LITTLE_ROOM, "sh", str(room)]
+    monkeypatch.setattr(
+        "tests.integration.rendered.nginx_command", lambda *arguments: [*within, *nginx_command(*arguments)]
+    )
+    with serve(Node()) as node, ingress(tmp_path, host, [node.port]) as running:
+        url = f"{running.url}/v1/completions"
+        full = ask(url, b"x" * (3 * 2**20))
+        assert (full.status, json.loads(full.body)["error"]["code"]) == (500, "internal_error")
+        assert "No space left on device" in (tmp_path / "error.log").read_text(encoding="utf-8")
+        assert ask(url, b"x" * 1000).status == 200
+        assert ask(url, b"x" * (2**20 + 2**19)).status == 200, "what fits is taken, also after a body that did not"
+        assert [entry["status"] for entry in running.log(3)] == [500, 200, 200]
+
+
+def test_the_place_for_bodies_is_a_unit_that_systemd_understands(hosts: dict[str, Host]) -> None:
+    unit = hosts["work"].root / BODIES_UNIT
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Options=size=1024m," in unit.read_text(encoding="utf-8")
+
+
+# --- Connections -----------------------------------------------------------------------------------------------------
+
+# In a network of its own: nginx with 64 connections, an attacker at 127.0.0.9 who begins 100 requests and ends none,
+# and a client. Prints how many connections the attacker got, and what the client and the status server answer.
+ATTACK = """
+import json, socket, subprocess, sys, time, urllib.request
+port, status_port, rules, *nginx = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+if rules:
+    subprocess.run(["nft", "--file", rules], check=True)
+process = subprocess.Popen(nginx)
+def answer(url):
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as found:
+            return found.status
+    except OSError:
+        return None
+deadline = time.monotonic() + 20
+while answer(f"http://127.0.0.1:{port}/health") != 200 and time.monotonic() < deadline:
+    pass
+held = []
+for _ in range(100):
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), 2, source_address=("127.0.0.9", 0))
+        connection.sendall(b"POST /v1/completions HTTP/1.1\\r\\nHost: local")
+        held.append(connection)
+    except OSError:
+        pass
+urls = (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{status_port}/generation")
+print(json.dumps([len(held), [answer(url) for url in urls]]))
+process.terminate()
+process.wait()
+"""
+
+
+def attack(tmp_path: Path, host: Host, rules: str) -> tuple[int, list[int | None]]:
+    """Begin requests and end none, with these rules of the kernel."""
+    command = nginx_command(tmp_path, host)
+    main = tmp_path / "nginx.conf"
+    text = main.read_text(encoding="utf-8").replace("events { }", "events { worker_connections 64; }")
+    main.write_text(text, encoding="utf-8")
+    within = ["unshare", "--map-root-user", "--net", sys.executable, "-c", ATTACK]
+    ports = [str(host.port), str(host.status_port)]
+    done = subprocess.run([*within, *ports, rules, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    connections, answers = json.loads(done.stdout)
+    return connections, answers
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_one_address_cannot_take_all_connections(tmp_path: Path, hosts: dict[str, Host], balancer: str) -> None:
+    host = hosts[balancer]
+    with ingress(tmp_path, host, [free_port()]):
+        pass  # writes the upstream file
+    assert attack(tmp_path, host, "")[1] == [None, None], "nginx alone cannot hold it"
+    assert attack(tmp_path, host, str(host.root / CONNECTIONS)) == (20, [200, 200])
