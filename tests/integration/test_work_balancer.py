@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POOL = "llm_cluster"
-# Settings that differ from the defaults in declared_settings.lua: without slow start, nodes have their full weight at once. A
-# prompt is pending for a minute, unless a test lets it be computed before.
+# Settings that differ from the defaults in declared_settings.lua: without slow start, nodes have their full weight at
+# once. A prompt is pending for a minute, unless a test lets it be computed before.
 SETTINGS: dict[str, Any] = {"ramp_seconds": 0, "prefill_bytes_per_second": 1, "backoff": {"longest": 4}}
 PHASES = 'require("vllm_nginx_lb.phases")'
 
