@@ -190,7 +190,7 @@ def test_a_thousand_nodes(stack: Stack) -> None:
         assert set(crowd.asked.values()) == {1}
         assert set(crowd.asked) == set(crowd.addresses)
         assert collections.Counter(stack.weights().values()) == {100: 998, 10: 2}
-        assert stack.upstream.read_text().count("weight=100 ") == 998
+        assert stack.upstream.read_text().count(" weight=100 max_fails=10 ") == 998
         stack.run()
         assert stack.status()["outcome"] == "unchanged"
         answers = collections.Counter(fetch(stack.ingress_port, "/v1/models") for _ in range(100))
