@@ -115,6 +115,8 @@ class WorkStack(Stack):
                         collectgarbage() collectgarbage()
                         ngx.say(ngx.worker.pid(), " ", collectgarbage("count") * 1024, " ",
                             #ngx.shared.vllm_nginx_lb:get_keys(0)) }} }}
+                    location = /keys {{ content_by_lua_block {{
+                        ngx.say(table.concat(ngx.shared.vllm_nginx_lb:get_keys(0), "|")) }} }}
                 }}
                 server {{ listen 127.0.0.1:{self.ingress_port};
                     client_body_buffer_size 1m; client_max_body_size 64m; proxy_buffering off;

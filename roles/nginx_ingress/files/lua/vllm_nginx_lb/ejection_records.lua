@@ -1,9 +1,12 @@
 --- What the workers share about ejected nodes: a record for each node that has failed lately, in a dictionary, and each
--- worker's copy of all of them, which it reads again when one has changed.
+-- worker's copy of them, of which it reads again what has changed.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 
-local RECORD, VERSION = "out", "ejections" -- of node_keys; how often the records of all nodes were changed
+-- The record, by node_keys; how often records were changed; and the node of each of the last changes.
+local RECORD, VERSION, CHANGE = "out", "ejections", "ejection "
+-- So many last changes are known. A worker that has missed more reads the records of all nodes.
+local CHANGES = 64
 -- A record as text.
 local WRITTEN, READ = "%d %.6f %.6f %.6f %.6f %s", "^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$"
 
@@ -33,15 +36,15 @@ function ejection_records.new(dict, now)
         peers = {}, -- addresses of all nodes
         known = {},
         is_out = {}, -- by address: true for the nodes that get no requests
-        version = nil, -- of `known`
-        next_change = math.huge, -- when time alone changes `is_out`
+        version = nil, -- of `known`; nil: the records of all nodes have to be read
+        next_change = 0, -- when time alone changes `is_out`
     }, EjectionRecords)
 end
 
 --- Use another list of nodes.
 ---@param peers string[] addresses
 function EjectionRecords:use_nodes(peers)
-    self.peers, self.next_change = peers, 0
+    self.peers, self.version, self.next_change = peers, nil, 0
 end
 
 --- The record of a node; nil if it has not failed lately.
@@ -75,32 +78,63 @@ function EjectionRecords:write(peer, record)
     else
         self.dict:delete(key)
     end
-    self.dict:incr(VERSION, 1)
+    local version = self.dict:incr(VERSION, 1)
+    if version then
+        self.dict:set(CHANGE .. version % CHANGES, version .. " " .. peer)
+    end
 end
 
---- Read the records of all nodes again.
+--- Read the records of all nodes.
 function EjectionRecords:read_all()
-    local now, next_change = self.now(), math.huge
-    self.known, self.is_out = {}, {}
+    self.known = {}
     for _, peer in ipairs(self.peers) do
-        local record = self:read(peer)
-        if record then
-            self.known[peer] = record
-            local returns = math.max(record.ends, record.trial)
+        self.known[peer] = self:read(peer)
+    end
+end
+
+--- Read the records that have changed since the worker's version.
+---@return boolean done false: not all changes are known
+function EjectionRecords:read_changes(version)
+    if not self.version or version - self.version > CHANGES then
+        return false
+    end
+    for change = self.version + 1, version do
+        local number, peer = (self.dict:get(CHANGE .. change % CHANGES) or ""):match "^(%d+) (.*)$"
+        if tonumber(number) ~= change then
+            return false -- a later change has its place, or another worker is about to write it
+        end
+        self.known[peer] = self:read(peer)
+    end
+    return true
+end
+
+--- Find the nodes that get no requests now, and when that changes next.
+function EjectionRecords:find_out()
+    local now = self.now()
+    self.is_out, self.next_change = {}, math.huge
+    for peer, record in pairs(self.known) do
+        local returns = math.max(record.ends, record.trial)
+        if now >= record.forgotten then
+            self.known[peer] = nil
+        else
             self.is_out[peer] = now < returns or nil
-            next_change = math.min(next_change, now < returns and returns or record.forgotten)
+            self.next_change = math.min(self.next_change, now < returns and returns or record.forgotten)
         end
     end
-    self.next_change = next_change
 end
 
 --- The nodes that get no requests now. While no node has failed, this reads one key and no clock.
 ---@return table<string, boolean> is_out true by address; valid until the next call
 function EjectionRecords:out()
-    local version = self.dict:get(VERSION)
-    if version ~= self.version or self.next_change < math.huge and self.now() >= self.next_change then
-        self:read_all()
+    local version = self.dict:get(VERSION) or 0
+    if version ~= self.version then
+        if not self:read_changes(version) then
+            self:read_all()
+        end
         self.version = version
+        self:find_out()
+    elseif self.next_change < math.huge and self.now() >= self.next_change then
+        self:find_out()
     end
     return self.is_out
 end

@@ -29,7 +29,7 @@ local error_share = {}
 ---@param parts ErrorShareParts
 ---@return ErrorShare
 function error_share.new(parts)
-    return setmetatable({ parts = parts, older = nil, newer = nil }, ErrorShare) -- see `compare`
+    return setmetatable({ parts = parts, older = nil, newer = nil, next_at = 0 }, ErrorShare) -- see `compare`
 end
 
 --- The answers of each node of a list by label, since nginx has started.
@@ -96,15 +96,17 @@ end
 ---@param pools table<string, table> by name
 ---@param peers string[] addresses of all nodes
 function ErrorShare:compare(pools, peers)
-    local parts = self.parts
-    if parts.settings.outlier.error_ratio >= 1 or not parts.counts:has_bad_answers() then
+    local parts, now = self.parts, self.parts.now()
+    local interval = parts.settings.outlier.interval_seconds
+    if now < self.next_at or parts.settings.outlier.error_ratio >= 1 or not parts.counts:has_bad_answers() then
         return
     end
-    local reading = { at = parts.now(), of = self:read(peers) }
+    self.next_at = now + interval / 10 -- each time costs some microseconds for each node
+    local reading = { at = now, of = self:read(peers) }
     for _, pool in pairs(self.older and pools or {}) do
         self:check(pool, reading.of)
     end
-    if not self.newer or reading.at - self.newer.at >= parts.settings.outlier.interval_seconds / 2 then
+    if not self.newer or now - self.newer.at >= interval / 2 then
         self.older, self.newer = self.newer or reading, reading
     end
 end
