@@ -208,11 +208,12 @@ def test_the_place_for_bodies_is_a_unit_that_systemd_understands(hosts: dict[str
 
 # --- Connections -----------------------------------------------------------------------------------------------------
 
-# In a network of its own: nginx with 64 connections, an attacker at 127.0.0.9 who begins 100 requests and ends none,
-# and a client. Prints how many connections the attacker got, and what the client and the status server answer.
+# In a network of its own: nginx with 64 connections, a client, and an attacker at 127.0.0.9 who begins 100 requests at a
+# time and ends none. The attacker goes on until the answers are as wanted, or for 20 s. Prints how many connections the
+# attacker got, and what the client and the status server answer.
 ATTACK = """
 import json, socket, subprocess, sys, time, urllib.request
-port, status_port, rules, *nginx = sys.argv[1:]
+port, status_port, rules, wanted, *nginx = sys.argv[1:]
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 if rules:
     subprocess.run(["nft", "--file", rules], check=True)
@@ -226,30 +227,35 @@ def answer(url):
 deadline = time.monotonic() + 20
 while answer(f"http://127.0.0.1:{port}/health") != 200 and time.monotonic() < deadline:
     pass
-held = []
-for _ in range(100):
-    try:
-        connection = socket.create_connection(("127.0.0.1", port), 2, source_address=("127.0.0.9", 0))
-        connection.sendall(b"POST /v1/completions HTTP/1.1\\r\\nHost: local")
-        held.append(connection)
-    except OSError:
-        pass
 urls = (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{status_port}/generation")
-print(json.dumps([len(held), [answer(url) for url in urls]]))
+held, answers = [], None
+deadline = time.monotonic() + 20
+while answers != json.loads(wanted) and time.monotonic() < deadline:
+    for _ in range(100):
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), 2, source_address=("127.0.0.9", 0))
+            connection.sendall(b"POST /v1/completions HTTP/1.1\\r\\nHost: local")
+            held.append(connection)
+        except OSError:
+            pass
+    answers = [answer(url) for url in urls]
+print(json.dumps([len(held), answers]))
 process.terminate()
 process.wait()
 """
 
 
-def attack(tmp_path: Path, host: Host, rules: str) -> tuple[int, list[int | None]]:
-    """Begin requests and end none, with these rules of the kernel."""
+def attack(tmp_path: Path, host: Host, rules: str, wanted: list[int | None]) -> tuple[int, list[int | None]]:
+    """Begin requests and end none, with these rules of the kernel, until the answers are as wanted."""
     command = nginx_command(tmp_path, host)
     main = tmp_path / "nginx.conf"
     text = main.read_text(encoding="utf-8").replace("events { }", "events { worker_connections 64; }")
     main.write_text(text, encoding="utf-8")
     within = ["unshare", "--map-root-user", "--net", sys.executable, "-c", ATTACK]
     ports = [str(host.port), str(host.status_port)]
-    done = subprocess.run([*within, *ports, rules, *command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*within, *ports, rules, json.dumps(wanted), *command], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     connections, answers = json.loads(done.stdout)
     return connections, answers
@@ -260,5 +266,5 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path, hosts: dict[str
     host = hosts[balancer]
     with ingress(tmp_path, host, [free_port()]):
         pass  # writes the upstream file
-    assert attack(tmp_path, host, "")[1] == [None, None], "nginx alone cannot hold it"
-    assert attack(tmp_path, host, str(host.root / CONNECTIONS)) == (20, [200, 200])
+    assert attack(tmp_path, host, "", [None, None])[1] == [None, None], "nginx alone cannot hold it"
+    assert attack(tmp_path, host, str(host.root / CONNECTIONS), [200, 200]) == (20, [200, 200])

@@ -504,7 +504,7 @@ def test_when_no_node_is_left_the_client_is_told(work: WorkStack) -> None:
     streaming(work, "node-2").stop()
     answers = [work.post() for _ in range(5)]
     assert {(answer.status, answer.text) for answer in answers} == {(502, "no node")}
-    assert work.idle()
+    wait_for(work.idle)
 
 
 def test_a_request_that_an_error_page_sends_to_a_node_again_is_counted_out_twice(work: WorkStack) -> None:
