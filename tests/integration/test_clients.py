@@ -208,8 +208,8 @@ def test_the_place_for_bodies_is_a_unit_that_systemd_understands(hosts: dict[str
 
 # --- Connections -----------------------------------------------------------------------------------------------------
 
-# In a network of its own: nginx with 64 connections, a client, and an attacker at 127.0.0.9 who begins 100 requests at a
-# time and ends none. The attacker goes on until the answers are as wanted, or for 20 s. Prints how many connections the
+# In a network of its own: nginx with 64 connections, a client, and an attacker at 127.0.0.9 who begins 100 requests at
+# once and ends none. The attacker goes on until the answers are as wanted, or for 20 s. Prints how many connections the
 # attacker got, and what the client and the status server answer.
 ATTACK = """
 import json, socket, subprocess, sys, time, urllib.request
