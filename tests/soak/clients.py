@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PROMPT = "word " * 40
 LONGEST_SECONDS = 150
+LONGEST_HEADER = 32 * 1024  # the ingress passes more than aiohttp takes by default
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ async def ask(url: str, max_tokens: int) -> Answer:
     body = {"prompt": PROMPT, "max_tokens": max_tokens, "stream": True}
     timeout = aiohttp.ClientTimeout(total=LONGEST_SECONDS)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url, json=body) as answer:
+        session = aiohttp.ClientSession(timeout=timeout, max_field_size=LONGEST_HEADER)
+        async with session, session.post(url, json=body) as answer:
             request_id = answer.headers.get("X-Request-Id", "")
             text = await answer.read()
             tokens = text.count(b"word ")
