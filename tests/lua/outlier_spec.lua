@@ -63,6 +63,9 @@ describe("a node that answers worse than the others", function()
 
     for _, case in ipairs {
         { "fault", "500", "errors" },
+        { "fault", "3xx", "errors" },
+        { "fault", "no_output", "errors" },
+        { "fault", "cut_off", "errors" },
         { "refusal", "401", "refusals" },
         { "refusal", "403", "refusals" },
         { "refusal", "404", "refusals" },
@@ -274,6 +277,9 @@ describe("a node that answers worse than the others", function()
         local OTHERS = { { ["2xx"] = 30 }, { ["2xx"] = 28, ["404"] = 2 } }
         for name, case in pairs {
             ["is ejected with half of them"] = { { ["2xx"] = 10, ["500"] = 10 }, true },
+            ["is ejected with half of them without output"] = { { ["2xx"] = 10, no_output = 10 }, true },
+            ["is ejected with half of them cut off"] = { { ["2xx"] = 10, cut_off = 10 }, true },
+            ["is ejected with half of them elsewhere"] = { { ["2xx"] = 10, ["3xx"] = 10 }, true },
             ["is ejected with refusals of its own"] = { { ["2xx"] = 10, ["401"] = 10 }, true },
             ["is ejected with more refusals than the others"] = { { ["2xx"] = 10, ["404"] = 10 }, true },
             ["stays with few of them"] = { { ["2xx"] = 30, ["500"] = 5 }, false },

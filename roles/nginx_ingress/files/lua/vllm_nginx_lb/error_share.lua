@@ -5,7 +5,10 @@ local outcome = require "vllm_nginx_lb.outcome"
 
 -- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only as far as a larger
 -- share of this node's answers than of the others' has its status. 503 is left out: it may say that the node is full.
-local FAULTS = { ["500"] = true, ["5xx"] = true, ["502"] = true, ["504"] = true, broken = true }
+local FAULTS = {}
+for _, label in ipairs { "3xx", "500", "5xx", "502", "504", "broken", outcome.NO_OUTPUT, outcome.CUT_OFF } do
+    FAULTS[label] = true
+end
 local REFUSALS = {}
 for label in pairs(outcome.IS_BAD) do
     REFUSALS[label] = label:sub(1, 1) == "4"

@@ -34,6 +34,10 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field ahead number bytes that were pending there when it was sent, its own included
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil finds its first output; nil: its answer is no event stream, or has no headers yet
+---@field content_type string|nil of its answer
+---@field is_error boolean|nil true: its answer has a good status and is an error
+---@field is_complete boolean|nil true: the node has ended the answer
+---@field flushes integer|nil how often nginx has sent on what it has since a piece or the headers (ending.lua)
 ---@field sent_at number seconds of clock.lua
 
 ---@class Requests the requests of one worker
@@ -135,7 +139,7 @@ end
 ---@param content_type string|nil of the answer
 function Requests.see_headers(_, it, content_type)
     if it.stage == "sent" then
-        it.stage, it.output = "headers", output.of(content_type)
+        it.stage, it.output, it.content_type = "headers", output.of(content_type), content_type
     end
 end
 
@@ -151,13 +155,14 @@ function Requests:see_piece(it, piece, is_good)
     local parts = self.parts
     it.stage = "body"
     parts.pending:finish(it)
-    if is_good and not it.is_light then
+    it.is_error = not it.output and output.is_error(it.content_type, piece) or nil
+    if is_good and not it.is_light and not it.is_error then
         local now = parts.now()
         if it.output then
             parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
+            parts.outlier:good(it.peer) -- verdict.lua notes the others at their ends
         end
         parts.ejection:succeeded(it.peer)
-        parts.outlier:good(it.peer)
         parts.counts:sent_first_byte(it.peer, now)
     end
     return true

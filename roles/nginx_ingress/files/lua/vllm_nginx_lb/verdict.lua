@@ -1,5 +1,6 @@
 --- What follows from a try that has ended: it is counted, its node may be ejected, and its work may be held.
 
+local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
 
 -- The kinds of a try (outcome.lua) that eject the node at once.
@@ -28,13 +29,16 @@ end
 
 --- Note a good answer.
 function Verdicts:good(it)
+    local parts = self.parts
     if it.is_light then
         return
-    elseif it.stage == "body" then
-        self.parts.held:learn(it.pool.name or "", self.parts.now() - it.sent_at)
-    else
-        self.parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
+    elseif it.stage ~= "body" then
+        parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
+        return
+    elseif it.is_complete and not it.output then
+        parts.outlier:good(it.peer)
     end
+    parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
 end
 
 --- Note an answer that is not good, or a try without an answer.
@@ -61,6 +65,10 @@ end
 function Verdicts:judge(it, try)
     local kind = outcome.kind_of(try)
     local label = outcome.label_of(try, kind)
+    local fault = kind == "good" and ending.fault(it, try.status)
+    if fault then
+        kind, label = "fault", fault
+    end
     self.parts.counts:answered(it.peer, label)
     if kind == "good" then
         self:good(it)
