@@ -320,7 +320,7 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
         reached.clear()
         assert work.post(path="/v1/poison").status == 502
         assert sum(reached.values()) == tries
-        assert max(reached.values()) == 1
+        assert max(reached.values()) <= 2  # once more where no other live node is left
         assert sum("ejected_for" in node for node in work.known().values()) == 1
     work.heard.append(work.log())
     wait_for(work.idle)
