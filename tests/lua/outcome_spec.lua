@@ -54,14 +54,15 @@ describe("outcome", function()
     end)
 
     it("has few labels, and each is used", function()
-        assert.equal(22, #outcome.LABELS)
-        assert.same({ true, true, true, true, false, false }, {
+        assert.equal(23, #outcome.LABELS)
+        assert.same({ true, true, true, true, false, false, false }, {
             outcome.IS_BAD["404"],
             outcome.IS_BAD["5xx"],
             outcome.IS_BAD[outcome.NO_OUTPUT],
             outcome.IS_BAD.broken,
             outcome.IS_BAD["2xx"],
             outcome.IS_BAD.left,
+            outcome.IS_BAD.light,
         })
     end)
 end)

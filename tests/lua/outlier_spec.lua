@@ -282,6 +282,10 @@ describe("a node that answers worse than the others", function()
             ["is ejected with half of them elsewhere"] = { { ["2xx"] = 10, ["3xx"] = 10 }, true },
             ["is ejected with refusals of its own"] = { { ["2xx"] = 10, ["401"] = 10 }, true },
             ["is ejected with more refusals than the others"] = { { ["2xx"] = 10, ["404"] = 10 }, true },
+            ["is ejected with half of them, however often its list of models is read"] = {
+                { ["2xx"] = 10, ["500"] = 10, light = 1000 },
+                true,
+            },
             ["stays with few of them"] = { { ["2xx"] = 30, ["500"] = 5 }, false },
             ["stays where it says that it is full"] = { { ["2xx"] = 10, ["503"] = 30 }, false },
             ["stays with too few answers to say"] = { { ["500"] = 1 }, false },

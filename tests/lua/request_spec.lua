@@ -388,6 +388,8 @@ describe("request", function()
         requests:see_piece(it, "word", true)
         requests:finish(it.number, answer(200))
         assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })
+        assert.equal(1, counts:times_answered("node-0:80", "light"))
+        assert.equal(0, counts:times_answered("node-0:80", "2xx"))
     end)
 
     it("holds the work of an error for as long as a good answer takes", function()

@@ -13,6 +13,7 @@ local REFUSALS = {}
 for label in pairs(outcome.IS_BAD) do
     REFUSALS[label] = label:sub(1, 1) == "4"
 end
+local IS_LEFT_OUT = { left = true, [outcome.LIGHT] = true }
 -- Of fewer answers, a share says little.
 local LEAST_ANSWERS = 10
 
@@ -55,7 +56,7 @@ local function between(nodes, before, after)
         local was, is = before[node.peer], after[node.peer]
         local one = { by_label = {}, answers = 0 }
         for label, times in pairs(was and is or {}) do
-            local new = label ~= "left" and math.max(0, times - (was[label] or 0)) or 0
+            local new = not IS_LEFT_OUT[label] and math.max(0, times - (was[label] or 0)) or 0
             one.by_label[label], one.answers = new, one.answers + new
             all.by_label[label] = (all.by_label[label] or 0) + new
         end

@@ -62,8 +62,11 @@ end
 -- the answer ends before its end. Their kind is "fault".
 outcome.NO_OUTPUT, outcome.CUT_OFF = "no_output", "cut_off"
 
+-- Any answer to a request that computes nothing. It says nothing about the engine, and no share may count it.
+outcome.LIGHT = "light"
+
 --- All labels of tries.
-outcome.LABELS = { "1xx", "2xx", "3xx", "4xx", "5xx", "unreachable", "broken", "timed_out", "left" }
+outcome.LABELS = { "1xx", "2xx", "3xx", "4xx", "5xx", "unreachable", "broken", "timed_out", "left", outcome.LIGHT }
 table.insert(outcome.LABELS, outcome.NO_OUTPUT)
 table.insert(outcome.LABELS, outcome.CUT_OFF)
 for status in pairs(COUNTED) do
@@ -74,7 +77,7 @@ table.sort(outcome.LABELS)
 --- Whether a label says that an answer was bad; the request may have earned it.
 outcome.IS_BAD = {}
 for _, label in ipairs(outcome.LABELS) do
-    outcome.IS_BAD[label] = not label:find "^[12]" and label ~= "left"
+    outcome.IS_BAD[label] = not label:find "^[12]" and label ~= "left" and label ~= outcome.LIGHT
 end
 
 --- The label under which a try is counted: the status or its class, or the kind of a try without an answer.

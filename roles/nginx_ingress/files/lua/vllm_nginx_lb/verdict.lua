@@ -68,6 +68,8 @@ function Verdicts:judge(it, try)
     local fault = kind == "good" and ending.fault(it, try.status)
     if fault then
         kind, label = "fault", fault
+    elseif it.is_light and try.has_answer then
+        label = outcome.LIGHT
     end
     self.parts.counts:answered(it.peer, label)
     if kind == "good" then
