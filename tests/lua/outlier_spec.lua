@@ -46,6 +46,13 @@ describe("a node that answers worse than the others", function()
         outliers:bad({ peer = peer, pool = pool, sent_at = sent_at or now }, kind, label)
     end
 
+    --- A bad answer to the request that is a node's trial.
+    local function bad_trial(peer, kind, label)
+        local is_trial = parts.ejection:chosen(peer)
+        assert.is_true(is_trial)
+        outliers:bad({ peer = peer, pool = pool, sent_at = now, is_trial = is_trial }, kind, label)
+    end
+
     local function good(peer)
         now = now + 0.1
         outliers:good(peer)
@@ -164,8 +171,7 @@ describe("a node that answers worse than the others", function()
             good "b:1"
         end
         now = now + 1
-        parts.ejection:chosen "a:1"
-        bad("a:1", "fault", "500")
+        bad_trial("a:1", "fault", "500")
         assert.equal(2, math.floor(parts.ejection:seconds_left "a:1" + 0.5))
     end)
 
@@ -173,21 +179,24 @@ describe("a node that answers worse than the others", function()
         it(("has a trial after %s that a refusal %s"):format(cause, refusal), function()
             parts.ejection:failed("a:1", cause, pool)
             now = now + 1
-            parts.ejection:chosen "a:1"
-            bad("a:1", "refusal", "404")
+            bad_trial("a:1", "refusal", "404")
             local expected = { ends = { nil, 0 }, extends = { cause, 2 }, leaves = { cause, 0 } }
             assert.same(expected[refusal], { parts.ejection:cause "a:1", parts.ejection:seconds_left "a:1" })
         end)
     end
 
-    it("has another trial at once when the client of the first has not waited", function()
-        parts.ejection:failed("a:1", "errors", pool)
-        now = now + 1
-        parts.ejection:chosen "a:1"
-        assert.same({ ["a:1"] = true }, parts.ejection:out())
-        bad("a:1", "left", "left")
-        assert.same({}, parts.ejection:out())
-        assert.equal("errors", parts.ejection:cause "a:1")
+    it("has no trial in the ends of requests that were sent before its ejection", function()
+        parts.ejection:failed("a:1", "broken", pool)
+        local sent_at = now - 1
+        for _, kind in ipairs { "left", "fault", "left", "left", "fault", "fault", "fault", "fault" } do
+            now = now + 5
+            good "b:1"
+            bad("a:1", kind, "500", sent_at)
+        end
+        assert.equal(0, parts.ejection:seconds_left "a:1")
+        parts.ejection:succeeded "a:1"
+        assert.same({}, causes())
+        assert.equal(1, parts.counts:times_ejected("a:1", "broken"))
     end)
 
     it("stays where it says that it is full, but not for ever", function()

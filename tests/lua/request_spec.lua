@@ -376,6 +376,25 @@ describe("request", function()
         assert.equal(20, counts:last_first_byte "node-0:80")
     end)
 
+    for name, try in pairs { ["client leaves"] = LEFT, ["request is bad"] = answer(404), ["node is full"] = FULL } do
+        it("lets the next one be the trial when it is one and shows nothing, because the " .. name, function()
+            pool = pool_of(1)
+            nodes_out:failed("node-0:80", "errors", pool_of(2))
+            fake.now = 2
+            local older, it = requests.accept(), sent(100)
+            assert.is_true(it.is_trial)
+            assert.is_false(may_take "node-0")
+            requests:begin(older, 100)
+            requests:send(older, pool) -- as the last resort
+            assert.is_false(older.is_trial)
+            requests:finish(older.number, try)
+            assert.is_false(may_take "node-0") -- the trial is still under way
+            requests:finish(it.number, try)
+            assert.is_true(may_take "node-0")
+            assert.is_true(sent(100).is_trial)
+        end)
+    end
+
     it("that computes nothing says nothing about an engine", function()
         pool = pool_of(1)
         nodes_out:failed("node-0:80", "errors", pool_of(2))

@@ -146,17 +146,20 @@ end
 
 --- Note that a node was chosen. If it has been ejected, this request is its trial.
 ---@param peer string its address
+---@return boolean is_trial
 function Ejection:chosen(peer)
     local record, now = self:open_record(peer), self.now()
-    if record and now >= record.ends and now >= record.trial then
+    local is_trial = record ~= nil and now >= record.ends and now >= record.trial
+    if is_trial then
         record.trial = now + self.settings.probe
         self.records:write(peer, record)
     end
+    return is_trial
 end
 
---- Note that a request has ended that says nothing about its node. If it was the trial, another request may be.
+--- Note that a node's trial has ended. If it has shown nothing, the next request is a trial.
 ---@param peer string the node's address
-function Ejection:proved_nothing(peer)
+function Ejection:trial_ended(peer)
     local record = self:open_record(peer)
     if record and record.trial > 0 then
         record.trial = 0

@@ -108,16 +108,18 @@ function Outlier:bad(it, kind, label)
     local parts = self.parts
     kind = self:counted_as(it, kind)
     if not kind then
-        parts.ejection:proved_nothing(it.peer)
         return
     end
     local cause = parts.ejection:cause(it.peer)
     if cause and ENDED_BY_REFUSAL[cause] and kind == "refusal" then
         parts.ejection:succeeded(it.peer)
-    elseif cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
+    elseif it.is_trial and cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
         parts.ejection:failed(it.peer, cause, it.pool) -- its trial has failed
     end
-    self:add_to_row(it, kind, label)
+    -- What was sent before the node was ejected shows nothing that is new.
+    if it.sent_at >= parts.ejection:last_ejected(it.peer) and (it.is_trial or not cause) then
+        self:add_to_row(it, kind, label)
+    end
 end
 
 --- Note a good answer: all rows of its node end.

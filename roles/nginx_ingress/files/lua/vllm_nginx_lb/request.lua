@@ -25,6 +25,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
 ---@field is_light boolean|nil true: it computes nothing, so its answer says nothing about the engine
+---@field is_trial boolean|nil true: it shows whether the node that it is at, which has been ejected, is well
 ---@field tries integer how often it was sent to a node
 ---@field has_broken boolean|nil true: a connection that it was sent on has broken
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
@@ -126,9 +127,7 @@ function Requests:send(it, pool, try)
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
     parts.pending:expect(it, it.sent_at)
-    if not it.is_light then
-        parts.ejection:chosen(node.peer)
-    end
+    it.is_trial = not it.is_light and parts.ejection:chosen(node.peer)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why

@@ -77,6 +77,9 @@ function Verdicts:judge(it, try)
     else
         self:bad(it, kind, label)
     end
+    if it.is_trial then
+        self.parts.ejection:trial_ended(it.peer)
+    end
     return kind
 end
 
