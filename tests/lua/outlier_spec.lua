@@ -145,25 +145,27 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
-    it("stays for refusals that a client has sent after it to one node after another", function()
-        for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
-            for _ = 1, 5 do
-                bad(peer, "refusal", "400")
-                for _, other in ipairs(PEERS) do
-                    if other ~= peer then
-                        good(other)
+    for kind, cause in pairs { refusal = "refusals", fault = "errors" } do
+        it("stays for a bad answer that a client has earned at one node after another: " .. kind, function()
+            for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
+                for _ = 1, 5 do
+                    bad(peer, kind, "label")
+                    for _, other in ipairs(PEERS) do
+                        if other ~= peer then
+                            good(other)
+                        end
                     end
                 end
+                now = now + (i > 3 and 50 or 0)
             end
-            now = now + (i > 3 and 50 or 0)
-        end
-        assert.same({ 1, 1, 1, 0 }, {
-            parts.counts:times_ejected("a:1", "refusals"),
-            parts.counts:times_ejected("b:1", "refusals"),
-            parts.counts:times_ejected("c:1", "refusals"),
-            parts.counts:times_ejected("d:1", "refusals"),
-        })
-    end)
+            assert.same({ 1, 1, 1, 0 }, {
+                parts.counts:times_ejected("a:1", cause),
+                parts.counts:times_ejected("b:1", cause),
+                parts.counts:times_ejected("c:1", cause),
+                parts.counts:times_ejected("d:1", cause),
+            })
+        end)
+    end
 
     it("is ejected again when its trial fails, for longer", function()
         for _ = 1, 5 do
@@ -272,6 +274,7 @@ describe("a node that answers worse than the others", function()
                 for label, times in pairs(by_label) do
                     for _ = 1, times do
                         parts.counts:answered(peer, label)
+                        parts.counts:gave(peer, label, now)
                     end
                 end
             end
@@ -290,7 +293,10 @@ describe("a node that answers worse than the others", function()
             ["is ejected with half of them cut off"] = { { ["2xx"] = 10, cut_off = 10 }, true },
             ["is ejected with half of them elsewhere"] = { { ["2xx"] = 10, ["3xx"] = 10 }, true },
             ["is ejected with refusals of its own"] = { { ["2xx"] = 10, ["401"] = 10 }, true },
-            ["is ejected with more refusals than the others"] = { { ["2xx"] = 10, ["404"] = 10 }, true },
+            ["stays with more refusals than the others, who give such ones too"] = {
+                { ["2xx"] = 10, ["404"] = 10 },
+                false,
+            },
             ["is ejected with half of them, however often its list of models is read"] = {
                 { ["2xx"] = 10, ["500"] = 10, light = 1000 },
                 true,

@@ -3,8 +3,9 @@
 
 local outcome = require "vllm_nginx_lb.outcome"
 
--- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only as far as a larger
--- share of this node's answers than of the others' has its status. 503 is left out: it may say that the node is full.
+-- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only if no other node of
+-- the pool has given such a one lately, and only as far as a larger share of this node's answers than of the others' has
+-- its status. 503 is left out: it may say that the node is full.
 local FAULTS = {}
 for _, label in ipairs { "3xx", "500", "5xx", "502", "504", "broken", outcome.NO_OUTPUT, outcome.CUT_OFF } do
     FAULTS[label] = true
@@ -66,8 +67,26 @@ local function between(nodes, before, after)
     return of, all
 end
 
+--- A function that tells whether a node alone has given answers of a label lately. It reads each label's facts once.
+function ErrorShare:alone(nodes)
+    local counts, since, givers_of = self.parts.counts, self.parts.now() - outcome.COMMON_SECONDS, {}
+    return function(peer, label)
+        local givers = givers_of[label]
+        if not givers then
+            givers = { count = 0 }
+            for _, node in ipairs(nodes) do
+                if counts:last_gave(node.peer, label) >= since then
+                    givers.count, givers[node.peer] = givers.count + 1, true
+                end
+            end
+            givers_of[label] = givers
+        end
+        return givers.count == (givers[peer] and 1 or 0)
+    end
+end
+
 --- By how much a node's share of bad answers is larger than the others'.
-local function excess(one, all)
+local function excess(peer, one, all, is_alone)
     local others, faults, refusals = all.answers - one.answers, 0, 0
     if one.answers < LEAST_ANSWERS or others < LEAST_ANSWERS then
         return 0
@@ -76,8 +95,8 @@ local function excess(one, all)
         local more = times / one.answers - (all.by_label[label] - times) / others
         if FAULTS[label] then
             faults = faults + more
-        elseif REFUSALS[label] then
-            refusals = refusals + math.max(0, more)
+        elseif REFUSALS[label] and more > 0 and is_alone(peer, label) then
+            refusals = refusals + more
         end
     end
     return faults + refusals
@@ -88,8 +107,9 @@ end
 function ErrorShare:check(pool, after)
     local ejection = self.parts.ejection
     local of, all = between(pool.nodes, self.older.of, after)
+    local is_alone = self:alone(pool.nodes)
     for _, node in ipairs(pool.nodes) do
-        local is_bad = excess(of[node.peer], all) >= self.parts.settings.outlier.error_ratio
+        local is_bad = excess(node.peer, of[node.peer], all, is_alone) >= self.parts.settings.outlier.error_ratio
         if is_bad and ejection:last_ejected(node.peer) < self.older.at then
             ejection:failed(node.peer, "error_share", pool)
         end

@@ -5,6 +5,7 @@ local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
 local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
+local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
 local SEEN = "seen " -- whether any try was counted under a label
 
 ---@class NodeCounts
@@ -56,6 +57,22 @@ function NodeCounts:answered(peer, label)
         self.dict:set(SEEN .. label, true)
     end
     self.dict:incr(node_keys.of(ANSWERED .. label, peer), 1)
+end
+
+--- Note that a node has given a bad answer to a request that the engine had to compute.
+---@param peer string its address
+---@param label string of outcome.LABELS
+---@param now number seconds of clock.lua
+function NodeCounts:gave(peer, label, now)
+    self.dict:set(node_keys.of(GAVE .. label, peer), now)
+end
+
+--- When a node last gave such an answer.
+---@param peer string its address
+---@param label string of outcome.LABELS
+---@return number at seconds of clock.lua; -math.huge if it never has
+function NodeCounts:last_gave(peer, label)
+    return self.dict:get(node_keys.of(GAVE .. label, peer)) or -math.huge
 end
 
 --- How often something became of a try.

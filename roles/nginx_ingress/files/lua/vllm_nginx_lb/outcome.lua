@@ -74,6 +74,10 @@ for status in pairs(COUNTED) do
 end
 table.sort(outcome.LABELS)
 
+--- A client may send wrong requests to one node after another, by its session. So a bad answer that another node has
+-- given too so many seconds ago is probably the requests' fault.
+outcome.COMMON_SECONDS = 60
+
 --- Whether a label says that an answer was bad; the request may have earned it.
 outcome.IS_BAD = {}
 for _, label in ipairs(outcome.LABELS) do
