@@ -4,8 +4,8 @@
 local outcome = require "vllm_nginx_lb.outcome"
 
 -- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only if no other node of
--- the pool has given such a one lately, and only as far as a larger share of this node's answers than of the others' has
--- its status. 503 is left out: it may say that the node is full.
+-- the pool has given such a one lately, and only as far as a larger share of this node's answers than of the others'
+-- has its status. 503 is left out: it may say that the node is full.
 local FAULTS = {}
 for _, label in ipairs { "3xx", "500", "5xx", "502", "504", "broken", outcome.NO_OUTPUT, outcome.CUT_OFF } do
     FAULTS[label] = true
