@@ -290,8 +290,25 @@ describe("request", function()
         pool = pool_of(3)
         local it = sent(100)
         requests:send(it, pool, BROKEN)
-        requests:send(it, pool, BROKEN)
         assert.same({ false, true }, { may_take "node-0", may_take "node-1" })
+        requests:send(it, pool, BROKEN)
+        assert.same({ true, true }, { may_take "node-0", may_take "node-1" })
+    end)
+
+    it("that breaks its connections takes back no ejection that it has not caused, and no failure of before", function()
+        pool = pool_of(3)
+        nodes_out:failed("node-0:80", "broken", pool)
+        fake.now = 1.5
+        local it = sent(100) -- the trial
+        requests:send(it, pool, BROKEN)
+        assert.equal(2, nodes_out:seconds_left "node-0:80")
+        requests:send(it, pool, BROKEN)
+        assert.same({ 0, "broken" }, { nodes_out:seconds_left "node-0:80", nodes_out:cause "node-0:80" })
+        fake.now = 1.6
+        assert.is_true(nodes_out:chosen "node-0:80")
+        nodes_out:failed("node-0:80", "broken", pool)
+        nodes_out:take_back("node-0:80", 1.5)
+        assert.equal(2, nodes_out:seconds_left "node-0:80")
     end)
 
     it("that a full node refuses goes to another one, and ejects nobody", function()

@@ -118,6 +118,19 @@ function Ejection:failed(peer, cause, pool)
     return true
 end
 
+--- Take a node's last ejection back. A trial of it is still to come if it had failed before, too.
+---@param peer string its address
+---@param ejected_at number when it was ejected
+function Ejection:take_back(peer, ejected_at)
+    local record = self.records:read(peer)
+    if not record or math.abs(record.since - ejected_at) > 1e-5 then
+        return -- it has failed again
+    end
+    self.log(peer .. " gets requests again: the request that ejected it has failed elsewhere too")
+    record.fails, record.ends, record.trial = record.fails - 1, 0, 0
+    self.records:write(peer, record.fails > 0 and record or nil)
+end
+
 --- Note a good answer of a node: its trial has ended well.
 ---@param peer string its address
 function Ejection:succeeded(peer)

@@ -27,7 +27,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field is_light boolean|nil true: it computes nothing, so its answer says nothing about the engine
 ---@field is_trial boolean|nil true: it shows whether the node that it is at, which has been ejected, is well
 ---@field tries integer how often it was sent to a node
----@field has_broken boolean|nil true: a connection that it was sent on has broken
+---@field broken table|nil the first node whose connection has broken: `peer`, `ejected_at` if it was ejected for that
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
 ---@field cost number bytes of its prompt that the node has to compute

@@ -3,8 +3,8 @@
 local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
 
--- The kinds of a try (outcome.lua) that eject the node at once.
-local FAILURES = { unreachable = true, broken = true, timed_out = true, gateway = true }
+-- The kinds of a try (outcome.lua) that eject the node at once; "broken" does, too, see below.
+local FAILURES = { unreachable = true, timed_out = true, gateway = true }
 -- The kinds after which a node would be idle too soon, and attract the next requests.
 local HELD = { broken = true, gateway = true, fault = true, full = true, refusal = true }
 
@@ -41,18 +41,29 @@ function Verdicts:good(it)
     parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
 end
 
+--- Note that a connection has broken. Where the same request breaks the connections of two nodes, it is probably its
+-- own fault: neither is ejected for it.
+function Verdicts:broken(it)
+    local ejection, first = self.parts.ejection, it.broken
+    if not first then
+        local is_ejected = ejection:failed(it.peer, "broken", it.pool)
+        it.broken = { peer = it.peer, ejected_at = is_ejected and ejection:last_ejected(it.peer) }
+    elseif first.peer ~= it.peer and first.ejected_at then
+        ejection:take_back(first.peer, first.ejected_at)
+        first.ejected_at = nil
+    end
+end
+
 --- Note an answer that is not good, or a try without an answer.
 function Verdicts:bad(it, kind, label)
     local parts = self.parts
     if HELD[kind] then
         parts.held:hold(it)
     end
-    if FAILURES[kind] then
-        -- Where the same request breaks the connections of two nodes, it is probably its own fault.
-        if not (kind == "broken" and it.has_broken) then
-            parts.ejection:failed(it.peer, kind, it.pool)
-        end
-        it.has_broken = it.has_broken or kind == "broken"
+    if kind == "broken" then
+        self:broken(it)
+    elseif FAILURES[kind] then
+        parts.ejection:failed(it.peer, kind, it.pool)
     elseif not it.is_light then
         parts.outlier:bad(it, kind, label)
     end
