@@ -207,12 +207,21 @@ describe("a node that answers worse than the others", function()
             good "b:1"
         end
         assert.same({}, causes())
-        now = now + 60
-        for _ = 1, 5 do
+        for _ = 1, 20 do
+            now = now + 3
             bad("a:1", "full", "503")
             good "b:1"
         end
         assert.same({ ["a:1"] = "errors" }, causes())
+    end)
+
+    it("stays where it says only now and then that it is full", function()
+        for _ = 1, 100 do
+            now = now + 30
+            bad("a:1", "full", "503")
+            good "b:1"
+        end
+        assert.same({}, causes())
     end)
 
     it("is ejected when clients leave it that have waited, while another one answers", function()

@@ -12,8 +12,11 @@ local ROWS = {
     refusal = { cause = "refusals", length = "refusals", began = "refusals since" },
     left = { cause = "silent", length = "silences", began = "silences since" },
 }
--- Other facts: whether there may be any of these facts; since when a node says that it is full.
-local ANY, FULL = "rows", "full"
+-- Other facts: whether there may be any of these facts; since when a node says that it is full, and when it last said
+-- so.
+local ANY, FULL, LAST_FULL = "rows", "full", "last full"
+-- A node that has not said so for this part of `stall_seconds` may have had room meanwhile.
+local FULL_GAP = 0.1
 -- A refusal shows that a node works again that could not be reached. For the other causes it shows nothing.
 local ENDED_BY_REFUSAL = { unreachable = true, broken = true, timed_out = true, gateway = true }
 -- After a search for a better node without result, the next one waits: it reads facts of all nodes.
@@ -81,10 +84,14 @@ end
 
 --- Whether a node has said for too long that it is full, without a good answer.
 function Outlier:is_full_for_too_long(peer, now)
-    local dict, key = self.parts.dict, node_keys.of(FULL, peer)
+    local dict, stall_seconds = self.parts.dict, self.parts.settings.stall_seconds
+    local since, last = node_keys.of(FULL, peer), node_keys.of(LAST_FULL, peer)
     dict:set(node_keys.of(ANY, peer), true)
-    dict:add(key, now)
-    return now - (dict:get(key) or now) > self.parts.settings.stall_seconds
+    if now - (dict:get(last) or -math.huge) > FULL_GAP * stall_seconds then
+        dict:set(since, now)
+    end
+    dict:set(last, now)
+    return now - (dict:get(since) or now) > stall_seconds
 end
 
 --- What a bad answer counts as: a kind of ROWS, or nil.
@@ -130,6 +137,7 @@ function Outlier:good(peer)
     end
     dict:delete(node_keys.of(ANY, peer))
     dict:delete(node_keys.of(FULL, peer))
+    dict:delete(node_keys.of(LAST_FULL, peer))
     for _, row in pairs(ROWS) do
         dict:delete(node_keys.of(row.length, peer))
         dict:delete(node_keys.of(row.began, peer))
