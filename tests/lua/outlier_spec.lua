@@ -347,6 +347,23 @@ describe("a node that answers worse than the others", function()
             assert.same({}, causes())
         end)
 
+        it("is looked at only when there was a bad answer since the last time", function()
+            local readings, labels = 0, parts.counts.labels
+            parts.counts.labels = function(...)
+                readings = readings + 1
+                return labels(...)
+            end
+            for _ = 1, 30 do
+                answers { ["a:1"] = { ["2xx"] = 10, left = 1, light = 1 }, ["b:1"] = { ["2xx"] = 10 } }
+            end
+            assert.equal(0, readings)
+            for _ = 1, 3 do
+                answers { ["a:1"] = { ["500"] = 10 }, ["b:1"] = { ["2xx"] = 10 } }
+            end
+            assert.equal(3, readings)
+            assert.same({ ["a:1"] = "error_share" }, causes()) -- good answers of long ago do not count
+        end)
+
         it("costs nothing before the first bad answer, and where it is switched off", function()
             for _, settings in ipairs { {}, { error_ratio = 1 } } do
                 open(settings)

@@ -34,7 +34,7 @@ local error_share = {}
 ---@param parts ErrorShareParts
 ---@return ErrorShare
 function error_share.new(parts)
-    return setmetatable({ parts = parts, older = nil, newer = nil, next_at = 0 }, ErrorShare) -- see `compare`
+    return setmetatable({ parts = parts, older = nil, newer = nil, next_at = 0, bad = 0 }, ErrorShare) -- see `compare`
 end
 
 --- The answers of each node of a list by label, since nginx has started.
@@ -116,16 +116,19 @@ function ErrorShare:check(pool, after)
     end
 end
 
---- Compare the nodes of each pool. Before the first bad answer of any node there is nothing to compare.
+--- Compare the nodes of each pool. Without a bad answer of any node since the last time, no share has become larger.
 ---@param pools table<string, table> by name
 ---@param peers string[] addresses of all nodes
 function ErrorShare:compare(pools, peers)
     local parts, now = self.parts, self.parts.now()
-    local interval = parts.settings.outlier.interval_seconds
-    if now < self.next_at or parts.settings.outlier.error_ratio >= 1 or not parts.counts:has_bad_answers() then
+    local interval, bad = parts.settings.outlier.interval_seconds, parts.counts:bad_answers()
+    if now < self.next_at or parts.settings.outlier.error_ratio >= 1 or bad == self.bad then
         return
     end
-    self.next_at = now + interval / 10 -- each time costs some microseconds for each node
+    self.next_at, self.bad = now + interval / 10, bad -- each time costs some microseconds for each node
+    if self.newer and now - self.newer.at > interval then
+        self.older, self.newer = nil, nil -- of long ago: nothing was bad meanwhile
+    end
     local reading = { at = now, of = self:read(peers) }
     for _, pool in pairs(self.older and pools or {}) do
         self:check(pool, reading.of)
