@@ -101,6 +101,25 @@ describe("choice", function()
         assert.is_nil(pick(request, { 1, 1 }, loads))
     end)
 
+    -- Nodes of these weights and limits, their loads, which of them had the request, and who gets it.
+    for name, case in pairs {
+        ["are full"] = { { { 1, 1 }, { 1, 1 }, 1 }, {}, nil },
+        ["had the request"] = { { 1, 1, 1 }, { ["node-1"] = true, ["node-2"] = true }, "node-1" },
+        ["had it, or are full"] = { { 1, { 1, 1 }, 1 }, { ["node-1"] = true }, "node-1" },
+        ["had it, and are full"] = { { { 1, 1 }, { 1, 1 }, 1 }, { ["node-1"] = true }, nil },
+        ["have no weight"] = { { 0, 0, 1 }, {}, "node-3" },
+    } do
+        it("is no ejected node where the others " .. name .. ", unless they serve nobody", function()
+            ejected = { ["node-3"] = true }
+            local weights, tried, expected = unpack(case, 1, 3)
+            local loads = { { 5, 1 }, { 9, 1 }, { 0, 0 } }
+            local request = request_of(tried)
+            assert.equal(expected, (pick(request, weights, loads)))
+            local is_left = new():has_untried(request, pool_of(weights), totals_of(loads))
+            assert.equal(expected == "node-3", is_left)
+        end)
+    end
+
     it("is nobody where all are full or without weight", function()
         assert.is_nil(pick(request_of(), { { 1, 1 }, 0 }, { { 0, 1 }, { 0, 0 } }))
     end)

@@ -209,6 +209,16 @@ describe("ejection", function()
             { most_percent = 100 },
             { false, false, false, true },
         },
+        ["others beside those that cannot be reached"] = {
+            { "unreachable", "unreachable", "errors", "errors" },
+            {},
+            { false, false, false, true },
+        },
+        ["none beside others that cannot be reached, where it is the last"] = {
+            { "unreachable", "unreachable", "unreachable", "errors" },
+            { most_percent = 100 },
+            { false, false, false, true },
+        },
         ["all that cannot be reached"] = {
             { "unreachable", "unreachable", "unreachable", "unreachable" },
             {},
@@ -229,8 +239,19 @@ describe("ejection", function()
         nodes:failed(A, "errors", pool)
         nodes:failed(B, "errors", pool)
         now = now + 1.5
+        nodes:chosen(A)
+        nodes:chosen(B)
         assert.is_false(nodes:failed(PEERS[3], "errors", pool))
         assert.is_true(nodes:failed(A, "errors", pool))
+    end)
+
+    it("does not count nodes that may get their trials", function()
+        nodes:failed(A, "errors", pool)
+        nodes:failed(B, "errors", pool)
+        now = now + 1.5
+        assert.is_true(nodes:failed(PEERS[3], "errors", pool))
+        nodes:chosen(A)
+        assert.is_false(nodes:failed(B, "errors", pool)) -- its trial has not begun
     end)
 
     it("does not count nodes that serve nobody", function()

@@ -25,14 +25,14 @@ describe("node_counts", function()
         assert.equal(1000.5, counts:last_first_byte(A))
     end)
 
-    it("counts answers and ejections, and knows whether any was bad", function()
+    it("counts answers and ejections, and how many were bad", function()
         counts:answered(A, "2xx")
         counts:answered(A, "left")
-        assert.is_false(counts:has_bad_answers())
+        assert.equal(0, counts:bad_answers())
         counts:answered(A, "404")
         counts:answered(A, "404")
         counts:ejected(A, "refusals")
-        assert.is_true(counts:has_bad_answers())
+        assert.equal(2, counts:bad_answers())
         assert.same({ "2xx", "404", "left" }, counts:labels())
         assert.same({ 2, 0, 1, 0 }, {
             counts:times_answered(A, "404"),

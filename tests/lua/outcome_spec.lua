@@ -6,6 +6,8 @@ describe("outcome", function()
     for _, case in ipairs {
         { "200", "good", "2xx" },
         { "101", "good", "1xx" },
+        { "304", "good", "3xx" },
+        { "301", "fault", "3xx" },
         { "404", "refusal", "404" },
         { "418", "refusal", "4xx" },
         { "500", "fault", "500", "0.010", "90" },
@@ -52,13 +54,15 @@ describe("outcome", function()
     end)
 
     it("has few labels, and each is used", function()
-        assert.equal(20, #outcome.LABELS)
-        assert.same({ true, true, true, false, false }, {
+        assert.equal(23, #outcome.LABELS)
+        assert.same({ true, true, true, true, false, false, false }, {
             outcome.IS_BAD["404"],
             outcome.IS_BAD["5xx"],
+            outcome.IS_BAD[outcome.NO_OUTPUT],
             outcome.IS_BAD.broken,
             outcome.IS_BAD["2xx"],
             outcome.IS_BAD.left,
+            outcome.IS_BAD.light,
         })
     end)
 end)

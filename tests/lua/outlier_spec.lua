@@ -46,6 +46,13 @@ describe("a node that answers worse than the others", function()
         outliers:bad({ peer = peer, pool = pool, sent_at = sent_at or now }, kind, label)
     end
 
+    --- A bad answer to the request that is a node's trial.
+    local function bad_trial(peer, kind, label)
+        local is_trial = parts.ejection:chosen(peer)
+        assert.is_true(is_trial)
+        outliers:bad({ peer = peer, pool = pool, sent_at = now, is_trial = is_trial }, kind, label)
+    end
+
     local function good(peer)
         now = now + 0.1
         outliers:good(peer)
@@ -63,6 +70,9 @@ describe("a node that answers worse than the others", function()
 
     for _, case in ipairs {
         { "fault", "500", "errors" },
+        { "fault", "3xx", "errors" },
+        { "fault", "no_output", "errors" },
+        { "fault", "cut_off", "errors" },
         { "refusal", "401", "refusals" },
         { "refusal", "403", "refusals" },
         { "refusal", "404", "refusals" },
@@ -135,25 +145,27 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
-    it("stays for refusals that a client has sent after it to one node after another", function()
-        for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
-            for _ = 1, 5 do
-                bad(peer, "refusal", "400")
-                for _, other in ipairs(PEERS) do
-                    if other ~= peer then
-                        good(other)
+    for kind, cause in pairs { refusal = "refusals", fault = "errors" } do
+        it("stays for a bad answer that a client has earned at one node after another: " .. kind, function()
+            for i, peer in ipairs { "a:1", "b:1", "c:1", "d:1", "a:1" } do
+                for _ = 1, 5 do
+                    bad(peer, kind, "label")
+                    for _, other in ipairs(PEERS) do
+                        if other ~= peer then
+                            good(other)
+                        end
                     end
                 end
+                now = now + (i > 3 and 50 or 0)
             end
-            now = now + (i > 3 and 50 or 0)
-        end
-        assert.same({ 1, 1, 1, 0 }, {
-            parts.counts:times_ejected("a:1", "refusals"),
-            parts.counts:times_ejected("b:1", "refusals"),
-            parts.counts:times_ejected("c:1", "refusals"),
-            parts.counts:times_ejected("d:1", "refusals"),
-        })
-    end)
+            assert.same({ 1, 1, 1, 0 }, {
+                parts.counts:times_ejected("a:1", cause),
+                parts.counts:times_ejected("b:1", cause),
+                parts.counts:times_ejected("c:1", cause),
+                parts.counts:times_ejected("d:1", cause),
+            })
+        end)
+    end
 
     it("is ejected again when its trial fails, for longer", function()
         for _ = 1, 5 do
@@ -161,8 +173,7 @@ describe("a node that answers worse than the others", function()
             good "b:1"
         end
         now = now + 1
-        parts.ejection:chosen "a:1"
-        bad("a:1", "fault", "500")
+        bad_trial("a:1", "fault", "500")
         assert.equal(2, math.floor(parts.ejection:seconds_left "a:1" + 0.5))
     end)
 
@@ -170,21 +181,24 @@ describe("a node that answers worse than the others", function()
         it(("has a trial after %s that a refusal %s"):format(cause, refusal), function()
             parts.ejection:failed("a:1", cause, pool)
             now = now + 1
-            parts.ejection:chosen "a:1"
-            bad("a:1", "refusal", "404")
+            bad_trial("a:1", "refusal", "404")
             local expected = { ends = { nil, 0 }, extends = { cause, 2 }, leaves = { cause, 0 } }
             assert.same(expected[refusal], { parts.ejection:cause "a:1", parts.ejection:seconds_left "a:1" })
         end)
     end
 
-    it("has another trial at once when the client of the first has not waited", function()
-        parts.ejection:failed("a:1", "errors", pool)
-        now = now + 1
-        parts.ejection:chosen "a:1"
-        assert.same({ ["a:1"] = true }, parts.ejection:out())
-        bad("a:1", "left", "left")
-        assert.same({}, parts.ejection:out())
-        assert.equal("errors", parts.ejection:cause "a:1")
+    it("has no trial in the ends of requests that were sent before its ejection", function()
+        parts.ejection:failed("a:1", "broken", pool)
+        local sent_at = now - 1
+        for _, kind in ipairs { "left", "fault", "left", "left", "fault", "fault", "fault", "fault" } do
+            now = now + 5
+            good "b:1"
+            bad("a:1", kind, "500", sent_at)
+        end
+        assert.equal(0, parts.ejection:seconds_left "a:1")
+        parts.ejection:succeeded "a:1"
+        assert.same({}, causes())
+        assert.equal(1, parts.counts:times_ejected("a:1", "broken"))
     end)
 
     it("stays where it says that it is full, but not for ever", function()
@@ -193,12 +207,21 @@ describe("a node that answers worse than the others", function()
             good "b:1"
         end
         assert.same({}, causes())
-        now = now + 60
-        for _ = 1, 5 do
+        for _ = 1, 20 do
+            now = now + 3
             bad("a:1", "full", "503")
             good "b:1"
         end
         assert.same({ ["a:1"] = "errors" }, causes())
+    end)
+
+    it("stays where it says only now and then that it is full", function()
+        for _ = 1, 100 do
+            now = now + 30
+            bad("a:1", "full", "503")
+            good "b:1"
+        end
+        assert.same({}, causes())
     end)
 
     it("is ejected when clients leave it that have waited, while another one answers", function()
@@ -260,6 +283,7 @@ describe("a node that answers worse than the others", function()
                 for label, times in pairs(by_label) do
                     for _ = 1, times do
                         parts.counts:answered(peer, label)
+                        parts.counts:gave(peer, label, now)
                     end
                 end
             end
@@ -274,8 +298,18 @@ describe("a node that answers worse than the others", function()
         local OTHERS = { { ["2xx"] = 30 }, { ["2xx"] = 28, ["404"] = 2 } }
         for name, case in pairs {
             ["is ejected with half of them"] = { { ["2xx"] = 10, ["500"] = 10 }, true },
+            ["is ejected with half of them without output"] = { { ["2xx"] = 10, no_output = 10 }, true },
+            ["is ejected with half of them cut off"] = { { ["2xx"] = 10, cut_off = 10 }, true },
+            ["is ejected with half of them elsewhere"] = { { ["2xx"] = 10, ["3xx"] = 10 }, true },
             ["is ejected with refusals of its own"] = { { ["2xx"] = 10, ["401"] = 10 }, true },
-            ["is ejected with more refusals than the others"] = { { ["2xx"] = 10, ["404"] = 10 }, true },
+            ["stays with more refusals than the others, who give such ones too"] = {
+                { ["2xx"] = 10, ["404"] = 10 },
+                false,
+            },
+            ["is ejected with half of them, however often its list of models is read"] = {
+                { ["2xx"] = 10, ["500"] = 10, light = 1000 },
+                true,
+            },
             ["stays with few of them"] = { { ["2xx"] = 30, ["500"] = 5 }, false },
             ["stays where it says that it is full"] = { { ["2xx"] = 10, ["503"] = 30 }, false },
             ["stays with too few answers to say"] = { { ["500"] = 1 }, false },
@@ -311,6 +345,23 @@ describe("a node that answers worse than the others", function()
             end
             assert.equal(1, parts.counts:times_ejected("a:1", "error_share"))
             assert.same({}, causes())
+        end)
+
+        it("is looked at only when there was a bad answer since the last time", function()
+            local readings, labels = 0, parts.counts.labels
+            parts.counts.labels = function(...)
+                readings = readings + 1
+                return labels(...)
+            end
+            for _ = 1, 30 do
+                answers { ["a:1"] = { ["2xx"] = 10, left = 1, light = 1 }, ["b:1"] = { ["2xx"] = 10 } }
+            end
+            assert.equal(0, readings)
+            for _ = 1, 3 do
+                answers { ["a:1"] = { ["500"] = 10 }, ["b:1"] = { ["2xx"] = 10 } }
+            end
+            assert.equal(3, readings)
+            assert.same({ ["a:1"] = "error_share" }, causes()) -- good answers of long ago do not count
         end)
 
         it("costs nothing before the first bad answer, and where it is switched off", function()

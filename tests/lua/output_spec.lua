@@ -26,7 +26,13 @@ local CASES = {
     { "compressed bytes", "", "\31\139\8\0" .. ("\200"):rep(100) },
     { "an event after one without data", "event: ping\n\n", "data: {}\n\n" },
 }
-local ERRORS = { 'data: {"error": {"message": "dead"}}\n\n', 'event: error\ndata: {"type":"error"}\n\n' }
+local ERRORS = {
+    'data: { "error" : {"message": "dead"}}\n\n',
+    'data: {"object": "error", "message": "dead"}\n\n',
+    "data: [DONE]\r\n\r\n",
+    "data:[DONE]\n\n",
+    'data: {"error": {"message": "dead"}}\n\n', 'event: error\ndata: {"type":"error"}\n\n',
+}
 
 --- Whether each piece has the first output or follows it.
 local function read(pieces)
@@ -68,8 +74,26 @@ describe("output", function()
         end)
     end
 
-    it("is not an error", function()
-        assert.same({ false, false, false }, read { ERRORS[1], ERRORS[2], "data: [DO" })
+    it("is neither an error nor the end of a stream", function()
+        for _, event in ipairs(ERRORS) do
+            assert.same({ false, false, false }, read { event, event, "data: [DO" })
+        end
+        assert.same({ true }, read { 'data: {"error": null, "choices": []}\n\n' })
+    end)
+
+    it("may be an error although the status is good, where it is not streamed", function()
+        for text, is_error in pairs {
+            ['{"error": {"message": "dead"}}'] = true,
+            [' {\n "error":"dead"}'] = true,
+            ['{"object":"error","message":"dead"}'] = true,
+            ['{"object":"text_completion"}'] = false,
+            ['{"error": null, "id": "1"}'] = false,
+            ['{"id": "1", "error": {}}'] = false,
+        } do
+            assert.equal(is_error, output.is_error("application/json", text))
+            assert.is_false(output.is_error("text/plain", text))
+            assert.is_false(output.is_error(nil, text))
+        end
     end)
 
     it("is looked for with little memory and in few lines", function()

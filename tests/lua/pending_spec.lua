@@ -73,6 +73,8 @@ describe("pending", function()
         sent(3, 2 * 10 ^ 6)
         waiting:finish_all()
         assert.equal(0, counted)
+        sent(3, 3 * 10 ^ 6) -- its body came late
+        assert.equal(0, counted)
         assert.same({}, waiting.slots)
     end)
 end)

@@ -290,8 +290,25 @@ describe("request", function()
         pool = pool_of(3)
         local it = sent(100)
         requests:send(it, pool, BROKEN)
-        requests:send(it, pool, BROKEN)
         assert.same({ false, true }, { may_take "node-0", may_take "node-1" })
+        requests:send(it, pool, BROKEN)
+        assert.same({ true, true }, { may_take "node-0", may_take "node-1" })
+    end)
+
+    it("that breaks its connections takes back no ejection that it has not caused, and no failure of before", function()
+        pool = pool_of(3)
+        nodes_out:failed("node-0:80", "broken", pool)
+        fake.now = 1.5
+        local it = sent(100) -- the trial
+        requests:send(it, pool, BROKEN)
+        assert.equal(2, nodes_out:seconds_left "node-0:80")
+        requests:send(it, pool, BROKEN)
+        assert.same({ 0, "broken" }, { nodes_out:seconds_left "node-0:80", nodes_out:cause "node-0:80" })
+        fake.now = 1.6
+        assert.is_true(nodes_out:chosen "node-0:80")
+        nodes_out:failed("node-0:80", "broken", pool)
+        nodes_out:take_back("node-0:80", 1.5)
+        assert.equal(2, nodes_out:seconds_left "node-0:80")
     end)
 
     it("that a full node refuses goes to another one, and ejects nobody", function()
@@ -376,6 +393,25 @@ describe("request", function()
         assert.equal(20, counts:last_first_byte "node-0:80")
     end)
 
+    for name, try in pairs { ["client leaves"] = LEFT, ["request is bad"] = answer(404), ["node is full"] = FULL } do
+        it("lets the next one be the trial when it is one and shows nothing, because the " .. name, function()
+            pool = pool_of(1)
+            nodes_out:failed("node-0:80", "errors", pool_of(2))
+            fake.now = 2
+            local older, it = requests.accept(), sent(100)
+            assert.is_true(it.is_trial)
+            assert.is_false(may_take "node-0")
+            requests:begin(older, 100)
+            requests:send(older, pool) -- as the last resort
+            assert.is_false(older.is_trial)
+            requests:finish(older.number, try)
+            assert.is_false(may_take "node-0") -- the trial is still under way
+            requests:finish(it.number, try)
+            assert.is_true(may_take "node-0")
+            assert.is_true(sent(100).is_trial)
+        end)
+    end
+
     it("that computes nothing says nothing about an engine", function()
         pool = pool_of(1)
         nodes_out:failed("node-0:80", "errors", pool_of(2))
@@ -388,6 +424,8 @@ describe("request", function()
         requests:see_piece(it, "word", true)
         requests:finish(it.number, answer(200))
         assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })
+        assert.equal(1, counts:times_answered("node-0:80", "light"))
+        assert.equal(0, counts:times_answered("node-0:80", "2xx"))
     end)
 
     it("holds the work of an error for as long as a good answer takes", function()

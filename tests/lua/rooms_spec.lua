@@ -3,7 +3,7 @@
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "meter" },
     { "model", "node_keys", "outcome", "output", "work_row" },
-    { "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
+    { "ejection_limit", "ending", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "node_counts", "pending" },
     { "request_body", "router", "weights_file" },
     { "ejection", "error_share", "held_work", "outlier", "stall", "verdict" },

@@ -3,6 +3,8 @@
 
 local least_work = require "vllm_nginx_lb.least_work"
 
+local NOBODY = {}
+
 ---@class Choice
 local Choice = {}
 Choice.__index = Choice
@@ -31,17 +33,29 @@ local function is_untried(request, node, totals)
     return not request.tried[node.peer] and has_room(node, totals)
 end
 
---- Choose when all nodes are ejected: the node with the least work is the best guess. When each node was tried, there
--- is one more try, because a node may have closed an idle connection.
-function Choice:last_resort(request, nodes, totals)
+--- Whether a pool has a node in rotation that is not ejected.
+local function has_live(nodes, is_out)
+    for i = 1, #nodes do
+        if nodes[i].effective_weight > 0 and not is_out[nodes[i].peer] then
+            return true
+        end
+    end
+    return false
+end
+
+--- Choose when no live node may take the request. Ejected nodes get it only where all are ejected: the node with the
+-- least work is the best guess then. When each node was tried, there is one more try, because a node may have closed
+-- an idle connection.
+function Choice:last_resort(request, nodes, totals, is_out)
     local settings, random = self.parts.settings, self.parts.random
+    local spared = has_live(nodes, is_out) and is_out or NOBODY
     local node = least_work.best(nodes, totals, request, settings, function(candidate)
-        return is_untried(request, candidate, totals)
+        return not spared[candidate.peer] and is_untried(request, candidate, totals)
     end, random)
-    if not node and not request.is_tried_again then
+    if not node and not request.is_tried_again and next(request.tried) then
         request.is_tried_again = true
         node = least_work.best(nodes, totals, request, settings, function(candidate)
-            return has_room(candidate, totals)
+            return not spared[candidate.peer] and has_room(candidate, totals)
         end, random)
     end
     return node, "last resort"
@@ -60,7 +74,7 @@ function Choice:pick(request, pool, totals)
     end
     local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, self.parts.random)
     if not node then
-        return self:last_resort(request, pool.nodes, totals)
+        return self:last_resort(request, pool.nodes, totals, is_out)
     end
     local preferred, limit = affinity:preferred(request, pool, may_take, least)
     if not preferred then
@@ -71,16 +85,17 @@ function Choice:pick(request, pool, totals)
     return node, "least work, off its affinity"
 end
 
---- Whether a node is left that may get a request and has not had it.
+--- Whether a node is left that may get a request and has not had it; ejected ones only where all are ejected.
 ---@param request Request see Choice:pick
 ---@param pool table its `nodes`
 ---@param totals number[] in_flight.lua
 ---@return boolean
-function Choice.has_untried(_, request, pool, totals)
-    local nodes = pool.nodes
+function Choice:has_untried(request, pool, totals)
+    local nodes, is_out = pool.nodes, self.parts.ejection:out()
+    local spared = next(is_out) and has_live(nodes, is_out) and is_out or NOBODY
     for i = 1, #nodes do
         local node = nodes[i]
-        if node.effective_weight > 0 and is_untried(request, node, totals) then
+        if node.effective_weight > 0 and not spared[node.peer] and is_untried(request, node, totals) then
             return true
         end
     end

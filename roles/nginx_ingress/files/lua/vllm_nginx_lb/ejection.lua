@@ -4,6 +4,7 @@
 -- script decides weights and takes nodes out; ejection covers the seconds until the script has seen the failure, and
 -- what the script cannot see.
 
+local ejection_limit = require "vllm_nginx_lb.ejection_limit"
 local ejection_records = require "vllm_nginx_lb.ejection_records"
 
 local PASSED = ejection_records.PASSED
@@ -36,8 +37,6 @@ for cause in pairs(REASONS) do
 end
 table.sort(ejection.CAUSES)
 
--- No request can bring this about. Nodes that cannot be reached are left out however many they are.
-local CERTAIN = { unreachable = true }
 -- After these, one good answer does not show that the node is well: a further failure counts as the next one.
 local MAY_RELAPSE = { errors = true, refusals = true, error_share = true }
 
@@ -87,21 +86,6 @@ function Ejection:open_record(peer)
     return record and record.trial ~= PASSED and record or nil
 end
 
---- Whether one more node of a pool may be out: a share of the nodes that serve, one of several in any case, never all.
-function Ejection:has_room(pool)
-    self.records:out()
-    local nodes, out = 0, 0
-    for _, node in ipairs(pool.nodes) do
-        if node.effective_weight > 0 then
-            nodes = nodes + 1
-            local record = self.records.known[node.peer]
-            out = out + (record and record.trial ~= PASSED and 1 or 0)
-        end
-    end
-    local most = math.max(1, math.floor(nodes * self.settings.most_percent / 100))
-    return out < math.min(most, nodes - 1)
-end
-
 --- Eject a node that failed. Further failures while it is ejected count as the same one.
 ---@param peer string its address
 ---@param cause string of ejection.CAUSES
@@ -113,9 +97,11 @@ function Ejection:failed(peer, cause, pool)
     if settings.first <= 0 or record and now < record.ends then
         return false
     end
-    local is_one_of_those_out = record and record.trial ~= PASSED
-    if not (is_one_of_those_out or CERTAIN[cause] or self:has_room(pool)) then
-        return false
+    if not (ejection_limit.is_out(record, now) or ejection_limit.CERTAIN[cause]) then
+        self.records:out()
+        if not ejection_limit.has_room(pool.nodes, self.records.known, settings.most_percent, now) then
+            return false
+        end
     end
     local fails = record and record.fails + 1 or 1
     local seconds = math.min(settings.longest, settings.first * 2 ^ (fails - 1))
@@ -132,6 +118,19 @@ function Ejection:failed(peer, cause, pool)
     return true
 end
 
+--- Take a node's last ejection back. A trial of it is still to come if it had failed before, too.
+---@param peer string its address
+---@param ejected_at number when it was ejected
+function Ejection:take_back(peer, ejected_at)
+    local record = self.records:read(peer)
+    if not record or math.abs(record.since - ejected_at) > 1e-5 then
+        return -- it has failed again
+    end
+    self.log(peer .. " gets requests again: the request that ejected it has failed elsewhere too")
+    record.fails, record.ends, record.trial = record.fails - 1, 0, 0
+    self.records:write(peer, record.fails > 0 and record or nil)
+end
+
 --- Note a good answer of a node: its trial has ended well.
 ---@param peer string its address
 function Ejection:succeeded(peer)
@@ -146,17 +145,20 @@ end
 
 --- Note that a node was chosen. If it has been ejected, this request is its trial.
 ---@param peer string its address
+---@return boolean is_trial
 function Ejection:chosen(peer)
     local record, now = self:open_record(peer), self.now()
-    if record and now >= record.ends and now >= record.trial then
+    local is_trial = record ~= nil and now >= record.ends and now >= record.trial
+    if is_trial then
         record.trial = now + self.settings.probe
         self.records:write(peer, record)
     end
+    return is_trial
 end
 
---- Note that a request has ended that says nothing about its node. If it was the trial, another request may be.
+--- Note that a node's trial has ended. If it has shown nothing, the next request is a trial.
 ---@param peer string the node's address
-function Ejection:proved_nothing(peer)
+function Ejection:trial_ended(peer)
     local record = self:open_record(peer)
     if record and record.trial > 0 then
         record.trial = 0

@@ -5,6 +5,8 @@ local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
 local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
+local BAD = "bad answers" -- of all nodes
+local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
 local SEEN = "seen " -- whether any try was counted under a label
 
 ---@class NodeCounts
@@ -56,6 +58,25 @@ function NodeCounts:answered(peer, label)
         self.dict:set(SEEN .. label, true)
     end
     self.dict:incr(node_keys.of(ANSWERED .. label, peer), 1)
+    if outcome.IS_BAD[label] then
+        self.dict:incr(BAD, 1)
+    end
+end
+
+--- Note that a node has given a bad answer to a request that the engine had to compute.
+---@param peer string its address
+---@param label string of outcome.LABELS
+---@param now number seconds of clock.lua
+function NodeCounts:gave(peer, label, now)
+    self.dict:set(node_keys.of(GAVE .. label, peer), now)
+end
+
+--- When a node last gave such an answer.
+---@param peer string its address
+---@param label string of outcome.LABELS
+---@return number at seconds of clock.lua; -math.huge if it never has
+function NodeCounts:last_gave(peer, label)
+    return self.dict:get(node_keys.of(GAVE .. label, peer)) or -math.huge
 end
 
 --- How often something became of a try.
@@ -78,15 +99,10 @@ function NodeCounts:labels()
     return found
 end
 
---- Whether any node has given a bad answer since nginx has started.
----@return boolean
-function NodeCounts:has_bad_answers()
-    for _, label in ipairs(self:labels()) do
-        if outcome.IS_BAD[label] then
-            return true
-        end
-    end
-    return false
+--- How many bad answers all nodes have given since nginx has started.
+---@return integer
+function NodeCounts:bad_answers()
+    return self.dict:get(BAD) or 0
 end
 
 --- Count an ejection.

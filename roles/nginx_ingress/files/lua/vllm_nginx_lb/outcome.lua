@@ -12,9 +12,9 @@ local outcome = {}
 outcome.NO_ANSWER = { status = 502, was_sent = true, has_answer = false }
 
 -- The kinds of a try:
---   good          an answer below 400
+--   good          an answer below 300, and 304
 --   refusal       400 to 499; the request may have earned it
---   fault         500 and others that the node itself has made
+--   fault         500 and others that the node itself has made; an inference server redirects nobody
 --   full          503 of the inference server: it takes no more requests now, and another node may
 --   gateway       502, 503 or 504 of something in front of the inference server, which is gone
 --   unreachable   there was no connection, so the request cannot be the cause
@@ -25,14 +25,17 @@ local GATEWAY = { [502] = true, [503] = true, [504] = true }
 
 --- The kind of a try that had the headers of an answer.
 local function kind_of_answer(try)
-    if try.status < 400 then
+    local status = try.status
+    if status < 300 or status == 304 then
         return "good"
-    elseif try.status < 500 then
+    elseif status < 400 then
+        return "fault"
+    elseif status < 500 then
         return "refusal"
-    elseif try.status == 503 and try.says_full then
+    elseif status == 503 and try.says_full then
         return "full"
     end
-    return GATEWAY[try.status] and "gateway" or "fault"
+    return GATEWAY[status] and "gateway" or "fault"
 end
 
 --- The kind of a try.
@@ -55,17 +58,30 @@ for _, status in ipairs { 400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 504 
     COUNTED[status] = true
 end
 
---- All labels of label_of.
-outcome.LABELS = { "1xx", "2xx", "3xx", "4xx", "5xx", "unreachable", "broken", "timed_out", "left" }
+-- Answers with a good status that are none: the node has ended the answer without output, or its output is an error; or
+-- the answer ends before its end. Their kind is "fault".
+outcome.NO_OUTPUT, outcome.CUT_OFF = "no_output", "cut_off"
+
+-- Any answer to a request that computes nothing. It says nothing about the engine, and no share may count it.
+outcome.LIGHT = "light"
+
+--- All labels of tries.
+outcome.LABELS = { "1xx", "2xx", "3xx", "4xx", "5xx", "unreachable", "broken", "timed_out", "left", outcome.LIGHT }
+table.insert(outcome.LABELS, outcome.NO_OUTPUT)
+table.insert(outcome.LABELS, outcome.CUT_OFF)
 for status in pairs(COUNTED) do
     outcome.LABELS[#outcome.LABELS + 1] = tostring(status)
 end
 table.sort(outcome.LABELS)
 
+--- A client may send wrong requests to one node after another, by its session. So a bad answer that another node has
+-- given too so many seconds ago is probably the requests' fault.
+outcome.COMMON_SECONDS = 60
+
 --- Whether a label says that an answer was bad; the request may have earned it.
 outcome.IS_BAD = {}
 for _, label in ipairs(outcome.LABELS) do
-    outcome.IS_BAD[label] = not label:find "^[123]" and label ~= "left"
+    outcome.IS_BAD[label] = not label:find "^[12]" and label ~= "left" and label ~= outcome.LIGHT
 end
 
 --- The label under which a try is counted: the status or its class, or the kind of a try without an answer.

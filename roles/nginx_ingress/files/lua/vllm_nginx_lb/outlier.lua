@@ -3,6 +3,7 @@
 -- nodes, eject nobody.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
+local outcome = require "vllm_nginx_lb.outcome"
 
 -- A row by the kind of its answers (outcome.lua): the cause of the ejection that it leads to, and the facts about it:
 -- its length, and when it began. A client that has left is a bad answer if it had waited.
@@ -11,14 +12,13 @@ local ROWS = {
     refusal = { cause = "refusals", length = "refusals", began = "refusals since" },
     left = { cause = "silent", length = "silences", began = "silences since" },
 }
--- Other facts: whether there may be any of these facts; since when a node says that it is full; when it last gave an
--- answer of a label.
-local ANY, FULL, GAVE = "rows", "full", "gave "
+-- Other facts: whether there may be any of these facts; since when a node says that it is full, and when it last said
+-- so.
+local ANY, FULL, LAST_FULL = "rows", "full", "last full"
+-- A node that has not said so for this part of `stall_seconds` may have had room meanwhile.
+local FULL_GAP = 0.1
 -- A refusal shows that a node works again that could not be reached. For the other causes it shows nothing.
 local ENDED_BY_REFUSAL = { unreachable = true, broken = true, timed_out = true, gateway = true }
--- A client may send wrong requests to one node after another, by its session. So a refusal that another node has given
--- so lately is the requests' fault.
-local REFUSAL_SECONDS = 60
 -- After a search for a better node without result, the next one waits: it reads facts of all nodes.
 local SEARCH_SECONDS = 0.05
 
@@ -45,12 +45,14 @@ end
 
 --- Whether another node of a pool has given good answers since a time, and none of a label since then or for longer.
 function Outlier:is_another_better(pool, peer, since, kind, label)
-    local counts, dict = self.parts.counts, self.parts.dict
-    local spotless_since = kind == "refusal" and math.min(since, self.parts.now() - REFUSAL_SECONDS) or since
+    local counts, spotless_since = self.parts.counts, since
+    if kind ~= "left" then
+        spotless_since = math.min(since, self.parts.now() - outcome.COMMON_SECONDS)
+    end
     for _, node in ipairs(pool.nodes) do
         local other = node.peer
         if other ~= peer and counts:last_first_byte(other) > since then
-            if (dict:get(node_keys.of(GAVE .. label, other)) or -math.huge) < spotless_since then
+            if counts:last_gave(other, label) < spotless_since then
                 return true
             end
         end
@@ -67,7 +69,6 @@ function Outlier:add_to_row(it, kind, label)
         long, began = settings.leavers, it.sent_at
     end
     dict:set(node_keys.of(ANY, peer), true)
-    dict:set(node_keys.of(GAVE .. label, peer), now)
     dict:add(node_keys.of(row.began, peer), began)
     local length = dict:incr(node_keys.of(row.length, peer), 1) or 0
     local name = pool.name or ""
@@ -83,10 +84,14 @@ end
 
 --- Whether a node has said for too long that it is full, without a good answer.
 function Outlier:is_full_for_too_long(peer, now)
-    local dict, key = self.parts.dict, node_keys.of(FULL, peer)
+    local dict, stall_seconds = self.parts.dict, self.parts.settings.stall_seconds
+    local since, last = node_keys.of(FULL, peer), node_keys.of(LAST_FULL, peer)
     dict:set(node_keys.of(ANY, peer), true)
-    dict:add(key, now)
-    return now - (dict:get(key) or now) > self.parts.settings.stall_seconds
+    if now - (dict:get(last) or -math.huge) > FULL_GAP * stall_seconds then
+        dict:set(since, now)
+    end
+    dict:set(last, now)
+    return now - (dict:get(since) or now) > stall_seconds
 end
 
 --- What a bad answer counts as: a kind of ROWS, or nil.
@@ -108,16 +113,19 @@ function Outlier:bad(it, kind, label)
     local parts = self.parts
     kind = self:counted_as(it, kind)
     if not kind then
-        parts.ejection:proved_nothing(it.peer)
         return
     end
+    parts.counts:gave(it.peer, label, parts.now())
     local cause = parts.ejection:cause(it.peer)
     if cause and ENDED_BY_REFUSAL[cause] and kind == "refusal" then
         parts.ejection:succeeded(it.peer)
-    elseif cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
+    elseif it.is_trial and cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
         parts.ejection:failed(it.peer, cause, it.pool) -- its trial has failed
     end
-    self:add_to_row(it, kind, label)
+    -- What was sent before the node was ejected shows nothing that is new.
+    if it.sent_at >= parts.ejection:last_ejected(it.peer) and (it.is_trial or not cause) then
+        self:add_to_row(it, kind, label)
+    end
 end
 
 --- Note a good answer: all rows of its node end.
@@ -129,6 +137,7 @@ function Outlier:good(peer)
     end
     dict:delete(node_keys.of(ANY, peer))
     dict:delete(node_keys.of(FULL, peer))
+    dict:delete(node_keys.of(LAST_FULL, peer))
     for _, row in pairs(ROWS) do
         dict:delete(node_keys.of(row.length, peer))
         dict:delete(node_keys.of(row.began, peer))

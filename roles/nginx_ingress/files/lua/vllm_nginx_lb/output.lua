@@ -14,10 +14,18 @@ local NO_OUTPUT = {
     ping = true,
     error = true,
 }
+-- Data without output: the end of the stream.
+local DONE = "[DONE]"
 -- Fields without output. A comment is a line whose field has no name.
 local NO_DATA = { [""] = true, id = true, retry = true }
 local KEPT = 64 -- bytes of a line that are kept; the kind of the line is in these
 local MOST_LINES = 10000 -- a stream with so many lines and no output is taken for one that has begun
+
+--- Whether a JSON text begins as the error of an inference server.
+local function begins_with_error(text)
+    local value = text:match '^%s*{%s*"error"%s*:%s*(.)'
+    return value ~= nil and value ~= "n" or text:find '^%s*{%s*"object"%s*:%s*"error"' ~= nil -- not null
+end
 
 ---@class Output
 ---@field line string the first bytes of the line that is not complete
@@ -39,6 +47,16 @@ function output.of(content_type)
     return nil
 end
 
+--- Whether an answer that is not streamed is an error, whatever its status is.
+---@param content_type string|nil of its headers
+---@param piece string its first bytes
+---@return boolean
+function output.is_error(content_type, piece)
+    return type(content_type) == "string"
+        and content_type:find("application/json", 1, true) == 1
+        and begins_with_error(piece)
+end
+
 --- Whether a line, or its first bytes, carries output.
 function Output:judge(line)
     local field, value = line:match "^(%l*): ?([^\r]*)"
@@ -47,7 +65,7 @@ function Output:judge(line)
     elseif field == "event" then
         self.is_silent = NO_OUTPUT[value]
     elseif field == "data" then
-        return not self.is_silent and not value:find '^{"error"'
+        return not (self.is_silent or value == DONE or begins_with_error(value))
     else
         return not NO_DATA[field] -- what is no field is the node's own format, or compressed
     end

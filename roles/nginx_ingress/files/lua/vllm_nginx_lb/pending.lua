@@ -20,14 +20,20 @@ local pending = {}
 ---@param prefill Prefill
 ---@return Pending
 function pending.new(in_flight, prefill)
-    return setmetatable({ in_flight = in_flight, prefill = prefill, slots = {} }, Pending)
+    return setmetatable({
+        in_flight = in_flight,
+        prefill = prefill,
+        slots = {},
+        has_ended = false, -- true: nothing will call `finish_due` again
+    }, Pending)
 end
 
 --- Expect a prompt to be computed. Its bytes are counted already.
 ---@param it Request with `peer`; `pending`, its bytes that are counted, and `ahead`, all bytes pending at its node
 ---@param now number seconds of clock.lua
 function Pending:expect(it, now)
-    if it.pending == 0 then
+    if it.pending == 0 or self.has_ended then
+        self:finish(it)
         return
     end
     local slot = math.ceil((now + self.prefill:seconds(it.peer, it.ahead)) / STEP)
@@ -66,8 +72,9 @@ function Pending:finish_due(now)
     self.next_slot = last + 1
 end
 
---- Count all prompts as computed but those of streams: nobody will look at the time any more.
+--- Count all prompts as computed but those of streams, and all later ones: nobody will look at the time any more.
 function Pending:finish_all()
+    self.has_ended = true
     for slot, requests in pairs(self.slots) do
         for _, it in ipairs(requests) do
             if not it.output then

@@ -1,6 +1,7 @@
 --- What each phase of nginx calls. Only this module touches nginx's variables. request.lua has the life of a request.
 
 local answer_guard = require "vllm_nginx_lb.answer_guard"
+local ending = require "vllm_nginx_lb.ending"
 local meter = require "vllm_nginx_lb.meter"
 local outcome = require "vllm_nginx_lb.outcome"
 local request_body = require "vllm_nginx_lb.request_body"
@@ -117,9 +118,14 @@ end
 --- body_filter_by_lua: see a piece of an answer.
 function phases.body_filter()
     local request = ngx.ctx.vllm_nginx_lb
-    if request and ngx.arg[1] ~= "" then
-        local is_good = ngx.status < ngx.HTTP_BAD_REQUEST
-        if worker.requests:see_piece(request, ngx.arg[1], is_good) then
+    if not request then
+        return
+    end
+    local piece = ngx.arg[1]
+    ending.see(request, piece == "", ngx.arg[2])
+    if piece ~= "" then
+        local is_good = ngx.status < ngx.HTTP_SPECIAL_RESPONSE -- 300
+        if worker.requests:see_piece(request, piece, is_good) then
             ngx.var.vllm_nginx_lb_first_byte_time = meter.first_output_time(ngx.now(), ngx.req.start_time())
         end
     end

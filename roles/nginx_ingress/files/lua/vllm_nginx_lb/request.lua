@@ -25,8 +25,9 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
 ---@field is_light boolean|nil true: it computes nothing, so its answer says nothing about the engine
+---@field is_trial boolean|nil true: it shows whether the node that it is at, which has been ejected, is well
 ---@field tries integer how often it was sent to a node
----@field has_broken boolean|nil true: a connection that it was sent on has broken
+---@field broken table|nil the first node whose connection has broken: `peer`, `ejected_at` if it was ejected for that
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
 ---@field cost number bytes of its prompt that the node has to compute
@@ -34,6 +35,10 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field ahead number bytes that were pending there when it was sent, its own included
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil finds its first output; nil: its answer is no event stream, or has no headers yet
+---@field content_type string|nil of its answer
+---@field is_error boolean|nil true: its answer has a good status and is an error
+---@field is_complete boolean|nil true: the node has ended the answer
+---@field flushes integer|nil how often nginx has sent on what it has since a piece or the headers (ending.lua)
 ---@field sent_at number seconds of clock.lua
 
 ---@class Requests the requests of one worker
@@ -122,9 +127,7 @@ function Requests:send(it, pool, try)
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
     parts.pending:expect(it, it.sent_at)
-    if not it.is_light then
-        parts.ejection:chosen(node.peer)
-    end
+    it.is_trial = not it.is_light and parts.ejection:chosen(node.peer)
     parts.affinity:note(it, node)
     parts.counts:chosen(node.peer)
     return why
@@ -135,7 +138,7 @@ end
 ---@param content_type string|nil of the answer
 function Requests.see_headers(_, it, content_type)
     if it.stage == "sent" then
-        it.stage, it.output = "headers", output.of(content_type)
+        it.stage, it.output, it.content_type = "headers", output.of(content_type), content_type
     end
 end
 
@@ -151,13 +154,14 @@ function Requests:see_piece(it, piece, is_good)
     local parts = self.parts
     it.stage = "body"
     parts.pending:finish(it)
-    if is_good and not it.is_light then
+    it.is_error = not it.output and output.is_error(it.content_type, piece) or nil
+    if is_good and not it.is_light and not it.is_error then
         local now = parts.now()
         if it.output then
             parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
+            parts.outlier:good(it.peer) -- verdict.lua notes the others at their ends
         end
         parts.ejection:succeeded(it.peer)
-        parts.outlier:good(it.peer)
         parts.counts:sent_first_byte(it.peer, now)
     end
     return true

@@ -1,9 +1,10 @@
 --- What follows from a try that has ended: it is counted, its node may be ejected, and its work may be held.
 
+local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
 
--- The kinds of a try (outcome.lua) that eject the node at once.
-local FAILURES = { unreachable = true, broken = true, timed_out = true, gateway = true }
+-- The kinds of a try (outcome.lua) that eject the node at once; "broken" does, too, see below.
+local FAILURES = { unreachable = true, timed_out = true, gateway = true }
 -- The kinds after which a node would be idle too soon, and attract the next requests.
 local HELD = { broken = true, gateway = true, fault = true, full = true, refusal = true }
 
@@ -28,12 +29,28 @@ end
 
 --- Note a good answer.
 function Verdicts:good(it)
+    local parts = self.parts
     if it.is_light then
         return
-    elseif it.stage == "body" then
-        self.parts.held:learn(it.pool.name or "", self.parts.now() - it.sent_at)
-    else
-        self.parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
+    elseif it.stage ~= "body" then
+        parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
+        return
+    elseif it.is_complete and not it.output then
+        parts.outlier:good(it.peer)
+    end
+    parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
+end
+
+--- Note that a connection has broken. Where the same request breaks the connections of two nodes, it is probably its
+-- own fault: neither is ejected for it.
+function Verdicts:broken(it)
+    local ejection, first = self.parts.ejection, it.broken
+    if not first then
+        local is_ejected = ejection:failed(it.peer, "broken", it.pool)
+        it.broken = { peer = it.peer, ejected_at = is_ejected and ejection:last_ejected(it.peer) }
+    elseif first.peer ~= it.peer and first.ejected_at then
+        ejection:take_back(first.peer, first.ejected_at)
+        first.ejected_at = nil
     end
 end
 
@@ -43,12 +60,10 @@ function Verdicts:bad(it, kind, label)
     if HELD[kind] then
         parts.held:hold(it)
     end
-    if FAILURES[kind] then
-        -- Where the same request breaks the connections of two nodes, it is probably its own fault.
-        if not (kind == "broken" and it.has_broken) then
-            parts.ejection:failed(it.peer, kind, it.pool)
-        end
-        it.has_broken = it.has_broken or kind == "broken"
+    if kind == "broken" then
+        self:broken(it)
+    elseif FAILURES[kind] then
+        parts.ejection:failed(it.peer, kind, it.pool)
     elseif not it.is_light then
         parts.outlier:bad(it, kind, label)
     end
@@ -61,11 +76,20 @@ end
 function Verdicts:judge(it, try)
     local kind = outcome.kind_of(try)
     local label = outcome.label_of(try, kind)
+    local fault = kind == "good" and ending.fault(it, try.status)
+    if fault then
+        kind, label = "fault", fault
+    elseif it.is_light and try.has_answer then
+        label = outcome.LIGHT
+    end
     self.parts.counts:answered(it.peer, label)
     if kind == "good" then
         self:good(it)
     else
         self:bad(it, kind, label)
+    end
+    if it.is_trial then
+        self.parts.ejection:trial_ended(it.peer)
     end
     return kind
 end

@@ -1,0 +1,35 @@
+--- How an answer with a good status ends: nodes may end it without output, or break it off.
+
+local outcome = require "vllm_nginx_lb.outcome"
+
+-- The status of an answer that has no body.
+local NO_CONTENT = 204
+
+local ending = {}
+
+--- See how an answer goes on: a piece, its end, or that nginx sends on what it has (flush). nginx flushes when the node
+-- has sent headers and nothing else yet, and when the node breaks the answer off, but not when the client leaves.
+---@param it Request
+---@param is_empty boolean true: there is no piece
+---@param is_last boolean true: the answer ends here
+function ending.see(it, is_empty, is_last)
+    it.is_complete = is_last or nil
+    it.flushes = is_empty and not is_last and (it.flushes or -1) + 1 or 0 -- the headers' own is not counted
+end
+
+--- The label of an answer with a good status that is a fault all the same.
+---@param it Request at its node
+---@param status integer of the answer
+---@return string|nil label of outcome.LABELS; nil: the answer is good, or the client has left
+function ending.fault(it, status)
+    if it.is_light or status == NO_CONTENT then
+        return nil
+    elseif it.is_error or it.is_complete and it.stage ~= "body" then
+        return outcome.NO_OUTPUT
+    elseif not it.is_complete and (it.flushes or 0) > 0 then
+        return outcome.CUT_OFF
+    end
+    return nil
+end
+
+return ending
