@@ -12,8 +12,8 @@ def growth(
 ) -> float | None:
     """Return by how much a counter grew within these seconds; None if that is not known.
 
-    It is not known if the counter started again. Then it either went backwards, or it went further than `engines`
-    engines can go: another process answers, whose counter has another beginning.
+    The growth of a counter that started again is not known. Such a counter either went backwards, or it went further
+    than `engines` engines can go in that time: another process answers, and its counter has another beginning.
     """
     if before is None or now is None or not 0 <= now - before <= seconds * engines * most_per_second:
         return None

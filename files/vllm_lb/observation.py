@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Reading:
     """What a node reports of itself, over all its engines.
 
-    None: the node does not say, or what it says is impossible. A node without statistics has neither of the first four.
+    None: the node does not say, or its value is impossible. A node without statistics has none of the first four.
     """
 
     kv_cache_usage: float | None  # ratio 0..1, of the fullest engine
@@ -51,7 +51,7 @@ class Reading:
 class Sample:
     """The result of one scrape.
 
-    A sample with a reading and an error has a reading without a part: the error says which part, and why.
+    If a sample has a reading and an error, a part of the reading is missing. The error says which part, and why.
     """
 
     address: str | None  # the IP address to publish; None if the node's name never resolved

@@ -37,7 +37,7 @@ WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode
 DECLARED = re.compile(rb"^# TYPE vllm[:_](\w{1,64}) gauge\s*$", re.MULTILINE)
 # OpenMetrics lets an example follow a value.
 EXEMPLAR = re.compile(rb"(?<=\d) # \{[^{}]*\} \S+(?: \S+)?\s*$")
-# All that the page of a vLLM that runs with --disable-log-stats has: its process and its HTTP server.
+# With --disable-log-stats, the page of vLLM has only metrics of its process and of its HTTP server.
 VLLM_LINE = re.compile(rb"^(?:# (?:HELP|TYPE) )?vllm[:_]", re.MULTILINE)
 PYTHON_LINE = re.compile(rb"^(?:python_info|http_requests_total)[ {]", re.MULTILINE)
 MAX_LINE_BYTES = 4096

@@ -14,7 +14,7 @@ CONNECTIONS = 4  # more than the queue of a socket without a backlog holds
 
 @contextlib.contextmanager
 def dropped(host: str, port: int) -> Iterator[None]:
-    """Take a port that nobody has. The kernel answers no connection, because the queue of accepted ones is full."""
+    """Take a free port. The kernel answers no connection, because the queue of those to be accepted is full."""
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(socket.socket())
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -31,7 +31,7 @@ DYING: Kinds = {"draining": {"draining": {}}, "dead engine": {"engine_dead": {}}
 DROP = "dropped packets"  # the port is closed, and then the test takes it: see packets.py
 STAND_INS = (EARLY_ANSWER, BIG_HEADERS, NEGATIVE, LIAR)  # a stand-in takes the port: see stand_in.py
 COMMENTS = "comments before output"
-# Requests to a node that is odd in these ways may not fail, but for those under way when a stand-in comes or goes.
+# With these faults no request may fail, except those under way when a stand-in comes or goes.
 HARMLESS = (BIG_HEADERS, NEGATIVE, LIAR, COMMENTS)
 SERVICE: Kinds = {
     **ANSWERS,
@@ -44,7 +44,7 @@ SERVICE: Kinds = {
     COMMENTS: {"sse_keep_alive": {"milliseconds": 20}},
     "sleep": {},
 }
-# Faults that all nodes have at once, each with how many ticks it lasts: three seconds, and two.
+# Faults that all nodes have at once, each with the ticks that it lasts: 3 s or 2 s.
 EVERYWHERE: Mapping[str, tuple[dict[str, dict[str, Any]], int]] = {
     "all reset": ({"refuse": {}}, 6),
     "all full": ({"admission_limit": {"requests": 0}}, 4),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOKEN_SECONDS = 0.02
-# The text of an answer that was not asked for: a client that finds it was given another one's answer.
+# The text of an answer that belongs to no request. A client that reads it has got a wrong answer.
 STRAY = b"stray answer"
 EARLY = b"HTTP/1.1 100 Continue\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (len(STRAY), STRAY)
 HEADER_OF_16_KB = "h" * 16000
@@ -93,7 +93,7 @@ def handler(kind: str) -> type[BaseHTTPRequestHandler]:
 
 
 class StandIn(NodeServer):
-    """Its end waits for the answers under way."""
+    """A server whose end waits for the answers under way."""
 
     daemon_threads = False
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Entries = Mapping[str, Mapping[str, Any]]  # of the access log, by request id
 
-# Answers after which the role's nginx tries another node, and for how long. A 502 is its own, for a broken connection.
+# After these statuses the role's nginx tries another node, for so long. nginx itself says 502 if a connection breaks.
 TRIED_AGAIN, TRIED_AGAIN_WITHIN_SECONDS = {"502", "503"}, 30
 NOT_CONNECTED = "-"  # in the log, the connect time of a try that got no connection
 # A node that is well again is asked at once. A request that was under way may still fail.
@@ -72,7 +72,7 @@ class Verdict:
         )
 
     def most_drawn(self, failed: list[Answer], entries: Entries) -> int:
-        """Return how many requests failed at the node that failed most of them by answering fast."""
+        """Return the largest number of requests that failed at one node during one of its faults with fast errors."""
         drawn = [0]
         for outage in self.outages:
             if outage.event.what in FAST_ERRORS | DYING:

@@ -94,7 +94,7 @@ def verdict(learned: Learned, weight: int, *, has_step: bool, forget: bool) -> V
 
 
 def with_bounds(verdicts: Mapping[str, Verdict], rules: Capacity, pool: Pool) -> dict[str, Verdict]:
-    """Return the verdicts; that of a node which counts for less than it says, or has the most it may get, says so."""
+    """Return the verdicts; a node that counts for less than it claims, or has the most allowed, is BOUNDED."""
     capacities, ratio = {node.name: node.capacity for node in pool.nodes}, rules.max_learned_ratio
     weights, speeds = dict[str, float](), dict[str, float]()
     for name, each in verdicts.items():

@@ -36,7 +36,7 @@ def corrections(
 
 
 def bounded(values: Mapping[str, float], capacities: Mapping[str, float], ratio: float) -> dict[str, float]:
-    """Return the values, none of which is more than most_of() it."""
+    """Return the values, each at most what most_of() allows."""
     most = most_of(values, capacities, ratio)
     return {name: min(each, most[name]) for name, each in values.items()}
 

@@ -1,7 +1,7 @@
---- What a node may not answer: an informational status (1xx), of which nginx makes a whole answer, and what is no HTTP
--- at all, which nginx passes on as it is.
+--- Refuse two kinds of answers. nginx takes an informational status (1xx) for the whole answer. nginx passes on as it
+-- is what has no status line.
 --
--- A client reads the rest of such an answer as the next answer on its connection, so a node could answer a request that
+-- A client reads the rest of such an answer as the next answer on its connection. So a node could answer a request that
 -- it never got. 103 is refused too, because no client of an inference API uses it. 101 would open a tunnel from the
 -- client to the node, and no path here is a WebSocket's. answer_guard.conf does the same for the balancer `upstream`.
 

@@ -23,6 +23,7 @@ function BodyQueue:enter()
     return self.places:wait(self.settings.body_wait_seconds) == true
 end
 
+--- Give a place back.
 function BodyQueue:leave()
     self.places:post(1)
 end

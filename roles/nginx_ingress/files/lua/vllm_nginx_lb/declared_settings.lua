@@ -24,7 +24,8 @@ return {
     { name = "tries", kind = "integer", low = 1, default = 3 },
     -- How long slow start lasts; 0: a returning node has its full weight at once.
     { name = "ramp_seconds", kind = "number", unit = "s", low = 0, default = 30 },
-    -- A node that has sent headers and then no output for so long is stalled.
+    -- A node that has sent headers and then no output for so long is stalled. A node may say that it is full for so
+    -- long.
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
     -- How long a client may take to send a body; 0: as long as it likes.
     { name = "upload_seconds", kind = "number", unit = "s", low = 0, default = 300 },
@@ -69,12 +70,12 @@ return {
         name = "outlier", -- what a node is ejected for whose answers are worse than the others'
         kind = "group",
         members = {
-            -- How many errors in a row; 0: they eject no node.
+            -- How many bad answers in a row eject a node; 0: they eject none.
             { name = "row", kind = "integer", low = 0, default = 5 },
             -- By how much the share of errors is larger than the others', over which time; 1 or more ejects no node.
             { name = "error_ratio", kind = "number", low = 0.01, default = 0.3 },
             { name = "interval_seconds", kind = "number", unit = "s", low = 1, default = 10 },
-            -- How many clients leave in a row without a first byte, after so long.
+            -- How many clients in a row leave without output, each after at least so long.
             { name = "leavers", kind = "integer", low = 1, default = 3 },
             { name = "leaver_seconds", kind = "number", unit = "s", low = 0.001, default = 5 },
         },

@@ -16,8 +16,8 @@ Ejection.__index = Ejection
 
 local ejection = {}
 
--- Why a node is ejected: first the kinds of a try that are failures by themselves (outcome.lua), then what outlier.lua
--- and error_share.lua find in several answers, and what request.lua finds in open requests.
+-- Why a node is ejected. The first four are kinds of a try (outcome.lua), and one such try is enough. outlier.lua and
+-- error_share.lua find the next four in several tries, and stall.lua finds the last one in open requests.
 local REASONS = {
     unreachable = "it cannot be reached",
     broken = "it broke a connection before an answer",
@@ -37,7 +37,8 @@ for cause in pairs(REASONS) do
 end
 table.sort(ejection.CAUSES)
 
--- After these, one good answer does not show that the node is well: a further failure counts as the next one.
+-- After these causes, one good answer does not show that the node is well. So its failures are not forgotten yet, and
+-- the next ejection is longer.
 local MAY_RELAPSE = { errors = true, refusals = true, error_share = true }
 
 --- Keep ejections in a dictionary.

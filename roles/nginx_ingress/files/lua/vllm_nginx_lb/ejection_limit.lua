@@ -13,8 +13,8 @@ function ejection_limit.is_out(record, now)
     return record ~= nil and now < math.max(record.ends, record.trial)
 end
 
---- Whether one more node of a pool may be out: a share of the nodes that serve, one of several in any case, never all.
--- Nodes that cannot be reached are no part of the share.
+--- Whether one more node of a pool may be out. The most is a share of the nodes that serve, but at least one node,
+-- and never all of them. Nodes that cannot be reached are not counted in the share.
 ---@param nodes table[] of the pool
 ---@param records table<string, EjectionRecord> by address
 ---@param most_percent number the share

@@ -1,5 +1,5 @@
---- What the workers share about ejected nodes: a record for each node that has failed lately, in a dictionary, and each
--- worker's copy of them, of which it reads again what has changed.
+--- What the workers share about ejected nodes. A dictionary has a record of each node that has failed lately. Each
+-- worker has a copy of the records, and reads only the changed ones again.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 

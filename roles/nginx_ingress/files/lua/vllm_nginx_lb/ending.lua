@@ -7,8 +7,8 @@ local NO_CONTENT = 204
 
 local ending = {}
 
---- See how an answer goes on: a piece, its end, or that nginx sends on what it has (flush). nginx flushes when the node
--- has sent headers and nothing else yet, and when the node breaks the answer off, but not when the client leaves.
+--- See the next step of an answer: a piece, its end, or a flush. nginx flushes after the headers if no body has come
+-- yet, and when the node breaks the answer off. It does not flush when the client leaves.
 ---@param it Request
 ---@param is_empty boolean true: there is no piece
 ---@param is_last boolean true: the answer ends here
@@ -17,7 +17,7 @@ function ending.see(it, is_empty, is_last)
     it.flushes = is_empty and not is_last and (it.flushes or -1) + 1 or 0 -- the headers' own is not counted
 end
 
---- The label of an answer with a good status that is a fault all the same.
+--- The label of an answer that has a good status and is a fault.
 ---@param it Request at its node
 ---@param status integer of the answer
 ---@return string|nil label of outcome.LABELS; nil: the answer is good, or the client has left

@@ -1,11 +1,11 @@
---- Nodes of whose answers a larger share is bad than of the others', over a sliding interval. Each worker compares what
--- node_counts.lua has now with what it had an interval ago.
+--- Nodes with a larger share of bad answers than the other nodes of their pool, over a sliding interval. Each worker
+-- compares the counts of node_counts.lua now with those of an interval ago.
 
 local outcome = require "vllm_nginx_lb.outcome"
 
--- An answer of one of these is bad. The request may have earned a refusal, so a refusal is bad only if no other node of
--- the pool has given such a one lately, and only as far as a larger share of this node's answers than of the others'
--- has its status. 503 is left out: it may say that the node is full.
+-- Answers with these labels are bad. A refusal may be the request's own fault. So a refusal is bad only if no other
+-- node of the pool has given the same status lately. Then it counts by how much larger its share is at this node than
+-- at the others. 503 is not among the faults: it may say that the node is full.
 local FAULTS = {}
 for _, label in ipairs { "3xx", "500", "5xx", "502", "504", "broken", outcome.NO_OUTPUT, outcome.CUT_OFF } do
     FAULTS[label] = true

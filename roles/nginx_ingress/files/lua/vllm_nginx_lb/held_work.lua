@@ -1,5 +1,5 @@
---- Work of requests that a node has answered with an error: it stays counted there for as long as a good answer would
--- have taken. So a node that answers fast and badly does not attract the next requests.
+--- Work of requests that a node has answered with an error. It stays counted there for as long as a good answer would
+-- have taken, at most 10 s. So a node that answers fast with errors does not draw the next requests.
 -- Only this worker's requests are known here; in_flight.lua shares what they count.
 
 -- Released in steps, so that there are few entries however many requests fail.

@@ -1,7 +1,8 @@
 --- In-flight work at each node, over all workers. The count stays exact through reloads and crashes of workers.
 -- Each worker writes only its own row (work_row.lua). So no lock is needed, and the sum of all rows is right at any
 -- moment. An old worker keeps its row after a reload until it ends. The other workers remove the row of a worker that
--- died. A row is one string: reading it takes a microsecond, which a counter for each of a thousand nodes would not.
+-- died. A row is one string, and reading it takes a microsecond. Reading a counter for each of a thousand nodes would
+-- take far longer.
 -- The order of the nodes is the layout of a row. An old worker may have an older list of nodes, so another layout: its
 -- row is added up by address.
 

@@ -145,7 +145,7 @@ function Search:pass_marks(piece, at)
     return #piece + 1
 end
 
---- The place of the object in a piece before which nothing was seen but white space. Nothing else has a model.
+--- Find the beginning of the object in a piece; only white space came before it. A body that is no object has no model.
 ---@return integer at where the piece goes on
 function Search:begin(piece)
     local at = piece:find(NOT_BLANK)

@@ -1,5 +1,5 @@
---- Facts about each node, shared by all workers: how often it was chosen, what became of it, and when it last sent the
--- first byte of a good answer.
+--- Facts about each node, shared by all workers: how often it was chosen, what became of these tries, and when it last
+-- sent the first output of a good answer.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
@@ -35,14 +35,14 @@ function NodeCounts:times_chosen(peer)
     return self.dict:get(node_keys.of(CHOSEN, peer)) or 0
 end
 
---- Note that a node has sent the first byte of a good answer.
+--- Note that a node has sent the first output of a good answer.
 ---@param peer string its address
 ---@param now number seconds of clock.lua
 function NodeCounts:sent_first_byte(peer, now)
     self.dict:set(node_keys.of(FIRST_BYTE, peer), now)
 end
 
---- When a node last sent the first byte of a good answer.
+--- When a node last sent the first output of a good answer.
 ---@param peer string its address
 ---@return number at seconds of clock.lua; 0 if it never has
 function NodeCounts:last_first_byte(peer)
@@ -87,7 +87,7 @@ function NodeCounts:times_answered(peer, label)
     return self.dict:get(node_keys.of(ANSWERED .. label, peer)) or 0
 end
 
---- What has become of any try since nginx has started.
+--- The labels under which any try was counted since nginx started.
 ---@return string[] labels of outcome.LABELS
 function NodeCounts:labels()
     local found = {}

@@ -8,7 +8,7 @@ local outcome = {}
 ---@field has_answer boolean true: the node has sent the headers of an answer
 ---@field says_full boolean|nil true: the answer is one of the inference server itself, or names a time to come back
 
---- A try whose answer is none: the connection is of no use any more.
+--- A try whose answer answer_guard.lua refused. Its connection cannot be used again.
 outcome.NO_ANSWER = { status = 502, was_sent = true, has_answer = false }
 
 -- The kinds of a try:
@@ -58,8 +58,8 @@ for _, status in ipairs { 400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 504 
     COUNTED[status] = true
 end
 
--- Answers with a good status that are none: the node has ended the answer without output, or its output is an error; or
--- the answer ends before its end. Their kind is "fault".
+-- Answers with a good status that are faults. NO_OUTPUT: the node has ended the answer without output, or the answer is
+-- an error. CUT_OFF: the node has broken the answer off.
 outcome.NO_OUTPUT, outcome.CUT_OFF = "no_output", "cut_off"
 
 -- Any answer to a request that computes nothing. It says nothing about the engine, and no share may count it.
@@ -74,8 +74,8 @@ for status in pairs(COUNTED) do
 end
 table.sort(outcome.LABELS)
 
---- A client may send wrong requests to one node after another, by its session. So a bad answer that another node has
--- given too so many seconds ago is probably the requests' fault.
+--- A client may send wrong requests to one node after another, by its session. If another node has given the same bad
+-- answer within so many seconds, the requests are probably the cause.
 outcome.COMMON_SECONDS = 60
 
 --- Whether a label says that an answer was bad; the request may have earned it.

@@ -1,23 +1,23 @@
---- Nodes that answer worse than the others: a row of bad answers in which a node has no good one, while another node of
--- the pool has given good ones and none that is as bad. So a request that is wrong at each node, and a fault of all
--- nodes, eject nobody.
+--- Nodes that give several bad answers in a row, while another node of the pool gives good answers and no such bad one.
+-- So neither requests that are wrong at each node nor a fault of all nodes eject a node.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
--- A row by the kind of its answers (outcome.lua): the cause of the ejection that it leads to, and the facts about it:
--- its length, and when it began. A client that has left is a bad answer if it had waited.
+-- The rows of bad answers, by kind (outcome.lua). Each has the cause of the ejection that it leads to, and the names of
+-- two facts in the dictionary: its length, and when it began. A client that has left counts as a bad answer if it had
+-- waited for `leaver_seconds`.
 local ROWS = {
     fault = { cause = "errors", length = "faults", began = "faults since" },
     refusal = { cause = "refusals", length = "refusals", began = "refusals since" },
     left = { cause = "silent", length = "silences", began = "silences since" },
 }
--- Other facts: whether there may be any of these facts; since when a node says that it is full, and when it last said
--- so.
+-- Other facts: ANY, whether the dictionary may have facts of a row; FULL, since when a node says that it is full;
+-- LAST_FULL, when it last said so.
 local ANY, FULL, LAST_FULL = "rows", "full", "last full"
--- A node that has not said so for this part of `stall_seconds` may have had room meanwhile.
+-- A node that has not said that it is full for this part of `stall_seconds` may have had room in between.
 local FULL_GAP = 0.1
--- A refusal shows that a node works again that could not be reached. For the other causes it shows nothing.
+-- After these causes, a refusal shows that the node works again. After the other causes it shows nothing.
 local ENDED_BY_REFUSAL = { unreachable = true, broken = true, timed_out = true, gateway = true }
 -- After a search for a better node without result, the next one waits: it reads facts of all nodes.
 local SEARCH_SECONDS = 0.05
@@ -43,7 +43,8 @@ function outlier.new(parts)
     return setmetatable({ parts = parts, search_at = {} }, Outlier) -- when each pool may be searched again
 end
 
---- Whether another node of a pool has given good answers since a time, and none of a label since then or for longer.
+--- Whether another node of a pool has given a good answer since a time, and no answer of the label since then. For
+-- errors and refusals, no such answer for COMMON_SECONDS either.
 function Outlier:is_another_better(pool, peer, since, kind, label)
     local counts, spotless_since = self.parts.counts, since
     if kind ~= "left" then
@@ -122,7 +123,7 @@ function Outlier:bad(it, kind, label)
     elseif it.is_trial and cause and (kind ~= "refusal" or cause == "refusals" or cause == "error_share") then
         parts.ejection:failed(it.peer, cause, it.pool) -- its trial has failed
     end
-    -- What was sent before the node was ejected shows nothing that is new.
+    -- A request that was sent before the node's last ejection shows nothing new.
     if it.sent_at >= parts.ejection:last_ejected(it.peer) and (it.is_trial or not cause) then
         self:add_to_row(it, kind, label)
     end

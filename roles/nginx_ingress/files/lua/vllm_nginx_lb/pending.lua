@@ -1,10 +1,10 @@
 --- Pending work: the prompts of this worker's requests that their nodes have not computed yet.
 --
 -- A prompt is pending until the first output of its answer. An answer that is not streamed shows nothing until it is
--- complete, minutes later maybe; its prompt is pending for as long as the node probably needs for it (prefill.lua). A
--- request may turn out to be streamed when its headers come; from then on, only its output ends its pending work. So a
--- node that hangs keeps the pending work of its streams.
--- Requests wait in slots of time, so that a look costs as much as prompts have ended meanwhile.
+-- complete, maybe minutes later. So its prompt is pending for as long as the node probably needs for it (prefill.lua).
+-- The headers show whether an answer is streamed. If it is, only its output ends the pending work. So a node that hangs
+-- keeps the pending work of its streams.
+-- Requests are kept by the slot of time in which their prompts probably end. So `finish_due` looks only at these.
 
 local STEP = 0.05 -- s, of a slot
 local MOST_SLOTS = 1500 -- more than prefill.lua's longest time has
@@ -54,7 +54,7 @@ function Pending:finish(it)
     end
 end
 
---- Count the prompts as computed that are so by now, probably.
+--- Count the prompts as computed whose estimated time is over.
 ---@param now number seconds of clock.lua
 function Pending:finish_due(now)
     local first, last = self.next_slot, math.floor(now / STEP)
@@ -72,7 +72,8 @@ function Pending:finish_due(now)
     self.next_slot = last + 1
 end
 
---- Count all prompts as computed but those of streams, and all later ones: nobody will look at the time any more.
+--- Count all prompts as computed, except those of streams, and all later prompts at once. The worker shuts down, and
+-- nothing calls `finish_due` again.
 function Pending:finish_all()
     self.has_ended = true
     for slot, requests in pairs(self.slots) do

@@ -1,4 +1,4 @@
---- What each phase of nginx calls. Only this module touches nginx's variables. request.lua has the life of a request.
+--- What each phase of nginx calls. No other module sets nginx's variables. request.lua has the life of a request.
 
 local answer_guard = require "vllm_nginx_lb.answer_guard"
 local ending = require "vllm_nginx_lb.ending"

@@ -56,8 +56,8 @@ function Places:occupy(it, node, totals)
     return true
 end
 
---- Take a place for a request. After a lost race the choice is made anew: the two that met may both have given back
--- what was one place.
+--- Take a place for a request. After a lost race, choose again: both requests may have given back the one place that
+-- was left.
 ---@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `cost`, `pending` and `ahead`
 ---@param pool table its `nodes`
 ---@return table|nil node nil if there is none

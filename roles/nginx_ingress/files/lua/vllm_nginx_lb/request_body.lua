@@ -5,8 +5,8 @@
 local clock = require "vllm_nginx_lb.clock"
 
 local SLICE_SECONDS = 0.001 -- for how long a body is looked into before other requests have their turn
--- A pause of 0 would not do: Debian's nginx lacks the patch for it and goes through all timers of this millisecond
--- before it serves anybody.
+-- A pause of 0 does not work: Debian's nginx lacks OpenResty's patch for it, and runs all expired timers before it
+-- serves other requests.
 local PAUSE_SECONDS = 0.001
 local NOT_IN_TIME = 408
 

@@ -4,9 +4,8 @@
 -- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
 -- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that.
-
--- One client cannot fill the memory for all: when it is full, each client may add a share of it in the time for which
--- marks are kept. Of a client that sends more, and noise is always new, further marks are not kept.
+-- One client cannot fill the memory for all. When the memory is full, each client may add a share of it within
+-- `prefix_seconds`. Further new marks of that client are not kept.
 
 local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 local SHARE = 1 / 4 -- of the memory
