@@ -147,7 +147,7 @@ def test_a_node_accepts_and_never_answers(heard: list[str]) -> None:
 
 def impatient(requests: int, seconds: float) -> int:
     """Send requests, four at a time; return how many had no answer in time. No other may fail."""
-    question = {"model": "sim", "max_tokens": 2, "messages": [{"role": "user", "content": "there?"}]}
+    question: dict[str, Any] = {"model": "sim", "max_tokens": 2, "messages": [{"role": "user", "content": "there?"}]}
     with stack.client() as user, ThreadPoolExecutor(max_workers=4) as pool:
         hasty = user.with_options(timeout=seconds)
 
