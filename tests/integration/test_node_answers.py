@@ -18,6 +18,7 @@ import pytest
 from tests.integration.conftest import wait_for
 from tests.integration.odd_answers import CLOSED, ODD, Odd, OddNode, odd_node, table
 from tests.integration.rendered import DEADLINE_SECONDS, Answer, Host, Ingress, Node, ask, ingress, render, serve
+from tests.packets import dropped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,20 +172,6 @@ def test_a_forged_answer_reaches_nobody(odd: tuple[Ingress, OddNode, Path], hear
 # --- Connections that cannot be made, requests that time out --------------------------------------------------
 
 
-@contextlib.contextmanager
-def dropping() -> Iterator[int]:
-    """Return a port whose queue is full: the kernel drops the packets of further connections."""
-    with contextlib.ExitStack() as sockets:
-        listener = sockets.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            client = sockets.enter_context(socket.socket())
-            client.settimeout(0)
-            client.connect_ex(listener.getsockname())
-        yield int(listener.getsockname()[1])
-
-
 @fault(
     7,
     "a node's packets are dropped",
@@ -194,7 +181,7 @@ def dropping() -> Iterator[int]:
 def test_a_connection_that_cannot_be_made_goes_to_the_next_node(tmp_path: Path, host: Host, heard: list[str]) -> None:
     with (
         serve(Node()) as node,
-        dropping() as gone,
+        dropped() as gone,
         ingress(tmp_path, host, [gone, node.port], DEFAULTS) as running,
     ):
 

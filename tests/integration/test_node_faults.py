@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gzip
 import re
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.conftest import FakeNode, Stack, fetch, respond, standing, wait_for
+from tests.packets import dropped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from http.server import BaseHTTPRequestHandler
 
     Behaviour = Callable[[BaseHTTPRequestHandler], None]
@@ -383,25 +383,11 @@ def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
     assert "weight 10 -> 100" in stack.run()
 
 
-@contextlib.contextmanager
-def black_hole() -> Iterator[int]:
-    """Listen on a port whose queue is full: the kernel drops packets, and a connection never succeeds."""
-    with contextlib.ExitStack() as sockets:
-        listener = sockets.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            filler = sockets.enter_context(socket.socket())
-            filler.settimeout(0)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
 @fault("is a black hole: its packets are dropped", "node-b: down: no answer within 1 s, 3 in a row")
 def test_a_black_hole_goes_down_and_delays_nobody(stack: Stack) -> None:
     stack.config["scrape"] |= {"timeout_seconds": 1, "workers": 1}
     stack.run()
-    with black_hole() as port:
+    with dropped() as port:
         stack.config["pools"][0]["nodes"][1]["port"] = port
         stack.nodes[0].load["kv"] = 0.95
         assert "node-b: unknown: no answer within 1 s (1 of 3), last weight held" in stack.run()

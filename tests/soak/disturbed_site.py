@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.integration.conftest import PYTHON, SCRIPT
-from tests.soak.packets import dropped
+from tests.packets import dropped
 from tests.soak.schedule import DROP, STAND_INS
 from tests.soak.stand_in import standing_in
 from tests.soak.verdict import Outage, Verdict

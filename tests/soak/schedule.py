@@ -28,7 +28,7 @@ METRICS_ALONE: Kinds = ANSWERS | {
 }
 # What a dying vLLM answers to each request, while /metrics may be well.
 DYING: Kinds = {"draining": {"draining": {}}, "dead engine": {"engine_dead": {}}}
-DROP = "dropped packets"  # the port is closed, and then the test takes it: see packets.py
+DROP = "dropped packets"  # the port is closed, and then the test takes it: see tests/packets.py
 STAND_INS = (EARLY_ANSWER, BIG_HEADERS, NEGATIVE, LIAR)  # a stand-in takes the port: see stand_in.py
 COMMENTS = "comments before output"
 # With these faults no request may fail, except those under way when a stand-in comes or goes.

@@ -13,8 +13,11 @@ CONNECTIONS = 4  # more than the queue of a socket without a backlog holds
 
 
 @contextlib.contextmanager
-def dropped(host: str, port: int) -> Iterator[None]:
-    """Take a free port. The kernel answers no connection, because the queue of those to be accepted is full."""
+def dropped(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """Take a port, by default any free one, and return it.
+
+    The kernel answers no connection, because the queue of those to be accepted is full.
+    """
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(socket.socket())
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -23,5 +26,5 @@ def dropped(host: str, port: int) -> Iterator[None]:
         for _ in range(CONNECTIONS):
             filler = opened.enter_context(socket.socket())
             filler.settimeout(0)
-            filler.connect_ex((host, port))
-        yield
+            filler.connect_ex(listening.getsockname())
+        yield int(listening.getsockname()[1])
