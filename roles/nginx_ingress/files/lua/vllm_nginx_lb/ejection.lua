@@ -67,19 +67,6 @@ function Ejection:out()
     return self.records:out()
 end
 
---- Whether any node gets no requests now. If none, `may_take` is true for all nodes and need not be called.
----@return boolean
-function Ejection:any_failed()
-    return next(self.records:out()) ~= nil
-end
-
---- Whether a node may get a request, as of the last call of `out` or `any_failed`.
----@param peer string its address
----@return boolean
-function Ejection:may_take(peer)
-    return not self.records.is_out[peer]
-end
-
 --- The record of a node that has failed and not passed its trial, as of now.
 function Ejection:open_record(peer)
     self.records:out()
