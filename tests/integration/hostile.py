@@ -177,6 +177,10 @@ HOSTILE = (
         absent=("Upgrade", "Connection"),
     ),
     Hostile(
+        *("Headers", "`Accept-Encoding: gzip`", get("/v1/models", "Accept-Encoding: gzip"), ("200",), "/v1/models"),
+        absent=("Accept-Encoding",),
+    ),
+    Hostile(
         *(
             "Headers",
             "`Connection: X-Forwarded-For`",

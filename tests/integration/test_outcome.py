@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
+import struct
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +155,23 @@ def break_off_chunks(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
+def break_off_stream(handler: BaseHTTPRequestHandler) -> None:
+    """Begin a stream with output, and close the connection."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/event-stream")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"%x\r\ndata: %b\n\n\r\n" % (len(WORD) + 8, WORD))
+    handler.close_connection = True
+
+
+def reset_stream(handler: BaseHTTPRequestHandler) -> None:
+    """Begin a stream with output, and reset the connection."""
+    break_off_stream(handler)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
 ERROR = b'{"error": {"message": "EngineCore encountered an issue.", "code": 500}}'
 WORD, DONE = b'{"choices": [{"text": "word"}]}', b"[DONE]"
 
@@ -174,6 +193,9 @@ WORD, DONE = b'{"choices": [{"text": "word"}]}', b"[DONE]"
             ("answers each request with 301", Behaviour(301, b"moved", "text/html"), "3xx"),
             ("breaks each answer off before its announced length", break_off, "cut_off"),
             ("breaks each answer in chunks off", break_off_chunks, "cut_off"),
+            ("breaks each stream off after its first output", break_off_stream, "cut_off"),
+            ("resets the connection of each stream after its first output", reset_stream, "cut_off"),
+            ("ends each stream with an error after its first output", answer_with_events(WORD, ERROR, DONE), "cut_off"),
         ]
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import queue
@@ -31,7 +32,7 @@ ERROR = b'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
 
 
 class CountedNode(FakeNode):
-    """A node whose answers a request asks for by X-Answer: `at once`, `held` until the test ends, or a `stream`."""
+    """A node whose answers a request asks for by X-Answer: `at once`, `held`, or a `stream`, maybe `compressed`."""
 
     def __init__(self, name: str, address: str) -> None:
         """Start with nothing to stream."""
@@ -51,7 +52,7 @@ class CountedNode(FakeNode):
         """Answer, while the client is there."""
         with contextlib.suppress(OSError, queue.Empty):
             kind = handler.headers["X-Answer"]
-            if kind == "stream":
+            if kind.endswith("stream"):
                 self.stream(handler)
                 return
             if kind == "held":
@@ -69,6 +70,8 @@ class CountedNode(FakeNode):
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
         handler.send_header("Transfer-Encoding", "chunked")
+        if handler.headers["X-Answer"].startswith("compressed"):
+            handler.send_header("Content-Encoding", "gzip")
         handler.end_headers()
         handler.wfile.flush()
         self.streams += 1
@@ -152,23 +155,43 @@ def test_a_padded_prompt_is_pending_for_a_bounded_time(counted: CountedStack) ->
     wait_for(counted.idle)
 
 
-def test_a_stream_is_pending_until_its_first_output(counted: CountedStack) -> None:
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_a_stream_is_pending_until_its_first_output(counted: CountedStack, line_end: bytes) -> None:
     counted.start_with(prefill_bytes_per_second=1_000_000)  # it would be over at once by the time alone
     counted.publish({"node-2": 100})
     node = counted.node("node-2")
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(counted.ask, "stream", 60_000)
         wait_for(lambda: node.streams == 1)
-        for piece in (COMMENT, CREATED, IN_PROGRESS[:20], IN_PROGRESS[20:], ERROR, TOKEN[:3]):
-            node.pieces.put(piece)
+        silent = (COMMENT + CREATED + IN_PROGRESS + ERROR).replace(b"\n", line_end)
+        for at in range(len(silent)):
+            node.pieces.put(silent[at : at + 1])
+        node.pieces.put(TOKEN[:3])
         counted.ask()  # choices and ticks end what is due
         counted.publish({"node-2": 90}, "0b")  # each worker has had a tick
         assert counted.totals() == {"node-2": (60_000, 1)}
-        node.pieces.put(TOKEN[3:])
+        token = TOKEN.replace(b"\n", line_end)
+        node.pieces.put(token[3:])
         wait_for(lambda: counted.totals() == {"node-2": (0, 1)})
         node.pieces.put(END)
-        assert asked.result().endswith(TOKEN)
+        assert asked.result().endswith(token)
     wait_for(counted.idle)
+
+
+def test_a_compressed_stream_is_pending_for_as_long_as_the_node_probably_needs(counted: CountedStack) -> None:
+    counted.start_with(prefill_bytes_per_second=1_000_000)
+    counted.publish({"node-2": 100})
+    node = counted.node("node-2")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(counted.ask, "compressed stream", 60_000)
+        wait_for(lambda: node.streams == 1)
+        wait_for(lambda: counted.totals() == {"node-2": (0, 1)})
+        short = gzip.compress(TOKEN)
+        node.pieces.put(short)
+        node.pieces.put(END)
+        assert asked.result() == short
+    wait_for(counted.idle)
+    assert counted.known()["node-2"]["answers"] == {"2xx": 1}
 
 
 @pytest.mark.fault(

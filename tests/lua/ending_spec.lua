@@ -33,4 +33,12 @@ describe("the end of an answer", function()
     it("of an error is a fault", function()
         assert.equal("no_output", ending.fault({ stage = "body", is_error = true, is_complete = true }, 200))
     end)
+
+    -- The client may leave when it has read the error.
+    for _, is_complete in ipairs { true, false } do
+        it("with an error in a stream is a fault: " .. tostring(is_complete), function()
+            local request = { stage = "body", output = { has_failed = true }, is_complete = is_complete }
+            assert.equal("cut_off", ending.fault(request, 200))
+        end)
+    end
 end)

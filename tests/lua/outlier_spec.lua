@@ -55,7 +55,7 @@ describe("a node that answers worse than the others", function()
 
     local function good(peer)
         now = now + 0.1
-        outliers:good(peer)
+        outliers:good(peer, true)
         parts.ejection:succeeded(peer)
         parts.counts:sent_first_byte(peer, now)
     end
@@ -187,6 +187,39 @@ describe("a node that answers worse than the others", function()
         end)
     end
 
+    it("is ejected after streams that began well and were cut off, but not if one reaches its end", function()
+        local function begin_and_cut()
+            outliers:good "a:1"
+            parts.ejection:succeeded "a:1"
+            bad("a:1", "fault", "cut_off")
+            good "b:1"
+        end
+        for i = 1, 12 do
+            begin_and_cut()
+            if i % 4 == 0 then
+                good "a:1"
+            end
+        end
+        assert.same({}, causes())
+        for _ = 1, 5 do
+            begin_and_cut()
+        end
+        assert.same({ ["a:1"] = "errors" }, causes())
+        now = now + 1
+        assert.is_true(parts.ejection:chosen "a:1")
+        begin_and_cut()
+        assert.equal(2, math.floor(parts.ejection:seconds_left "a:1" + 0.5))
+    end)
+
+    it("ends its other rows with a stream that begins", function()
+        for _ = 1, 20 do
+            bad("a:1", "fault", "500")
+            outliers:good "a:1"
+            good "b:1"
+        end
+        assert.same({}, causes())
+    end)
+
     it("has no trial in the ends of requests that were sent before its ejection", function()
         parts.ejection:failed("a:1", "broken", pool)
         local sent_at = now - 1
@@ -268,6 +301,7 @@ describe("a node that answers worse than the others", function()
         for _, kind in ipairs { "fault", "refusal", "full" } do
             bad("a:1", kind, "500")
         end
+        bad("a:1", "fault", "cut_off")
         bad("a:1", "left", "left", now - 10)
         parts.counts:keep_only { "b:1" }
         assert.equal(keys, #dict:get_keys())

@@ -10,7 +10,7 @@ local CASES = {
     {
         "responses",
         'event: response.created\ndata: {"response":{"instructions":"'
-            .. ("x"):rep(5000)
+            .. ("x"):rep(300)
             .. '"},"type":"response.created"}\n\n'
             .. "event: response.queued\ndata: {}\n\n"
             .. 'event: response.in_progress\ndata: {"sequence_number":1}\n\n',
@@ -23,7 +23,8 @@ local CASES = {
     },
     { "events with numbers and waiting times", "id: 7\nretry: 10\n\n", "data:{}\n\n" },
     { "lines of another format", ": wait\n\n", '{"text": "word "}\n' },
-    { "compressed bytes", "", "\31\139\8\0" .. ("\200"):rep(100) },
+    { "bytes that are no text", "", "\31\139\8\0" .. ("\200"):rep(100) },
+    { "an event without data", "data:\n\ndata: \n\n", "data: {}\n\n" },
     { "an event after one without data", "event: ping\n\n", "data: {}\n\n" },
 }
 local ERRORS = {
@@ -32,6 +33,21 @@ local ERRORS = {
     "data: [DONE]\r\n\r\n",
     "data:[DONE]\n\n",
     'data: {"error": {"message": "dead"}}\n\n', 'event: error\ndata: {"type":"error"}\n\n',
+}
+
+local TOKEN = 'data: {"choices":[{"text":"word "}]}\n\n'
+-- What ends a stream that had output.
+local FAILURES = {
+    'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\ndata: [DONE]\n\n',
+    'data: {"object": "error", "message": "dead"}\n\n',
+    'event: error\ndata: {"type": "error"}\n\n',
+    'event: response.failed\ndata: {"response": {}}\n\n',
+}
+local NO_FAILURES = {
+    'data: {"error": null, "choices": []}\n\n',
+    'data: {"choices": [{"text": "\\n\\ndata: {\\"error\\": 1}"}]}\n\n',
+    "event: response.output_text.delta\ndata: {}\n\n",
+    ': {"error": "no"}\n\n',
 }
 
 --- Whether each piece has the first output or follows it.
@@ -54,23 +70,62 @@ describe("output", function()
         assert.is_truthy(output.of "Text/Event-Stream;charset=utf-8")
     end)
 
+    it("is all of an event stream that is compressed", function()
+        for _, encoding in ipairs { "gzip", "br", { "gzip", "identity" } } do
+            assert.is_nil(output.of(STREAM, encoding))
+        end
+        assert.is_truthy(output.of(STREAM, "identity"))
+    end)
+
     for _, case in ipairs(CASES) do
         local name, before, first = unpack(case)
 
-        it("begins after what is none: " .. name, function()
-            assert.same({ false, true }, read { before, first })
-            assert.same({ true }, read { before .. first })
-        end)
+        for ending, lf in pairs { LF = "\n", ["CR LF"] = "\r\n", CR = "\r" } do
+            local nothing, carries = before:gsub("\n", lf), first:gsub("\n", lf)
+            local whole = nothing .. carries
 
-        it("is found wherever pieces are cut: " .. name, function()
-            local answer, whole, begun_at = assert(output.of(STREAM)), before .. first, nil
-            for i = 1, #whole do
-                if answer:read(whole:sub(i, i)) then
-                    begun_at = i
-                    break
+            it(("begins after what is none, with %s: %s"):format(ending, name), function()
+                assert.same({ false, true }, read { nothing == "" and lf or nothing, carries })
+                assert.same({ true }, read { whole })
+            end)
+
+            it(("is found wherever pieces are cut, with %s: %s"):format(ending, name), function()
+                for cut = 1, #whole - 1 do
+                    assert.is_true(read({ whole:sub(1, cut), whole:sub(cut + 1) })[2])
+                    assert.is_false(cut <= #nothing and read({ whole:sub(1, cut) })[1])
                 end
+                local answer, begun_at = assert(output.of(STREAM)), nil
+                for i = 1, #whole do
+                    if answer:read(whole:sub(i, i)) then
+                        begun_at = i
+                        break
+                    end
+                end
+                assert.is_true(begun_at > #nothing and begun_at <= #whole)
+            end)
+        end
+    end
+
+    for ending, lf in pairs { LF = "\n", ["CR LF"] = "\r\n", CR = "\r" } do
+        for _, case in ipairs(FAILURES) do
+            it(("may be followed by an error, with %s: %s"):format(ending, case), function()
+                local token, failure = TOKEN:gsub("\n", lf), case:gsub("\n", lf)
+                for cut = 1, #failure - 1 do
+                    local answer = assert(output.of(STREAM))
+                    assert.is_true(answer:read(token:rep(3)))
+                    answer:read(failure:sub(1, cut))
+                    answer:read(failure:sub(cut + 1))
+                    assert.is_true(answer.has_failed)
+                end
+            end)
+        end
+
+        it("may be about errors and have none, with " .. ending, function()
+            local answer = assert(output.of(STREAM))
+            for _, event in ipairs(NO_FAILURES) do
+                assert.is_true(answer:read((TOKEN .. event:rep(20)):gsub("\n", lf) .. ""))
             end
-            assert.is_true(begun_at > #before and begun_at <= #whole)
+            assert.is_false(answer.has_failed)
         end)
     end
 
@@ -102,6 +157,10 @@ describe("output", function()
         assert.is_true(#answer.line <= 64)
         assert.is_false(answer:read(("\n"):rep(5000)))
         assert.is_true(answer:read(("\n"):rep(10 ^ 6)))
+        assert.is_true(answer:read(("\n"):rep(10 ^ 6) .. FAILURES[1]))
+        assert.is_false(answer.has_failed) -- it stopped to look into that piece
+        answer:read("\n" .. FAILURES[1])
+        assert.is_true(answer.has_failed)
     end)
 
     it("is found in a line that does not end", function()

@@ -1,4 +1,4 @@
---- How an answer with a good status ends: nodes may end it without output, or break it off.
+--- How an answer with a good status ends: nodes may end it without output, with an error, or break it off.
 
 local outcome = require "vllm_nginx_lb.outcome"
 
@@ -26,7 +26,7 @@ function ending.fault(it, status)
         return nil
     elseif it.is_error or it.is_complete and it.stage ~= "body" then
         return outcome.NO_OUTPUT
-    elseif not it.is_complete and (it.flushes or 0) > 0 then
+    elseif it.output and it.output.has_failed or not it.is_complete and (it.flushes or 0) > 0 then
         return outcome.CUT_OFF
     end
     return nil

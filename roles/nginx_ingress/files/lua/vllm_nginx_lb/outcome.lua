@@ -59,7 +59,7 @@ for _, status in ipairs { 400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 504 
 end
 
 -- Answers with a good status that are faults. NO_OUTPUT: the node has ended the answer without output, or the answer is
--- an error. CUT_OFF: the node has broken the answer off.
+-- an error. CUT_OFF: the node has broken the answer off, or a stream has an error in it.
 outcome.NO_OUTPUT, outcome.CUT_OFF = "no_output", "cut_off"
 
 -- Any answer to a request that computes nothing. It says nothing about the engine, and no share may count it.

@@ -6,8 +6,9 @@ local outcome = require "vllm_nginx_lb.outcome"
 
 -- The rows of bad answers, by kind (outcome.lua). Each has the cause of the ejection that it leads to, and the names of
 -- two facts in the dictionary: its length, and when it began. A client that has left counts as a bad answer if it had
--- waited for `leaver_seconds`.
+-- waited for `leaver_seconds`. `cut`: the node has broken off what had begun as a good answer.
 local ROWS = {
+    cut = { cause = "errors", length = "cuts", began = "cuts since" },
     fault = { cause = "errors", length = "faults", began = "faults since" },
     refusal = { cause = "refusals", length = "refusals", began = "refusals since" },
     left = { cause = "silent", length = "silences", began = "silences since" },
@@ -96,9 +97,11 @@ function Outlier:is_full_for_too_long(peer, now)
 end
 
 --- What a bad answer counts as: a kind of ROWS, or nil.
-function Outlier:counted_as(it, kind)
+function Outlier:counted_as(it, kind, label)
     local settings, now = self.parts.settings, self.parts.now()
-    if kind == "full" then
+    if label == outcome.CUT_OFF then
+        return "cut"
+    elseif kind == "full" then
         return self:is_full_for_too_long(it.peer, now) and "fault" or nil
     elseif kind == "left" and now - it.sent_at < settings.outlier.leaver_seconds then
         return nil
@@ -112,7 +115,7 @@ end
 ---@param label string of outcome.lua
 function Outlier:bad(it, kind, label)
     local parts = self.parts
-    kind = self:counted_as(it, kind)
+    kind = self:counted_as(it, kind, label)
     if not kind then
         return
     end
@@ -129,19 +132,24 @@ function Outlier:bad(it, kind, label)
     end
 end
 
---- Note a good answer: all rows of its node end.
+--- Note a good answer: the rows of its node end. An answer that has only begun may still be cut off.
 ---@param peer string the node's address
-function Outlier:good(peer)
+---@param is_complete boolean|nil true: the answer has ended; nil: a stream has begun
+function Outlier:good(peer, is_complete)
     local dict = self.parts.dict
     if not dict:get(node_keys.of(ANY, peer)) then
         return
     end
-    dict:delete(node_keys.of(ANY, peer))
     dict:delete(node_keys.of(FULL, peer))
     dict:delete(node_keys.of(LAST_FULL, peer))
-    for _, row in pairs(ROWS) do
-        dict:delete(node_keys.of(row.length, peer))
-        dict:delete(node_keys.of(row.began, peer))
+    for kind, row in pairs(ROWS) do
+        if is_complete or kind ~= "cut" then
+            dict:delete(node_keys.of(row.length, peer))
+            dict:delete(node_keys.of(row.began, peer))
+        end
+    end
+    if is_complete then
+        dict:delete(node_keys.of(ANY, peer))
     end
 end
 

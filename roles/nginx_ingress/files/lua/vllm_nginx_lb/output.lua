@@ -1,8 +1,10 @@
---- Find the first output in an answer: until then, the node still computes the prompt. Pure.
+--- Find the first output in an answer: until then, the node still computes the prompt. Find errors in an event stream,
+-- after its first output too. Pure.
 --
 -- An answer that is no event stream is output from its first byte. An event stream begins with output only sometimes:
 -- vLLM sends the headers and, on /v1/responses, the first events at once, and comments while a client waits
--- (--sse-keep-alive-interval). Lines may be cut anywhere between two pieces of an answer.
+-- (--sse-keep-alive-interval). An engine that dies in the middle of a stream ends it with an error. Lines end in LF,
+-- CR LF or CR, and may be cut anywhere between two pieces of an answer.
 -- https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 -- Events without output. An error is none either: the node has computed nothing.
@@ -12,14 +14,17 @@ local NO_OUTPUT = {
     ["response.in_progress"] = true,
     message_start = true,
     ping = true,
-    error = true,
 }
--- Data without output: the end of the stream.
-local DONE = "[DONE]"
+-- Events that are errors.
+local IS_ERROR = { error = true, ["response.failed"] = true }
+-- Data without output: none, and the end of the stream.
+local NO_TEXT = { [""] = true, ["[DONE]"] = true }
 -- Fields without output. A comment is a line whose field has no name.
 local NO_DATA = { [""] = true, id = true, retry = true }
 local KEPT = 64 -- bytes of a line that are kept; the kind of the line is in these
 local MOST_LINES = 10000 -- a stream with so many lines and no output is taken for one that has begun
+local MOST_LINES_OF_PIECE = 1000 -- after the first output, the further lines of a piece are not looked at
+local CR, LF = 13, 10
 
 --- Whether a JSON text begins as the error of an inference server.
 local function begins_with_error(text)
@@ -30,8 +35,11 @@ end
 ---@class Output
 ---@field line string the first bytes of the line that is not complete
 ---@field is_judged boolean whether that line was judged already
----@field lines integer so far
+---@field lines integer so far; after the first output, of the present piece
 ---@field is_silent boolean|nil whether the event has a name that stands for no output
+---@field ended_in_cr boolean whether the last piece ended in a CR; an LF that follows belongs to it
+---@field has_begun boolean whether there was output
+---@field has_failed boolean whether there was an error
 local Output = {}
 Output.__index = Output
 
@@ -39,12 +47,16 @@ local output = {}
 
 --- Begin to read an answer.
 ---@param content_type string|nil of its headers
----@return Output|nil nil: it is no event stream, so its first byte is output
-function output.of(content_type)
-    if type(content_type) == "string" and content_type:lower():find "^text/event%-stream" then
-        return setmetatable({ line = "", is_judged = false, lines = 0 }, Output)
+---@param encoding string|nil the Content-Encoding of its headers
+---@return Output|nil nil: it is no event stream, or one that cannot be read, so its first byte is output
+function output.of(content_type, encoding)
+    if type(content_type) ~= "string" or not content_type:lower():find "^text/event%-stream" then
+        return nil
+    elseif encoding and encoding ~= "identity" then
+        return nil
     end
-    return nil
+    local it = { line = "", is_judged = false, lines = 0, ended_in_cr = false, has_begun = false, has_failed = false }
+    return setmetatable(it, Output)
 end
 
 --- Whether an answer that is not streamed is an error, whatever its status is.
@@ -57,26 +69,46 @@ function output.is_error(content_type, piece)
         and begins_with_error(piece)
 end
 
---- Whether a line, or its first bytes, carries output.
+--- See what a line, or its first bytes, says.
 function Output:judge(line)
-    local field, value = line:match "^(%l*): ?([^\r]*)"
-    if line == "" or line == "\r" then -- the event ends
+    if self.has_begun and not line:find("error", 1, true) and not line:find("event", 1, true) then
+        return -- the most lines by far
+    end
+    local field, value = line:match "^(%l*): ?(.*)"
+    if line == "" then -- the event ends
         self.is_silent = nil
     elseif field == "event" then
-        self.is_silent = NO_OUTPUT[value]
+        self.is_silent = NO_OUTPUT[value] or IS_ERROR[value]
+        self.has_failed = self.has_failed or IS_ERROR[value] == true
     elseif field == "data" then
-        return not (self.is_silent or value == DONE or begins_with_error(value))
-    else
-        return not NO_DATA[field] -- what is no field is the node's own format, or compressed
+        local is_error = begins_with_error(value)
+        self.has_failed = self.has_failed or is_error
+        self.has_begun = self.has_begun or not (self.is_silent or NO_TEXT[value] or is_error)
+    elseif not NO_DATA[field] then
+        self.has_begun = true -- what is no field is the node's own format
     end
-    return false
+end
+
+--- A piece with LF at the end of each line.
+function Output:with_lf(piece)
+    if self.ended_in_cr and piece:byte() == LF then
+        piece = piece:sub(2)
+    end
+    self.ended_in_cr = piece:byte(-1) == CR
+    return piece:find("\r", 1, true) and piece:gsub("\r\n?", "\n") or piece
+end
+
+--- Whether no further line is looked at now.
+function Output:has_enough()
+    return self.lines >= (self.has_begun and MOST_LINES_OF_PIECE or MOST_LINES)
 end
 
 --- Read a piece of the answer.
----@param piece string
+---@param piece string not empty
 ---@return boolean has_begun true: the answer's first output is in this piece, or was before
 function Output:read(piece)
     local at = 1
+    piece = self:with_lf(piece)
     while at <= #piece do
         local stop = piece:find("\n", at, true)
         local last = stop and stop - 1 or #piece
@@ -86,19 +118,19 @@ function Output:read(piece)
         end
         if not self.is_judged and (stop or #self.line == KEPT) then
             self.is_judged = true
-            if self:judge(self.line) then
-                return true
-            end
+            self:judge(self.line)
         end
         if stop then
             self.line, self.is_judged, self.lines = "", false, self.lines + 1
-            if self.lines >= MOST_LINES then
-                return true
-            end
         end
         at = last + 2
+        if self:has_enough() then
+            self.has_begun, self.is_judged = true, true -- until the next line
+            break
+        end
     end
-    return false
+    self.lines = self.has_begun and 0 or self.lines
+    return self.has_begun
 end
 
 return output

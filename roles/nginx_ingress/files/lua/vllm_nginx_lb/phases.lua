@@ -111,7 +111,7 @@ function phases.header_filter()
         return answer_guard.refuse()
     end
     if request then
-        worker.requests:see_headers(request, ngx.header["Content-Type"])
+        worker.requests:see_headers(request, ngx.header["Content-Type"], ngx.header["Content-Encoding"])
     end
 end
 

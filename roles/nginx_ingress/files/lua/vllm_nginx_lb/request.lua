@@ -34,7 +34,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
----@field output Output|nil finds its first output; nil: its answer is no event stream, or has no headers yet
+---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
 ---@field content_type string|nil of its answer
 ---@field is_error boolean|nil true: its answer has a good status and is an error
 ---@field is_complete boolean|nil true: the node has ended the answer
@@ -136,9 +136,10 @@ end
 --- See the headers of an answer.
 ---@param it Request
 ---@param content_type string|nil of the answer
-function Requests.see_headers(_, it, content_type)
+---@param encoding string|nil its Content-Encoding
+function Requests.see_headers(_, it, content_type, encoding)
     if it.stage == "sent" then
-        it.stage, it.output, it.content_type = "headers", output.of(content_type), content_type
+        it.stage, it.output, it.content_type = "headers", output.of(content_type, encoding), content_type
     end
 end
 
@@ -148,7 +149,8 @@ end
 ---@param is_good boolean false: it is an error
 ---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
 function Requests:see_piece(it, piece, is_good)
-    if it.stage ~= "sent" and it.stage ~= "headers" or it.output and not it.output:read(piece) then
+    local has_begun = not it.output or it.output:read(piece)
+    if not has_begun or it.stage ~= "sent" and it.stage ~= "headers" then
         return false
     end
     local parts = self.parts
@@ -159,7 +161,7 @@ function Requests:see_piece(it, piece, is_good)
         local now = parts.now()
         if it.output then
             parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
-            parts.outlier:good(it.peer) -- verdict.lua notes the others at their ends
+            parts.outlier:good(it.peer) -- it has begun; verdict.lua notes its end
         end
         parts.ejection:succeeded(it.peer)
         parts.counts:sent_first_byte(it.peer, now)

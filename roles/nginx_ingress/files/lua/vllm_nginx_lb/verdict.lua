@@ -35,8 +35,8 @@ function Verdicts:good(it)
     elseif it.stage ~= "body" then
         parts.outlier:bad(it, "left", "left") -- the client has gone after the headers
         return
-    elseif it.is_complete and not it.output then
-        parts.outlier:good(it.peer)
+    elseif it.is_complete then
+        parts.outlier:good(it.peer, true)
     end
     parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
 end
