@@ -639,3 +639,35 @@ def test_what_a_node_has_cached_counts_as_work_that_it_saves(work: WorkStack) ->
     assert (away.node != node, away.choice) == (True, "least work")
     assert work.post(body=chat.encode()).node in {node, away.node}
     wait_for(work.idle)
+
+
+def test_a_client_that_sends_noise_loses_its_own_oldest_prefix_marks(work: WorkStack) -> None:
+    work.settings = {"affinity": "prefix"}
+    work.write_nginx()
+    work.stop()
+    work.start()
+    work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
+
+    def ask(client: str, text: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", work.ingress_port, 30, (client, 0))
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", text.encode() * 2048)  # 16 KiB
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.read().decode(), answer.headers["X-Choice"])
+
+    def is_found(client: str, text: str) -> bool:
+        return ask(client, text).choice == "least work, cached prefix"
+
+    chats = [f"chat{i:04}" for i in range(10)]
+    for number in range(1000):  # 16,000 marks: the memory of 1 MiB has room for some 6,000
+        ask("127.0.0.8", f"{number:08}")
+        if number % 50 == 0:
+            for chat in chats:
+                assert is_found("127.0.0.9", chat) or number == 0, "noise of others costs nobody's marks"
+    assert work.full()["vllm_nginx_lb_prefixes"] > 0
+    assert is_found("127.0.0.8", f"{999:08}"), "the newest of who sends noise"
+    assert ask("127.0.0.8", f"{800:08}").choice == "least work", "its older ones are gone"
+    for topic in ("topic--A", "topic--B"):
+        ask("127.0.0.8", topic)
+        assert is_found("127.0.0.8", topic)
+    wait_for(work.idle)

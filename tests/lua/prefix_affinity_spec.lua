@@ -27,7 +27,7 @@ describe("prefix affinity", function()
     local function open(bytes)
         return prefix.new {
             settings = { prefix_bytes = bytes or 16 * BLOCK, prefix_seconds = 60 },
-            dict = shared_dict.open(dict, { name = "test" }),
+            dict = shared_dict.open(dict, { name = "test", advice = "none", log = function() end }),
             hash = hash,
             now = function()
                 return now
@@ -149,17 +149,21 @@ describe("prefix affinity", function()
     describe("with little memory", function()
         local affinity, share
 
-        --- A body that begins as no other one.
-        local function body_of(number)
-            return ("%06d"):format(number):rep(BLOCK):sub(1, BLOCK)
+        --- A body that begins as no other one: so many blocks, with marks of 16 bytes.
+        local function body_of(number, blocks)
+            return ("%08d"):format(number):rep(BLOCK / 8 * (blocks or 1))
         end
 
-        --- How many of a client's new bodies are remembered.
-        local function count_kept(client, first, last)
-            local kept = 0
+        --- Note bodies of a client.
+        local function send(client, first, last, blocks)
             for number = first, last do
-                note(affinity, body_of(number), "node-1", client)
+                note(affinity, body_of(number, blocks), "node-1", client)
             end
+        end
+
+        --- How many of these bodies are remembered.
+        local function count_kept(first, last)
+            local kept = 0
             for number = first, last do
                 kept = kept + (next(cached(affinity, body_of(number))) and 1 or 0)
             end
@@ -169,33 +173,58 @@ describe("prefix affinity", function()
         before_each(function()
             affinity = open()
             affinity.parts.hash = function(text_so_far)
-                return text_so_far
+                local number, blocks = text_so_far:match "(%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d%d%d)"
+                return number .. ("%08d"):format(#text_so_far == BLOCK and 0 or tonumber(blocks) % 1000 + 1)
             end
-            share = math.floor(dict.bytes / 4 / 160)
+            share = affinity.shares.places * 16
             dict.free = 0
         end)
 
-        it("keeps of each client a share, and all of those that need less", function()
-            assert.equal(share, count_kept("noisy", 1, 5 * share))
-            assert.equal(10, count_kept("quiet", 10001, 10010))
-            assert.equal(0, count_kept("noisy", 20001, 20010))
+        it("has room for several clients", function()
+            assert.is_true(share > 50 and share * 160 < dict.bytes / 4)
         end)
 
-        it("still follows what a client with too much has sent before", function()
-            count_kept("noisy", 1, 5 * share)
-            note(affinity, body_of(1), "node-2", "noisy")
-            assert.same({ ["node-1"] = BLOCK, ["node-2"] = BLOCK }, cached(affinity, body_of(1)))
+        it("keeps the newest of a client that sends too much", function()
+            send("noisy", 1, 5 * share)
+            assert.equal(share, count_kept(4 * share + 1, 5 * share))
+            assert.equal(0, count_kept(1, 4 * share))
         end)
 
-        it("gives a client a new share when the time of the former one is over", function()
-            count_kept("noisy", 1, 5 * share)
-            now = now + 60
-            assert.equal(10, count_kept("noisy", 20001, 20010))
+        it("removes no mark of the others", function()
+            send("quiet", 10001, 10010)
+            send("noisy", 1, 5 * share)
+            send("quiet", 10011, 10020)
+            send("noisy", 1, 5 * share)
+            assert.equal(20, count_kept(10001, 10020))
+        end)
+
+        for _, blocks in ipairs { 1, 3, 15, 16 } do
+            it("never holds more than a share of a client with bodies of several blocks: " .. blocks, function()
+                send("noisy", 1, 3 * share, blocks)
+                local count = 0
+                for _, key in ipairs(dict:get_keys()) do
+                    count = count + (key:find "^%d+$" and 1 or 0)
+                end
+                assert.is_true(count > share - 32 and count <= share)
+            end)
+        end
+
+        it("still follows what a client with too much has sent lately", function()
+            send("noisy", 1, 5 * share)
+            note(affinity, body_of(5 * share), "node-2", "noisy")
+            assert.same({ ["node-1"] = BLOCK, ["node-2"] = BLOCK }, cached(affinity, body_of(5 * share)))
         end)
 
         it("keeps all where there is room", function()
             dict.free = 4096
-            assert.equal(5 * share, count_kept("noisy", 1, 5 * share))
+            send("noisy", 1, 5 * share)
+            assert.equal(5 * share, count_kept(1, 5 * share))
+        end)
+
+        it("keeps on where the memory takes no count", function()
+            dict.lacks_memory = "fails"
+            send("noisy", 1, 5)
+            assert.equal(0, count_kept(1, 5))
         end)
     end)
 

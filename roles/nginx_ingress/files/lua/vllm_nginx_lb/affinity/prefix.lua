@@ -4,12 +4,11 @@
 -- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
 -- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that.
--- One client cannot fill the memory for all. When the memory is full, each client may add a share of it within
--- `prefix_seconds`. Further new marks of that client are not kept.
+-- One client cannot fill the memory for all: each has a share of a full memory (mark_shares.lua).
+
+local mark_shares = require "vllm_nginx_lb.mark_shares"
 
 local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
-local SHARE = 1 / 4 -- of the memory
-local MARK_BYTES = 160 -- of memory, measured
 
 ---@class Prefix: Affinity see affinity/off.lua for its functions
 local Prefix = {}
@@ -21,14 +20,13 @@ local prefix = { BLOCK_BYTES = 1024 }
 ---@field settings table `prefix_bytes`, how much of a body's beginning gets marks, and `prefix_seconds`, for how long a
 --- node is taken to keep a prompt
 ---@field dict SharedDict of the marks
----@field hash fun(text: string): string a short text
+---@field hash fun(text: string): string a text of 16 bytes
 ---@field now fun(): number seconds of a clock that nobody sets
 
 ---@param parts PrefixParts
 ---@return Prefix
 function prefix.new(parts)
-    local it = { parts = parts, settings = parts.settings, dict = parts.dict }
-    it.share = math.floor(it.dict:capacity() * SHARE / MARK_BYTES) -- in marks
+    local it = { parts = parts, settings = parts.settings, dict = parts.dict, shares = mark_shares.new(parts.dict) }
     return setmetatable(it, Prefix)
 end
 
@@ -78,13 +76,6 @@ function Prefix.preferred()
     return nil
 end
 
---- Whether a client may add so many marks.
-function Prefix:may_add(client, count, now)
-    local seconds = self.settings.prefix_seconds
-    local added = self.dict:incr(("client %d %s"):format(now / seconds, client), count, seconds) or count
-    return added <= self.share or self.dict:free_space() > 0
-end
-
 --- The nodes of a mark, this one first.
 local function with(peer, peers)
     local found, count = { peer }, 1
@@ -98,17 +89,15 @@ local function with(peer, peers)
 end
 
 function Prefix:note(request, node)
-    local known, fresh, now = {}, 0, self.parts.now()
+    local known, fresh, now = {}, {}, self.parts.now()
     for i, mark in ipairs(request.marks or {}) do
-        known[i] = self:peers_of(mark) or false
-        fresh = fresh + (known[i] and 0 or 1)
+        known[i] = self:peers_of(mark)
+        fresh[#fresh + 1] = not known[i] and mark or nil
     end
-    local may_add = fresh == 0 or self:may_add(request.client, fresh, now)
+    self.shares:make_room(request.client, fresh)
     for i, mark in ipairs(request.marks or {}) do
-        if known[i] or may_add then
-            local value = ("%d %s"):format(now, with(node.peer, known[i] or ""))
-            self.dict:set(mark, value, self.settings.prefix_seconds)
-        end
+        local value = ("%d %s"):format(now, with(node.peer, known[i] or ""))
+        self.dict:set(mark, value, self.settings.prefix_seconds)
     end
 end
 
