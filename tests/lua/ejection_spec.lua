@@ -176,6 +176,20 @@ describe("ejection", function()
         assert.is_true(may_take(A))
     end)
 
+    it("ejects no node whose trial has failed if too many others are out meanwhile", function()
+        nodes:failed(A, "errors", pool)
+        now = now + 1.1
+        for _, peer in ipairs { PEERS[2], PEERS[3] } do
+            assert.is_true(nodes:failed(peer, "errors", pool))
+        end
+        assert.is_true(nodes:chosen(A))
+        assert.is_false(nodes:failed(A, "errors", pool))
+        nodes:trial_ended(A)
+        assert.same({ true, false, false, true }, taken())
+        assert.is_true(nodes:chosen(A)) -- one request at a time
+        assert.is_false(may_take(A))
+    end)
+
     it("does not limit a node that never failed", function()
         nodes:failed(B, "broken", pool)
         nodes:chosen(A)

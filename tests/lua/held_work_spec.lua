@@ -11,13 +11,18 @@ describe("held work", function()
                 bytes[peer] = (bytes[peer] or 0) + more
             end,
         }
-        held = held_work.new(in_flight, 1000, function()
+        local prefill = {
+            seconds = function(_, _, ahead)
+                return ahead / 100
+            end,
+        }
+        held = held_work.new(in_flight, prefill, 1000, function()
             return now
         end)
     end)
 
     local function failed(sent_at, peer)
-        held:hold { peer = peer or "a:1", sent_at = sent_at, cost = 50, pool = { name = "p" } }
+        held:hold { peer = peer or "a:1", sent_at = sent_at, cost = 50, ahead = 50, pool = { name = "p" } }
     end
 
     --- How long it takes, in steps, until all is released.
@@ -33,9 +38,24 @@ describe("held work", function()
     it("lasts as long as a good answer would have", function()
         held:learn("p", 4)
         failed(98)
-        assert.equal(1050, bytes["a:1"])
+        assert.equal(1000, bytes["a:1"]) -- the prompt would be computed by now
         assert.equal(2, seconds_until_zero())
         assert.same({}, held.steps)
+    end)
+
+    it("has the prompt until it would be computed, at most ten seconds", function()
+        held:learn("p", 600)
+        for ahead, seconds in pairs { [50] = 0.5, [300] = 3, [99999] = 10 } do
+            bytes, held.steps = {}, {}
+            held:hold { peer = "a:1", sent_at = now, cost = 50, ahead = ahead, pool = { name = "p" } }
+            assert.equal(1050, bytes["a:1"])
+            local began = now
+            repeat
+                now = now + 0.5
+                held:release()
+            until bytes["a:1"] ~= 1050
+            assert.equal(seconds, now - began)
+        end
     end)
 
     it("lasts a second where no good answer is known, and ten at most", function()
@@ -63,8 +83,7 @@ describe("held work", function()
             failed(100)
         end
         assert.equal(1050 * 1000, bytes["a:1"])
-        local _, of = next(held.steps)
-        assert.same({ ["a:1"] = 1050 * 1000 }, of)
+        assert.same({ [201] = { ["a:1"] = 50 * 1000 }, [202] = { ["a:1"] = 1000 * 1000 } }, held.steps)
     end)
 
     it("ends with its worker, and does not begin again", function()

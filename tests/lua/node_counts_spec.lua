@@ -42,6 +42,16 @@ describe("node_counts", function()
         })
     end)
 
+    it("knows for a minute which sessions a node has refused", function()
+        counts:refused(A, 1000, 50)
+        counts:refused(A, 1001, 50)
+        local function refused(peer, place, now)
+            return counts:has_refused(peer, place, now)
+        end
+        assert.same({ true, true }, { refused(A, 1000, 109), refused(A, 1001, 109) })
+        assert.same({ false, false, false }, { refused(B, 1000, 51), refused(A, 1002, 51), refused(A, 1000, 110) })
+    end)
+
     it("drops what it has of nodes that have left, and only that", function()
         counts:answered(B, "2xx")
         counts:chosen(B)

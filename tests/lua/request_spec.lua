@@ -93,8 +93,8 @@ describe("request", function()
         end
         counts = node_counts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
-        held = held_work.new(work, SETTINGS.stream_bytes, now)
         speeds = prefill.new(dict, 1000)
+        held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, speeds)
         local affinity = off.new()
         affinity.note = function(_, _, node)
@@ -295,6 +295,25 @@ describe("request", function()
         assert.same({ true, true }, { may_take "node-0", may_take "node-1" })
     end)
 
+    it("that breaks a connection and whose client leaves has shown nothing of the node", function()
+        pool = pool_of(3)
+        local it = sent(100)
+        requests:send(it, pool, BROKEN)
+        assert.is_false(may_take "node-0")
+        requests:finish(it.number, LEFT)
+        assert.is_true(may_take "node-0")
+    end)
+
+    it("that has no answer in time ejects its node, unless the node answers others meanwhile", function()
+        for answered_at, is_in in pairs { [0.5] = true, [0] = false } do
+            local it = sent(100)
+            local name = it.peer:match "^[^:]*"
+            counts:sent_first_byte(it.peer, answered_at)
+            requests:finish(it.number, TIMED_OUT)
+            assert.equal(is_in, may_take(name), answered_at)
+        end
+    end)
+
     it("that breaks its connections takes back no ejection that it has not caused, and no failure of before", function()
         pool = pool_of(3)
         nodes_out:failed("node-0:80", "broken", pool)
@@ -437,9 +456,13 @@ describe("request", function()
         it = sent(100)
         requests:see_piece(it, "word", false)
         requests:finish(it.number, answer(404))
+        assert.same({ { 200, 0 } }, counted())
+        fake.now = 4.5 -- the prompt would be computed
+        held:release()
+        assert.same({ { 100, 0 } }, counted())
         fake.now = 7.9
         held:release()
-        assert.same({ { 200, 0 } }, counted())
+        assert.same({ { 100, 0 } }, counted())
         fake.now = 8
         held:release()
         assert.same({ { 0, 0 } }, counted())

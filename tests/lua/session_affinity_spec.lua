@@ -22,6 +22,10 @@ local function always()
     return true
 end
 
+local function never()
+    return false
+end
+
 local SETTINGS = { session_header = "X-Session-Id", affinity_factor = 2, affinity_slack_bytes = 50 }
 
 local function pool_of(addresses)
@@ -43,7 +47,7 @@ end
 
 --- The preferred address of each of some sessions.
 local function preferences(addresses, may_take)
-    local affinity, pool, found = session.new(SETTINGS, hash), pool_of(addresses), {}
+    local affinity, pool, found = session.new(SETTINGS, hash, never), pool_of(addresses), {}
     affinity:on_nodes(pool, nil)
     for i = 1, 4000 do
         local node = affinity:preferred(request_of(affinity, "session " .. i), pool, may_take or always, 0)
@@ -82,7 +86,7 @@ describe("session affinity", function()
         local place
         local affinity, pool = session.new(SETTINGS, function(text)
             return text == "session" and place or hash(text)
-        end), pool_of(peers(2))
+        end, never), pool_of(peers(2))
         affinity:on_nodes(pool, nil)
         for _, at in ipairs { 0, 2 ^ 32 - 1 } do
             place = at
@@ -101,8 +105,25 @@ describe("session affinity", function()
         assert.is_nil(affinity:preferred(request, empty, always, 0))
     end)
 
+    it("goes elsewhere from a node that has refused it, and to any node where all have", function()
+        local refusers = {}
+        local affinity, pool = session.new(SETTINGS, hash, function(peer, place)
+            return refusers[peer] == place
+        end), pool_of(peers(3))
+        affinity:on_nodes(pool, nil)
+        local bad, other = request_of(affinity, "session 1"), request_of(affinity, "session 2")
+        local others_home = affinity:preferred(other, pool, always, 0)
+        for _ = 1, 3 do
+            local node = affinity:preferred(bad, pool, always, 0)
+            assert.is_nil(refusers[node.peer])
+            refusers[node.peer] = bad.place
+        end
+        assert.is_nil(affinity:preferred(bad, pool, always, 0))
+        assert.equal(others_home, (affinity:preferred(other, pool, always, 0)))
+    end)
+
     it("yields to work: twice the least, and the slack per weight", function()
-        local affinity, pool = session.new(SETTINGS, hash), pool_of(peers(3))
+        local affinity, pool = session.new(SETTINGS, hash, never), pool_of(peers(3))
         affinity:on_nodes(pool, nil)
         local request = request_of(affinity, "session 1")
         local _, limit = affinity:preferred(request, pool, always, 10)
@@ -112,7 +133,7 @@ describe("session affinity", function()
     end)
 
     it("prefers nobody for a request without a session, or with several", function()
-        local affinity, pool = session.new(SETTINGS, hash), pool_of(peers(3))
+        local affinity, pool = session.new(SETTINGS, hash, never), pool_of(peers(3))
         affinity:on_nodes(pool, nil)
         for _, name in ipairs { "", {}, { "a", "b" } } do
             assert.is_nil(affinity:preferred(request_of(affinity, name), pool, always, 0))
@@ -122,7 +143,7 @@ describe("session affinity", function()
     end)
 
     it("keeps its ring while the nodes are the same", function()
-        local affinity = session.new(SETTINGS, hash)
+        local affinity = session.new(SETTINGS, hash, never)
         local first, same, other = pool_of(peers(3)), pool_of(peers(3)), pool_of(peers(4))
         affinity:on_nodes(first, nil)
         affinity:on_nodes(same, first)

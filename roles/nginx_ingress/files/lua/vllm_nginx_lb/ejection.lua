@@ -85,9 +85,9 @@ function Ejection:failed(peer, cause, pool)
     if settings.first <= 0 or record and now < record.ends then
         return false
     end
-    if not (ejection_limit.is_out(record, now) or ejection_limit.CERTAIN[cause]) then
+    if not ejection_limit.CERTAIN[cause] then
         self.records:out()
-        if not ejection_limit.has_room(pool.nodes, self.records.known, settings.most_percent, now) then
+        if not ejection_limit.has_room(peer, pool.nodes, self.records.known, settings.most_percent, now) then
             return false
         end
     end
@@ -114,7 +114,7 @@ function Ejection:take_back(peer, ejected_at)
     if not record or math.abs(record.since - ejected_at) > 1e-5 then
         return -- it has failed again
     end
-    self.log(peer .. " gets requests again: the request that ejected it has failed elsewhere too")
+    self.log(peer .. " gets requests again: the request that ejected it failed elsewhere too, or its client has left")
     record.fails, record.ends, record.trial = record.fails - 1, 0, 0
     self.records:write(peer, record.fails > 0 and record or nil)
 end

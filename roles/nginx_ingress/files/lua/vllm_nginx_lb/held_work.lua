@@ -1,5 +1,6 @@
---- Work of requests that a node has answered with an error. It stays counted there for as long as a good answer would
--- have taken, at most 10 s. So a node that answers fast with errors does not draw the next requests.
+--- Work of requests that a node has answered with an error. It stays counted there for as long as with a good answer:
+-- the prompt until its first output, the open stream until its end, each at most 10 s. So a node that answers fast with
+-- errors does not draw the next requests, and a request that earns an error keeps no node from its share.
 -- Only this worker's requests are known here; in_flight.lua shares what they count.
 
 -- Released in steps, so that there are few entries however many requests fail.
@@ -16,12 +17,14 @@ HeldWork.__index = HeldWork
 local held_work = {}
 
 ---@param in_flight InFlight
+---@param prefill Prefill
 ---@param stream_bytes number what an open stream counts as, in bytes of prompt
 ---@param now fun(): number seconds of clock.lua
 ---@return HeldWork
-function held_work.new(in_flight, stream_bytes, now)
+function held_work.new(in_flight, prefill, stream_bytes, now)
     return setmetatable({
         in_flight = in_flight,
+        prefill = prefill,
         stream_bytes = stream_bytes,
         now = now,
         mean_seconds = {}, -- of the good answers of a pool, by its name
@@ -38,18 +41,25 @@ function HeldWork:learn(pool, seconds)
     self.mean_seconds[pool] = mean and mean + SHARE_OF_NEWEST * (seconds - mean) or seconds
 end
 
---- Hold the work of a request that its node has answered with an error.
----@param it Request at its node
-function HeldWork:hold(it)
-    local seconds = math.min(LONGEST_SECONDS, self.mean_seconds[it.pool.name or ""] or UNKNOWN_SECONDS)
-    local step = math.ceil((it.sent_at + seconds) / STEP_SECONDS)
+--- Count bytes at a node until a time.
+function HeldWork:hold_until(at, peer, bytes)
+    local step = math.ceil(at / STEP_SECONDS)
     if self.has_ended or step * STEP_SECONDS <= self.now() then
         return -- a good answer would not have come sooner
     end
-    local bytes = math.ceil(it.cost + self.stream_bytes) -- whole numbers, so that the sum returns to exactly zero
+    bytes = math.ceil(bytes) -- whole numbers, so that the sum returns to exactly zero
     self.steps[step] = self.steps[step] or {}
-    self.steps[step][it.peer] = (self.steps[step][it.peer] or 0) + bytes
-    self.in_flight:add(it.peer, bytes, 0)
+    self.steps[step][peer] = (self.steps[step][peer] or 0) + bytes
+    self.in_flight:add(peer, bytes, 0)
+end
+
+--- Hold the work of a request that its node has answered with an error.
+---@param it Request at its node
+function HeldWork:hold(it)
+    local prompt_seconds = self.prefill:seconds(it.peer, it.ahead)
+    local answer_seconds = self.mean_seconds[it.pool.name or ""] or UNKNOWN_SECONDS
+    self:hold_until(it.sent_at + math.min(LONGEST_SECONDS, prompt_seconds), it.peer, it.cost)
+    self:hold_until(it.sent_at + math.min(LONGEST_SECONDS, answer_seconds), it.peer, self.stream_bytes)
 end
 
 --- Release what was held for long enough.

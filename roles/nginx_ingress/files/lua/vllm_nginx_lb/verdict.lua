@@ -3,8 +3,8 @@
 local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
 
--- The kinds of a try (outcome.lua) that eject the node at once; "broken" does, too, see below.
-local FAILURES = { unreachable = true, timed_out = true, gateway = true }
+-- The kinds of a try (outcome.lua) that eject the node at once; "broken" and "timed_out" mostly do, too, see below.
+local FAILURES = { unreachable = true, gateway = true }
 -- The kinds after which a node would be idle too soon, and attract the next requests.
 local HELD = { broken = true, gateway = true, fault = true, full = true, refusal = true }
 
@@ -41,6 +41,15 @@ function Verdicts:good(it)
     parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
 end
 
+--- Take back the ejection that a request has caused by breaking a node's connection.
+function Verdicts:take_back(it)
+    local first = it.broken
+    if first and first.ejected_at then
+        self.parts.ejection:take_back(first.peer, first.ejected_at)
+        first.ejected_at = nil
+    end
+end
+
 --- Note that a connection has broken. Where the same request breaks the connections of two nodes, it is probably its
 -- own fault: neither is ejected for it.
 function Verdicts:broken(it)
@@ -48,9 +57,18 @@ function Verdicts:broken(it)
     if not first then
         local is_ejected = ejection:failed(it.peer, "broken", it.pool)
         it.broken = { peer = it.peer, ejected_at = is_ejected and ejection:last_ejected(it.peer) }
-    elseif first.peer ~= it.peer and first.ejected_at then
-        ejection:take_back(first.peer, first.ejected_at)
-        first.ejected_at = nil
+    elseif first.peer ~= it.peer then
+        self:take_back(it)
+    end
+end
+
+--- Note that no answer came in time. One long request is no failure of a node that answers others meanwhile.
+function Verdicts:timed_out(it, label)
+    local parts = self.parts
+    if parts.counts:last_first_byte(it.peer) > it.sent_at then
+        parts.outlier:bad(it, "fault", label)
+    else
+        parts.ejection:failed(it.peer, "timed_out", it.pool)
     end
 end
 
@@ -60,8 +78,13 @@ function Verdicts:bad(it, kind, label)
     if HELD[kind] then
         parts.held:hold(it)
     end
+    if kind == "left" then
+        self:take_back(it) -- no other node has shown whether the request was the cause
+    end
     if kind == "broken" then
         self:broken(it)
+    elseif kind == "timed_out" then
+        self:timed_out(it, label)
     elseif FAILURES[kind] then
         parts.ejection:failed(it.peer, kind, it.pool)
     elseif not it.is_light then

@@ -36,6 +36,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field in_flight InFlight
 ---@field ejection Ejection
 ---@field counts NodeCounts
+---@field prefill Prefill
 ---@field held HeldWork
 ---@field pending Pending
 ---@field error_share ErrorShare
@@ -73,7 +74,9 @@ end
 --- The affinity of the settings, as an object with the functions of affinity/off.lua.
 local function new_affinity(wanted, prefixes)
     if wanted.affinity == "session" then
-        return session.new(wanted, hash32)
+        return session.new(wanted, hash32, function(peer, place)
+            return worker.counts:has_refused(peer, place, clock.now())
+        end)
     elseif wanted.affinity == "prefix" then
         return prefix.new { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
     end
@@ -116,6 +119,7 @@ local function follow_requests(dict)
         in_flight = worker.in_flight,
         ejection = worker.ejection,
         counts = worker.counts,
+        prefill = worker.prefill,
         held = worker.held,
         affinity = worker.affinity,
         random = math.random,
@@ -123,7 +127,6 @@ local function follow_requests(dict)
         now = clock.now,
         log = log_error,
     }
-    parts.prefill = prefill.new(dict, worker.settings.prefill_bytes_per_second)
     worker.pending = pending.new(worker.in_flight, parts.prefill)
     parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
@@ -153,7 +156,8 @@ function worker.start()
     worker.counts = node_counts.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
-    worker.held = held_work.new(worker.in_flight, wanted.stream_bytes, clock.now)
+    worker.prefill = prefill.new(dict, wanted.prefill_bytes_per_second)
+    worker.held = held_work.new(worker.in_flight, worker.prefill, wanted.stream_bytes, clock.now)
     worker.free_places = free_places.new { workers = ngx.worker.count(), now = clock.now }
     worker.bodies = body_queue.new(wanted, semaphore.new)
     worker.affinity = new_affinity(wanted, prefixes)

@@ -4,6 +4,8 @@
 -- a cached prompt is worth. This is consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam,
 -- https://arxiv.org/abs/1608.01350), with work as the bound instead of a count. It needs no memory, and several
 -- ingresses choose the same node.
+-- A session that a node has refused goes elsewhere for a while. If it is refused there too, its requests are the cause.
+-- So one session with wrong requests does not make its node look worse than the others.
 
 local POINTS = 64 -- of each node on the ring: keys spread to within about an eighth
 local NOTHING_CACHED = {}
@@ -17,9 +19,10 @@ local session = {}
 ---@param settings table `session_header`; a session's node may have `affinity_factor` times the least work, >= 1, and
 --- `affinity_slack_bytes` besides, >= 0: about what it saves to have the prompt cached
 ---@param hash fun(text: string): integer from 0 to 2^32 - 1
+---@param has_refused fun(peer: string, place: integer): boolean whether a node has refused a session lately
 ---@return Session
-function session.new(settings, hash)
-    return setmetatable({ settings = settings, hash = hash }, Session)
+function session.new(settings, hash, has_refused)
+    return setmetatable({ settings = settings, hash = hash, has_refused = has_refused }, Session)
 end
 
 --- The ring of some nodes. It ignores weights: the limit on work respects them.
@@ -73,9 +76,10 @@ function Session:preferred(request, pool, may_take, least)
     if not request.place then
         return nil
     end
-    local nodes, settings = pool.nodes, self.settings
-    local node = nodes[find_on_ring(pool.ring, request.place, function(index)
-        return nodes[index].effective_weight > 0 and may_take(nodes[index])
+    local nodes, settings, place = pool.nodes, self.settings, request.place
+    local node = nodes[find_on_ring(pool.ring, place, function(index)
+        local found = nodes[index]
+        return found.effective_weight > 0 and may_take(found) and not self.has_refused(found.peer, place)
     end)]
     if not node then
         return nil
