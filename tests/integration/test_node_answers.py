@@ -8,6 +8,8 @@ import json
 import socket
 import socketserver
 import struct
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import free_port, wait_for
 from tests.integration.odd_answers import CLOSED, ODD, Odd, OddNode, odd_node, table
-from tests.integration.rendered import DEADLINE_SECONDS, Answer, Host, Ingress, Node, ask, ingress, render, serve
+from tests.integration.rendered import (
+    DEADLINE_SECONDS,
+    Answer,
+    Host,
+    Ingress,
+    Node,
+    ask,
+    ingress,
+    nginx_command,
+    render,
+    serve,
+)
 from tests.packets import dropped
 
 if TYPE_CHECKING:
@@ -41,8 +54,14 @@ PATH = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
-    """Render ingresses of each balancer: with three tries, with one, and one that runs meanwhile, for odd answers."""
-    kinds: dict[str, dict[str, Any]] = {"3": {}, "1": {"nginx_ingress_next_upstream_tries": 1}, "odd": {}}
+    """Render ingresses of each balancer: with three tries, with one, with other settings, and for odd answers."""
+    kinds: dict[str, dict[str, Any]] = {
+        "3": {},
+        "1": {"nginx_ingress_next_upstream_tries": 1},
+        "500": {"nginx_ingress_next_upstream_500_enabled": True},
+        "patient": {"nginx_ingress_read_timeout_seconds": 600},
+        "odd": {},
+    }
     settings = {
         f"{name}-{kind}": {**SETTINGS, "nginx_ingress_balancer": name, **own}
         for name in BALANCERS
@@ -224,6 +243,137 @@ def test_a_request_that_a_node_does_not_read_is_not_sent_again(tmp_path: Path, h
         done.set()
 
 
+# --- Connections that break while nginx waits ---------------------------------------------------------------------
+
+
+class Slept(socketserver.StreamRequestHandler):
+    """A node whose host sleeps when it has read a request with `sleep`, and wakes up to reset the connection."""
+
+    sleeps_seconds: float
+    slept: list[tuple[int, bool]]  # the node's port, and whether the connection had had a request before
+
+    def handle(self) -> None:
+        """Answer until the host sleeps."""
+        is_kept = False
+        while self.rfile.readline():
+            length = 0
+            while (line := self.rfile.readline().strip()) != b"":
+                length = int(line[15:]) if line.lower().startswith(b"content-length:") else length
+            if b"sleep" in self.rfile.read(length):
+                self.slept.append((int(self.server.server_address[1]), is_kept))  # type: ignore[index]
+                threading.Event().wait(self.sleeps_seconds)
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()
+                return
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
+            is_kept = True
+
+
+@fault(
+    7,
+    "a node's host sleeps, and resets its connections when it wakes up",
+    sees="Connection reset by peer) while reading response header from upstream",
+    keeps="within `nginx_ingress_next_upstream_timeout_seconds` another node gets the request; later no other node "
+    "gets it, because this one may have begun, and the client gets 502",
+)
+@pytest.mark.parametrize(("balancer", "is_kept"), [("upstream", False), ("work", False), ("work", True)])
+@pytest.mark.parametrize(
+    "sleeps_seconds",
+    [0.1, SETTINGS["nginx_ingress_next_upstream_timeout_seconds"] + 0.3],
+    ids=["within-the-time-for-tries", "after-it"],
+)
+def test_a_connection_that_is_reset_while_nginx_waits(
+    tmp_path: Path, hosts: dict[str, Host], heard: list[str], sleeps_seconds: float, balancer: str, *, is_kept: bool
+) -> None:
+    slept: list[tuple[int, bool]] = []
+    handler = type("Handler", (Slept,), {"slept": slept, "sleeps_seconds": sleeps_seconds})
+    got: list[Answer] = []
+    with (
+        listening(handler) as sleeper,
+        listening(Poisoned) as other,
+        ingress(tmp_path, hosts[f"{balancer}-3"], [sleeper, other], DEFAULTS) as running,
+    ):
+
+        def has_slept() -> bool:
+            got.append(post(running, b"sleep"))
+            return bool(slept)
+
+        if is_kept:
+            assert set(post_many(running, 40)) == {200}  # they leave connections
+        wait_for(has_slept)
+        assert slept == [(sleeper, is_kept)]
+        if sleeps_seconds < SETTINGS["nginx_ingress_next_upstream_timeout_seconds"]:
+            assert (got[-1].status, got[-1].body) == (200, b"ok")
+        else:
+            assert code_of(got[-1]) == (502, "bad_gateway")
+        wait_for(lambda: is_at_rest(running))
+        if balancer == "work":
+            [node] = [it for it in json.loads(ask(f"{running.status_url}/work").body)["nodes"] if it["ejections"]]
+            assert (node["node"], node["ejections"]) == (f"node-{sleeper}", {"broken": 1})
+    heard.append((tmp_path / "error.log").read_text(encoding="utf-8"))
+
+
+# In a network of its own, with a kernel that asks for silent hosts after a second: nginx, and a node whose host
+# vanishes when the node has a request. Prints the status of the answer and its body.
+VANISH = """
+import json, subprocess, sys, threading, time, urllib.error, urllib.request
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+port, node_port, *nginx = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+for name, value in (("time", 1), ("intvl", 1), ("probes", 2)):
+    Path(f"/proc/sys/net/ipv4/tcp_keepalive_{name}").write_text(str(value))
+rules = f"table ip test {{ chain input {{ type filter hook input priority 0; tcp dport {node_port} drop; }}; }}"
+class Vanishing(BaseRequestHandler):
+    def handle(self):
+        self.request.recv(65536)
+        subprocess.run(["nft", rules], check=True)
+        threading.Event().wait()
+node = ThreadingTCPServer(("127.0.0.1", int(node_port)), Vanishing)
+node.daemon_threads = True
+threading.Thread(target=node.serve_forever, daemon=True).start()
+process = subprocess.Popen(nginx)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def ask(path, body=None):
+    try:
+        with opener.open(f"http://127.0.0.1:{port}{path}", body, timeout=30) as found:
+            return [found.status, found.read().decode()]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+    except OSError:
+        return [None, ""]
+deadline = time.monotonic() + 20
+while ask("/health")[0] != 200 and time.monotonic() < deadline:
+    pass
+print(json.dumps(ask("/v1/completions", b"{}")))
+process.terminate()
+process.wait()
+"""
+
+
+@fault(
+    7,
+    "a node's host vanishes while it computes, and the kernel looks for silent hosts (`net.ipv4.tcp_keepalive_time`)",
+    sees="(110: Connection timed out) while reading response header from upstream",
+    keeps="the client gets 502 when the host has not answered, and does not wait for "
+    "`nginx_ingress_read_timeout_seconds`",
+)
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_host_that_vanishes_is_found_by_the_kernel(
+    tmp_path: Path, hosts: dict[str, Host], heard: list[str], balancer: str
+) -> None:
+    host, node = hosts[f"{balancer}-patient"], free_port()
+    with ingress(tmp_path, host, [node], DEFAULTS):
+        pass  # writes the upstream file
+    within = ["unshare", "--map-root-user", "--net", sys.executable, "-c", VANISH]
+    command = [*within, str(host.port), str(node), *nginx_command(tmp_path, host)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    status, body = json.loads(done.stdout)
+    assert (status, json.loads(body)["error"]["code"]) == (502, "bad_gateway")
+    heard.append((tmp_path / "error.log").read_text(encoding="utf-8"))
+
+
 # --- Tries --------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +406,67 @@ def test_a_request_reaches_no_more_nodes_than_the_setting_says(
             assert set(post_many(running, 60)) == {200}  # they leave what connections the ingress keeps
             assert post(running, b"poison").status == 502
             assert len(poisoned) == tries
+
+
+# What vLLM answers when it shuts down, when its engine is dead, and to a request that it cannot compute.
+SHUTS_DOWN = {"error": {"message": "cannot schedule new futures after shutdown", "code": 500}}
+ENGINE_DEAD = {"error": {"message": "EngineCore encountered an issue.", "code": 500}}
+OWN_FAULT = {"error": {"message": "list index out of range", "code": 500}}
+
+
+@pytest.mark.parametrize("is_retried", [False, True])
+@pytest.mark.parametrize("says", [SHUTS_DOWN, ENGINE_DEAD, OWN_FAULT], ids=["shuts-down", "engine-dead", "own-fault"])
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_500_is_tried_elsewhere_if_the_operator_allows_it_whatever_its_body_is(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str, says: dict[str, Any], *, is_retried: bool
+) -> None:
+    with (
+        serve(Node(status=500, answer=says)) as dying,
+        serve(Node()) as well,
+        ingress(tmp_path, hosts[f"{balancer}-{'500' if is_retried else '3'}"], [dying.port, well.port]) as running,
+    ):
+
+        def has_met_it() -> bool:
+            answers.append(post(running))
+            return bool(dying.seen)
+
+        answers: list[Answer] = []
+        wait_for(has_met_it)
+        met = answers[-1]
+        if is_retried:
+            assert (met.status, json.loads(met.body)) == (200, {"port": well.port})
+        else:
+            assert (met.status, json.loads(met.body)) == (500, says)
+        well.status, well.answer = 500, says  # now each node answers so
+        wait_for(lambda: is_at_rest(running))
+        before = len(dying.seen) + len(well.seen)
+        everywhere = post(running)
+        assert (everywhere.status, json.loads(everywhere.body)) == (500, says), "the node's own answer"
+        assert len(dying.seen) + len(well.seen) - before == (2 if is_retried else 1)
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_stream_that_is_an_error_is_not_tried_elsewhere(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    event = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(ENGINE_DEAD).encode()
+    reached: list[object] = []
+
+    class Dead(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            reached.append(self)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + event)
+
+    with (
+        listening(Dead) as first,
+        listening(Dead) as second,
+        ingress(tmp_path, hosts[f"{balancer}-500"], [first, second]) as running,
+    ):
+        answer = post(running)
+        assert (answer.status, answer.body) == (200, event)
+        assert len(reached) == 1
 
 
 # --- Short trouble of all nodes, and full nodes -----------------------------------------------------------------

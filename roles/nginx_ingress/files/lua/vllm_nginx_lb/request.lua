@@ -90,11 +90,11 @@ function Requests:begin(it, bytes)
     self.by_number[it.number] = it
 end
 
---- Let nginx try a request once more if another node is left. If none is, the client gets the answer of this try.
+--- Let nginx try a request once more if another node is left. If none is, the client gets the answer of this try. After
+-- a kept connection that breaks, nginx asks for a node in any case.
 function Requests:allow_another_try(it, pool)
     local parts = self.parts
-    local is_left = not it.is_tried_again or parts.choice:has_untried(it, pool, parts.in_flight:totals())
-    if it.tries < parts.settings.tries and is_left then
+    if it.tries < parts.settings.tries and parts.choice:has_untried(it, pool, parts.in_flight:totals()) then
         parts.peers.set_more_tries(1)
     end
 end
