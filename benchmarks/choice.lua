@@ -78,6 +78,7 @@ parts.choice = choice.new {
     settings = worker.settings,
     ejection = parts.ejection,
     affinity = worker.affinity,
+    full = parts.full,
     random = math.random,
 }
 parts.peers = { set_current_peer = always, set_more_tries = always }

@@ -2,6 +2,7 @@
 
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
+local full_nodes = require "vllm_nginx_lb.full_nodes"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
@@ -94,7 +95,7 @@ local function reads_of(case, count)
         return true
     end
     local parts = { settings = { stream_bytes = 100, ingresses = 1 }, ejection = out, affinity = off.new() }
-    parts.random = math.random
+    parts.random, parts.full = math.random, full_nodes.new(now)
     local places =
         place.new { in_flight = work, choice = choice.new(parts), peers = { set_current_peer = accept } }
     local function take()

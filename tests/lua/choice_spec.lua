@@ -2,7 +2,7 @@ local choice = require "vllm_nginx_lb.choice"
 local off = require "vllm_nginx_lb.affinity.off"
 
 describe("choice", function()
-    local ejected, affinity
+    local ejected, affinity, is_full
 
     --- Nodes of these weights; each may be given as {weight, max_conns}.
     local function pool_of(weights)
@@ -33,6 +33,11 @@ describe("choice", function()
                 end,
             },
             affinity = affinity,
+            full = {
+                lately = function()
+                    return is_full
+                end,
+            },
             random = function()
                 return 1
             end,
@@ -63,7 +68,7 @@ describe("choice", function()
     end
 
     before_each(function()
-        ejected, affinity = {}, off.new()
+        ejected, affinity, is_full = {}, off.new(), {}
     end)
 
     it("is where the least work is", function()
@@ -132,6 +137,17 @@ describe("choice", function()
         assert.same({ "node-1", "least work, off its affinity" }, { pick(request_of(), { 1, 1 }, loads) })
         ejected["node-2"] = true
         assert.same({ "node-1", "least work" }, { pick(request_of(), { 1, 1 }, loads) })
+    end)
+
+    it("is a node that has not said lately that it is full, where there is one", function()
+        local loads = { { 0, 0 }, { 5, 0 }, { 9, 0 } }
+        is_full = { ["node-1"] = true, ["node-2"] = true }
+        affinity = preferring("node-1", 99)
+        assert.same({ "node-3", "least work" }, { pick(request_of(), { 1, 1, 1 }, loads) })
+        affinity = off.new()
+        assert.same({ "node-1", "least work" }, { pick(request_of { ["node-3"] = true }, { 1, 1, 1 }, loads) })
+        ejected["node-3"] = true
+        assert.same({ "node-1", "least work" }, { pick(request_of(), { 1, 1, 1 }, loads) })
     end)
 
     it("tells whether there is a node that did not have the request", function()

@@ -163,9 +163,19 @@ describe("ejection", function()
         assert.is_true(may_take(A)) -- it is no trial any more
         nodes:failed(A, "errors", pool)
         assert.equal(2, nodes:seconds_left(A))
-        now = now + 60
+        now = now + 62
         nodes:failed(A, "errors", pool)
         assert.equal(1, nodes:seconds_left(A))
+    end)
+
+    it("ejects it for much longer where each trial is a request that probably fails", function()
+        local seconds = {}
+        for i = 1, 9 do
+            nodes:failed(A, "refusals", pool)
+            seconds[i] = nodes:seconds_left(A)
+            now = now + seconds[i] + 59
+        end
+        assert.same({ 1, 2, 4, 8, 16, 32, 64, 96, 96 }, seconds)
     end)
 
     it("lets another one try when the first has taken too long", function()

@@ -24,14 +24,15 @@ describe("the end of an answer", function()
                 ending.see(request, each[1], each[2])
             end
             assert.equal(fault, ending.fault(request, 200))
-            assert.is_nil(ending.fault(request, 204))
+            assert.equal("no_output", ending.fault(request, 204))
             request.is_light = true
             assert.is_nil(ending.fault(request, 200))
         end)
     end
 
     it("of an error is a fault", function()
-        assert.equal("no_output", ending.fault({ stage = "body", is_error = true, is_complete = true }, 200))
+        local request = { stage = "body", head = '{"error": {}}', is_complete = true }
+        assert.equal("no_output", ending.fault(request, 200))
     end)
 
     -- The client may leave when it has read the error.

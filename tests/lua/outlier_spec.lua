@@ -336,10 +336,11 @@ describe("a node that answers worse than the others", function()
             ["is ejected with half of them cut off"] = { { ["2xx"] = 10, cut_off = 10 }, true },
             ["is ejected with half of them elsewhere"] = { { ["2xx"] = 10, ["3xx"] = 10 }, true },
             ["is ejected with refusals of its own"] = { { ["2xx"] = 10, ["401"] = 10 }, true },
-            ["stays with more refusals than the others, who give such ones too"] = {
+            ["is ejected with many more refusals than the others, who give such ones too"] = {
                 { ["2xx"] = 10, ["404"] = 10 },
-                false,
+                true,
             },
+            ["stays with some more refusals than the others"] = { { ["2xx"] = 15, ["404"] = 5 }, false },
             ["is ejected with half of them, however often its list of models is read"] = {
                 { ["2xx"] = 10, ["500"] = 10, light = 1000 },
                 true,

@@ -141,14 +141,31 @@ describe("output", function()
             ['{"error": {"message": "dead"}}'] = true,
             [' {\n "error":"dead"}'] = true,
             ['{"object":"error","message":"dead"}'] = true,
+            ['{"type":"error","error":{}}'] = true,
+            ['{"detail":"Not Found"}'] = true,
+            ['{"message":"no Route matched"}'] = true,
+            ["{ }"] = true,
+            [""] = false,
+            ["{"] = false,
+            ["text"] = false,
+            ['{"count": 3}'] = false,
             ['{"object":"text_completion"}'] = false,
             ['{"error": null, "id": "1"}'] = false,
             ['{"id": "1", "error": {}}'] = false,
         } do
-            assert.equal(is_error, output.is_error("application/json", text))
-            assert.is_false(output.is_error("text/plain", text))
-            assert.is_false(output.is_error(nil, text))
+            for _, kind in ipairs { "application/json", "text/plain", "" } do
+                assert.equal(is_error, output.is_error(kind ~= "" and kind or nil, text), text)
+            end
+            assert.is_true(output.is_error("text/html; charset=utf-8", text))
         end
+    end)
+
+    it("that is not streamed is known by its first bytes, however they are cut", function()
+        local text, head = ('{"error": "%s"}'):format(("x"):rep(100)), nil
+        for i = 1, #text do
+            head = output.head(head, text:sub(i, i))
+        end
+        assert.same({ text:sub(1, 64), text:sub(1, 64) }, { head, output.head(nil, text) })
     end)
 
     it("is looked for with little memory and in few lines", function()

@@ -1,5 +1,6 @@
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
+local full_nodes = require "vllm_nginx_lb.full_nodes"
 local held_work = require "vllm_nginx_lb.held_work"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
@@ -129,6 +130,7 @@ describe("request", function()
                 said[#said + 1] = text
             end,
         }
+        parts.full = full_nodes.new(now)
         parts.choice = choice.new(parts)
         parts.outlier = outlier.new(parts)
         parts.verdicts = verdict.new(parts)
@@ -166,7 +168,7 @@ describe("request", function()
         assert.same({ { 10, 2 }, { 0, 1 } }, counted())
         for _, it in ipairs { one, two, three } do
             requests:see_headers(it, "application/json")
-            requests:see_piece(it, "{}", true)
+            requests:see_piece(it, '{"id": 1}', true)
             requests:finish(it.number, answer(200))
         end
         assert.same({ { 0, 0 }, { 0, 0 } }, counted())
@@ -406,10 +408,37 @@ describe("request", function()
         assert.equal(2, nodes_out:seconds_left "node-0:80")
         fake.now = 20
         it = sent(100)
-        requests:see_piece(it, "word", true)
+        requests:see_headers(it, STREAM)
+        requests:see_piece(it, TOKEN, true)
         assert.is_true(may_take "node-0")
         assert.equal(20, counts:last_first_byte "node-0:80")
     end)
+
+    -- Whether each answer that is not streamed shows that its node is well.
+    for name, case in pairs {
+        ["has output"] = { "application/json", '{"id": 1}', 200, true },
+        ["is an error"] = { "application/json", '{"error": {}}', 200, false },
+        ["is of something else"] = { "application/json", '{"detail": "Not Found"}', 200, false },
+        ["is a page"] = { "text/html", "<p>Welcome</p>", 200, false },
+        ["has no body"] = { nil, nil, 204, false },
+    } do
+        it("whose node is on trial shows at its end what the answer shows: it " .. name, function()
+            local content_type, text, status, is_well = unpack(case, 1, 4)
+            pool = pool_of(1)
+            nodes_out:failed("node-0:80", "unreachable", pool)
+            fake.now = 2
+            local it = sent(100)
+            requests:see_headers(it, content_type)
+            for i = 1, #(text or "") do
+                requests:see_piece(it, text:sub(i, i), true)
+            end
+            assert.is_false(may_take "node-0")
+            it.is_complete = text ~= nil
+            requests:finish(it.number, answer(status))
+            assert.equal(is_well, nodes_out:cause "node-0:80" == nil)
+            assert.equal(is_well and 2 or 0, counts:last_first_byte "node-0:80")
+        end)
+    end
 
     for name, try in pairs { ["client leaves"] = LEFT, ["request is bad"] = answer(404), ["node is full"] = FULL } do
         it("lets the next one be the trial when it is one and shows nothing, because the " .. name, function()

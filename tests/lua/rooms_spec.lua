@@ -1,7 +1,7 @@
 --- The rooms of the Lua, lowest first: a module requires only what stands above it here.
 
 local LAYERS = {
-    { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "meter" },
+    { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes", "meter" },
     { "model", "node_keys", "outcome", "output", "work_row" },
     { "ejection_limit", "ending", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "mark_shares", "node_counts", "pending" },

@@ -15,6 +15,7 @@ local choice = {}
 ---@field settings table see least_work.score
 ---@field ejection Ejection
 ---@field affinity Affinity
+---@field full FullNodes
 ---@field random fun(n: integer): integer from 1 to n
 
 ---@param parts ChoiceParts
@@ -61,18 +62,23 @@ function Choice:last_resort(request, nodes, totals, is_out)
     return node, "last resort"
 end
 
---- Choose a node for a request.
+--- Choose a node for a request. Nodes that have said lately that they are full come after the others.
 ---@param request Request with `bytes`, `cached` and `tried`
 ---@param pool table its `nodes`
 ---@param totals number[] in_flight.lua
 ---@return table|nil node nil if there is none
 ---@return string why as $vllm_nginx_lb_choice has it
 function Choice:pick(request, pool, totals)
-    local settings, affinity, is_out = self.parts.settings, self.parts.affinity, self.parts.ejection:out()
+    local settings, affinity, random = self.parts.settings, self.parts.affinity, self.parts.random
+    local is_out, is_full = self.parts.ejection:out(), self.parts.full:lately()
     local function may_take(node)
-        return not is_out[node.peer] and is_untried(request, node, totals)
+        return not is_out[node.peer] and not is_full[node.peer] and is_untried(request, node, totals)
     end
-    local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, self.parts.random)
+    local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, random)
+    if not node and next(is_full) then
+        is_full = NOBODY
+        node, least = least_work.best(pool.nodes, totals, request, settings, may_take, random)
+    end
     if not node then
         return self:last_resort(request, pool.nodes, totals, is_out)
     end

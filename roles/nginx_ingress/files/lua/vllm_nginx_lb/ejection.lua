@@ -38,14 +38,15 @@ end
 table.sort(ejection.CAUSES)
 
 -- After these causes, one good answer does not show that the node is well. So its failures are not forgotten yet, and
--- the next ejection is longer.
-local MAY_RELAPSE = { errors = true, refusals = true, error_share = true }
+-- the next ejection is longer. Each trial is a client's request that probably fails. So these ejections become up to so
+-- many times as long as the others: with few requests, each one would be a trial else.
+local MAY_RELAPSE, LONGER = { errors = true, refusals = true, error_share = true }, 12
 
 --- Keep ejections in a dictionary.
 ---@param dict SharedDict
----@param settings table seconds: `first` ejection time (0: no node is ever ejected), `longest` ejection time,
---- `memory`, after which a failure is forgotten, more than `longest`, and `probe`, how long one trial may take until
---- the next one; and `most_percent` of a pool's nodes that may be out
+---@param settings table seconds: `first` ejection time (0: no node is ever ejected), `longest` ejection time, twelve
+--- times that where answers are bad, `memory`, how long after its ejection a failure is forgotten, and `probe`, how
+--- long one trial may take until the next one; and `most_percent` of a pool's nodes that may be out
 ---@param now fun(): number seconds of clock.lua
 ---@param counts NodeCounts
 ---@param log fun(text: string)
@@ -92,14 +93,15 @@ function Ejection:failed(peer, cause, pool)
         end
     end
     local fails = record and record.fails + 1 or 1
-    local seconds = math.min(settings.longest, settings.first * 2 ^ (fails - 1))
+    local longest = settings.longest * (MAY_RELAPSE[cause] and LONGER or 1)
+    local seconds = math.min(longest, settings.first * 2 ^ (fails - 1))
     self.log(("%s gets no requests for %.3g s: %s"):format(peer, seconds, REASONS[cause]))
     self.records:write(peer, {
         fails = fails,
         since = now,
         ends = now + seconds,
         trial = 0,
-        forgotten = now + settings.memory,
+        forgotten = now + seconds + settings.memory,
         cause = cause,
     })
     self.counts:ejected(peer, cause)

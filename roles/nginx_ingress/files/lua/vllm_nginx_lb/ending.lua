@@ -1,11 +1,17 @@
 --- How an answer with a good status ends: nodes may end it without output, with an error, or break it off.
 
 local outcome = require "vllm_nginx_lb.outcome"
+local output = require "vllm_nginx_lb.output"
 
--- The status of an answer that has no body.
+-- The status of an answer that has no body. A request that computes something has an answer with one.
 local NO_CONTENT = 204
 
 local ending = {}
+
+--- Whether an answer that is no event stream is an error.
+local function is_error(it)
+    return it.head ~= nil and output.is_error(it.content_type, it.head)
+end
 
 --- See the next step of an answer: a piece, its end, or a flush. nginx flushes after the headers if no body has come
 -- yet, and when the node breaks the answer off. It does not flush when the client leaves.
@@ -22,9 +28,9 @@ end
 ---@param status integer of the answer
 ---@return string|nil label of outcome.LABELS; nil: the answer is good, or the client has left
 function ending.fault(it, status)
-    if it.is_light or status == NO_CONTENT then
+    if it.is_light then
         return nil
-    elseif it.is_error or it.is_complete and it.stage ~= "body" then
+    elseif status == NO_CONTENT or is_error(it) or it.is_complete and it.stage ~= "body" then
         return outcome.NO_OUTPUT
     elseif it.output and it.output.has_failed or not it.is_complete and (it.flushes or 0) > 0 then
         return outcome.CUT_OFF

@@ -3,20 +3,16 @@
 
 local outcome = require "vllm_nginx_lb.outcome"
 
--- Answers with these labels are bad. A refusal may be the request's own fault. So a refusal is bad only if no other
--- node of the pool has given the same status lately. Then it counts by how much larger its share is at this node than
--- at the others. 503 is not among the faults: it may say that the node is full.
-local FAULTS = {}
-for _, label in ipairs { "3xx", "500", "5xx", "502", "504", "broken", outcome.NO_OUTPUT, outcome.CUT_OFF } do
-    FAULTS[label] = true
-end
-local REFUSALS = {}
-for label in pairs(outcome.IS_BAD) do
-    REFUSALS[label] = label:sub(1, 1) == "4"
+-- Answers with these labels count by how much larger their share is at this node than at the others. Wrong requests earn
+-- refusals, but at each node: no affinity sends them to one node again and again (affinity/session.lua). Two are left
+-- out: a 503 may say that the node is full, and a node that cannot be reached is ejected at once.
+local COUNTS = {}
+for label, is_bad in pairs(outcome.IS_BAD) do
+    COUNTS[label] = is_bad and label ~= "503" and label ~= "unreachable"
 end
 local IS_LEFT_OUT = { left = true, [outcome.LIGHT] = true }
--- Of fewer answers, a share says little.
-local LEAST_ANSWERS = 10
+-- Of fewer answers, a share says little. Where nodes give few answers, the interval is up to so many times as long.
+local LEAST_ANSWERS, STRETCH = 10, 6
 
 ---@class ErrorShare
 local ErrorShare = {}
@@ -37,17 +33,18 @@ function error_share.new(parts)
     return setmetatable({ parts = parts, older = nil, newer = nil, next_at = 0, bad = 0 }, ErrorShare) -- see `compare`
 end
 
---- The answers of each node of a list by label, since nginx has started.
+--- The answers of each node of a list by label, `of` by address, and `answers` of all, since nginx has started.
 function ErrorShare:read(peers)
-    local counts, labels, of = self.parts.counts, self.parts.counts:labels(), {}
+    local counts, labels, of, answers = self.parts.counts, self.parts.counts:labels(), {}, 0
     for _, peer in ipairs(peers) do
         local found = {}
         for _, label in ipairs(labels) do
             found[label] = counts:times_answered(peer, label)
+            answers = answers + (IS_LEFT_OUT[label] and 0 or found[label])
         end
         of[peer] = found
     end
-    return of
+    return { at = self.parts.now(), of = of, answers = answers }
 end
 
 --- The answers of each node of a pool by label between two readings, and of all its nodes together.
@@ -67,39 +64,18 @@ local function between(nodes, before, after)
     return of, all
 end
 
---- A function that tells whether a node alone has given answers of a label lately. It reads each label's facts once.
-function ErrorShare:alone(nodes)
-    local counts, since, givers_of = self.parts.counts, self.parts.now() - outcome.COMMON_SECONDS, {}
-    return function(peer, label)
-        local givers = givers_of[label]
-        if not givers then
-            givers = { count = 0 }
-            for _, node in ipairs(nodes) do
-                if counts:last_gave(node.peer, label) >= since then
-                    givers.count, givers[node.peer] = givers.count + 1, true
-                end
-            end
-            givers_of[label] = givers
-        end
-        return givers.count == (givers[peer] and 1 or 0)
-    end
-end
-
 --- By how much a node's share of bad answers is larger than the others'.
-local function excess(peer, one, all, is_alone)
-    local others, faults, refusals = all.answers - one.answers, 0, 0
+local function excess(one, all)
+    local others, sum = all.answers - one.answers, 0
     if one.answers < LEAST_ANSWERS or others < LEAST_ANSWERS then
         return 0
     end
     for label, times in pairs(one.by_label) do
-        local more = times / one.answers - (all.by_label[label] - times) / others
-        if FAULTS[label] then
-            faults = faults + more
-        elseif REFUSALS[label] and more > 0 and is_alone(peer, label) then
-            refusals = refusals + more
+        if COUNTS[label] then
+            sum = sum + times / one.answers - (all.by_label[label] - times) / others
         end
     end
-    return faults + refusals
+    return sum
 end
 
 --- Eject the nodes of a pool that answer worse than the others. Answers of before a node's last ejection do not count
@@ -107,13 +83,25 @@ end
 function ErrorShare:check(pool, after)
     local ejection = self.parts.ejection
     local of, all = between(pool.nodes, self.older.of, after)
-    local is_alone = self:alone(pool.nodes)
     for _, node in ipairs(pool.nodes) do
-        local is_bad = excess(node.peer, of[node.peer], all, is_alone) >= self.parts.settings.outlier.error_ratio
+        local is_bad = excess(of[node.peer], all) >= self.parts.settings.outlier.error_ratio
         if is_bad and ejection:last_ejected(node.peer) < self.older.at then
             ejection:failed(node.peer, "error_share", pool)
         end
     end
+end
+
+--- Whether the last reading is of long ago: many good answers since then would hide the new bad ones.
+function ErrorShare:is_stale(reading, needed)
+    local interval = self.parts.settings.outlier.interval_seconds
+    local age, new = reading.at - self.newer.at, reading.answers - self.newer.answers
+    return age > interval * STRETCH or age > interval and new > 4 * needed
+end
+
+--- Whether a reading may follow the last one: half an interval has passed, and there were answers enough.
+function ErrorShare:is_next(reading, needed)
+    local age, new = reading.at - self.newer.at, reading.answers - self.newer.answers
+    return age >= self.parts.settings.outlier.interval_seconds / 2 and new >= needed
 end
 
 --- Compare the nodes of each pool. Without a bad answer of any node since the last time, no share has become larger.
@@ -121,19 +109,19 @@ end
 ---@param peers string[] addresses of all nodes
 function ErrorShare:compare(pools, peers)
     local parts, now = self.parts, self.parts.now()
-    local interval, bad = parts.settings.outlier.interval_seconds, parts.counts:bad_answers()
-    if now < self.next_at or parts.settings.outlier.error_ratio >= 1 or bad == self.bad then
+    local settings, bad = parts.settings.outlier, parts.counts:bad_answers()
+    if now < self.next_at or settings.error_ratio >= 1 or bad == self.bad then
         return
     end
-    self.next_at, self.bad = now + interval / 10, bad -- each time costs some microseconds for each node
-    if self.newer and now - self.newer.at > interval then
-        self.older, self.newer = nil, nil -- of long ago: nothing was bad meanwhile
+    self.next_at, self.bad = now + settings.interval_seconds / 10, bad -- each time costs some microseconds for each node
+    local reading, needed = self:read(peers), LEAST_ANSWERS * #peers / 2
+    if self.newer and self:is_stale(reading, needed) then
+        self.older, self.newer = nil, nil
     end
-    local reading = { at = now, of = self:read(peers) }
     for _, pool in pairs(self.older and pools or {}) do
         self:check(pool, reading.of)
     end
-    if not self.newer or now - self.newer.at >= interval / 2 then
+    if not self.newer or self:is_next(reading, needed) then
         self.older, self.newer = self.newer or reading, reading
     end
 end

@@ -28,8 +28,17 @@ local CR, LF = 13, 10
 
 --- Whether a JSON text begins as the error of an inference server.
 local function begins_with_error(text)
-    local value = text:match '^%s*{%s*"error"%s*:%s*(.)'
-    return value ~= nil and value ~= "n" or text:find '^%s*{%s*"object"%s*:%s*"error"' ~= nil -- not null
+    local key, value = text:match '^%s*{%s*"(%l+)"%s*:%s*(.*)'
+    if key == "error" then
+        return not value:find "^n" -- null
+    end
+    return (key == "object" or key == "type") and value:find '^"error"' ~= nil
+end
+
+--- Whether a text begins as something that no inference server answers: an empty object, or the error of a web framework.
+local function is_of_others(text)
+    local key = text:match '^%s*{%s*"(%l+)"%s*:'
+    return key == "detail" or key == "message" or text:find "^%s*{%s*}" ~= nil
 end
 
 ---@class Output
@@ -59,14 +68,24 @@ function output.of(content_type, encoding)
     return setmetatable(it, Output)
 end
 
---- Whether an answer that is not streamed is an error, whatever its status is.
+--- The first bytes of an answer, with the next piece.
+---@param head string|nil the first bytes so far
+---@param piece string
+---@return string head at most 64 bytes
+function output.head(head, piece)
+    if head and #head == KEPT then
+        return head
+    end
+    return ((head or "") .. piece):sub(1, KEPT)
+end
+
+--- Whether an answer that is not streamed is an error, whatever its status is. A page is one, too.
 ---@param content_type string|nil of its headers
----@param piece string its first bytes
+---@param head string its first bytes
 ---@return boolean
-function output.is_error(content_type, piece)
-    return type(content_type) == "string"
-        and content_type:find("application/json", 1, true) == 1
-        and begins_with_error(piece)
+function output.is_error(content_type, head)
+    local is_page = type(content_type) == "string" and content_type:find "^text/html" ~= nil
+    return is_page or begins_with_error(head) or is_of_others(head)
 end
 
 --- See what a line, or its first bytes, says.

@@ -81,7 +81,7 @@ function Places:release(it)
     if it.peer then
         self.parts.in_flight:add(it.peer, -it.pending, -1)
         it.peer, it.output, it.pending, it.stage = nil, nil, 0, "accepted"
-        it.content_type, it.is_error, it.is_complete, it.flushes = nil, nil, nil, nil
+        it.content_type, it.head, it.is_complete, it.flushes = nil, nil, nil, nil
     end
 end
 

@@ -36,7 +36,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
 ---@field content_type string|nil of its answer
----@field is_error boolean|nil true: its answer has a good status and is an error
+---@field head string|nil the first bytes of an answer that is no event stream
 ---@field is_complete boolean|nil true: the node has ended the answer
 ---@field flushes integer|nil how often nginx has sent on what it has since a piece or the headers (ending.lua)
 ---@field sent_at number seconds of clock.lua
@@ -143,28 +143,28 @@ function Requests.see_headers(_, it, content_type, encoding)
     end
 end
 
+--- Whether there is output in an answer, as of its next piece.
+local function has_output(it, piece)
+    if it.output then
+        return it.output:read(piece)
+    end
+    it.head = output.head(it.head, piece)
+    return true
+end
+
 --- See a piece of an answer's body that is not empty.
 ---@param it Request
 ---@param piece string
 ---@param is_good boolean false: it is an error
 ---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
 function Requests:see_piece(it, piece, is_good)
-    local has_begun = not it.output or it.output:read(piece)
-    if not has_begun or it.stage ~= "sent" and it.stage ~= "headers" then
+    if not has_output(it, piece) or it.stage ~= "sent" and it.stage ~= "headers" then
         return false
     end
-    local parts = self.parts
     it.stage = "body"
-    parts.pending:finish(it)
-    it.is_error = not it.output and output.is_error(it.content_type, piece) or nil
-    if is_good and not it.is_light and not it.is_error then
-        local now = parts.now()
-        if it.output then
-            parts.prefill:learn(it.peer, it.ahead, now - it.sent_at)
-            parts.outlier:good(it.peer) -- it has begun; verdict.lua notes its end
-        end
-        parts.ejection:succeeded(it.peer)
-        parts.counts:sent_first_byte(it.peer, now)
+    self.parts.pending:finish(it)
+    if is_good and it.output and not it.is_light then
+        self.parts.verdicts:begun(it)
     end
     return true
 end

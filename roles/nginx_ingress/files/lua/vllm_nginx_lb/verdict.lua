@@ -1,4 +1,5 @@
---- What follows from a try that has ended: it is counted, its node may be ejected, and its work may be held.
+--- What follows from an answer that has begun and from a try that has ended: it is counted, its node may be ejected, and
+-- its work may be held.
 
 local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
@@ -18,13 +19,30 @@ local verdict = {}
 ---@field counts NodeCounts
 ---@field ejection Ejection
 ---@field outlier Outlier
+---@field full FullNodes
 ---@field held HeldWork
+---@field prefill Prefill
 ---@field now fun(): number seconds of clock.lua
 
 ---@param parts VerdictParts
 ---@return Verdicts
 function verdict.new(parts)
     return setmetatable({ parts = parts }, Verdicts)
+end
+
+--- Note that a node has shown that it is well.
+function Verdicts:shows_well(it)
+    self.parts.ejection:succeeded(it.peer)
+    self.parts.counts:sent_first_byte(it.peer, self.parts.now())
+end
+
+--- Note that a stream has begun with output.
+---@param it Request at its node
+function Verdicts:begun(it)
+    local parts = self.parts
+    parts.prefill:learn(it.peer, it.ahead, parts.now() - it.sent_at)
+    parts.outlier:good(it.peer)
+    self:shows_well(it)
 end
 
 --- Note a good answer.
@@ -37,6 +55,9 @@ function Verdicts:good(it)
         return
     elseif it.is_complete then
         parts.outlier:good(it.peer, true)
+        if not it.output then -- the beginning of a stream has shown it
+            self:shows_well(it)
+        end
     end
     parts.held:learn(it.pool.name or "", parts.now() - it.sent_at)
 end
@@ -85,6 +106,9 @@ function Verdicts:bad(it, kind, label)
         self:broken(it)
     elseif kind == "timed_out" then
         self:timed_out(it, label)
+    elseif kind == "full" then
+        parts.full:note(it.peer)
+        parts.outlier:bad(it, kind, label)
     elseif FAILURES[kind] then
         parts.ejection:failed(it.peer, kind, it.pool)
     elseif not it.is_light then

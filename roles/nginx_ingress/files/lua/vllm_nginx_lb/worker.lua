@@ -6,6 +6,7 @@ local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
 local error_share = require "vllm_nginx_lb.error_share"
+local full_nodes = require "vllm_nginx_lb.full_nodes"
 local held_work = require "vllm_nginx_lb.held_work"
 local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
@@ -130,6 +131,7 @@ local function follow_requests(dict)
     worker.pending = pending.new(worker.in_flight, parts.prefill)
     parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
+    parts.full = full_nodes.new(clock.now)
     parts.choice = choice.new(parts)
     parts.outlier = outlier.new(parts)
     parts.verdicts = verdict.new(parts)
