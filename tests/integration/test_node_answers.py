@@ -408,6 +408,45 @@ def test_a_request_reaches_no_more_nodes_than_the_setting_says(
             assert len(poisoned) == tries
 
 
+def test_a_session_leaves_its_home_while_nginx_has_left_that_out(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    broken = threading.Event()
+    reached: list[int] = []
+
+    class Breaking(Poisoned):
+        def handle(self) -> None:
+            reached.append(int(self.server.server_address[1]))  # type: ignore[index]
+            if not broken.is_set():
+                super().handle()
+
+    settings = {"method": "consistent_hash", "hash_header": "X-Session-Id", "max_fails": 3, "fail_timeout_seconds": 5}
+    with (
+        listening(Breaking) as first,
+        serve(Node()) as second,
+        serve(Node()) as third,
+        ingress(tmp_path, hosts["upstream-3"], [first, second.port, third.port], settings) as running,
+    ):
+
+        def node_of(session: int) -> int:
+            """Return the port of the node that answers a session."""
+            body = ask(running.url + PATH, b"{}", {"X-Session-Id": str(session)}).body
+            return first if body == b"ok" else int(json.loads(body)["port"])
+
+        homes = {session: node_of(session) for session in range(40)}
+        assert len(set(homes.values())) == 3
+        movers = [session for session, home in homes.items() if home == first]
+        broken.set()
+        for session in movers[:1] * 3:
+            assert node_of(session) != first, "it is tried on the next node"
+        before = len(reached)
+        away = {session: {node_of(session), node_of(session)} for session in movers}
+        assert len(reached) == before
+        assert all(len(nodes) == 1 for nodes in away.values()), "each has one other node meanwhile"
+        assert all(node_of(session) == home for session, home in homes.items() if home != first)
+        broken.clear()
+        wait_for(lambda: node_of(movers[0]) == first)
+        assert {node_of(session) for session in movers} == {first}
+
+
 # What vLLM answers when it shuts down, when its engine is dead, and to a request that it cannot compute.
 SHUTS_DOWN = {"error": {"message": "cannot schedule new futures after shutdown", "code": 500}}
 ENGINE_DEAD = {"error": {"message": "EngineCore encountered an issue.", "code": 500}}

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import fetch, respond, wait_for
-from tests.integration.test_work_balancer import POOL, WorkStack, streaming, work
+from tests.integration.test_work_balancer import POOL, WorkStack, streaming, with_workers, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,6 +279,7 @@ def test_when_all_nodes_answer_alike_nobody_is_ejected(work: WorkStack, status: 
     wait_for(work.idle)
 
 
+@with_workers(2, 4, 8)
 def test_of_many_bad_nodes_half_of_the_pool_is_ejected(work: WorkStack) -> None:
     work.publish(EVERYBODY)
     for name in ("node-3", "node-4"):
@@ -286,6 +287,17 @@ def test_of_many_bad_nodes_half_of_the_pool_is_ejected(work: WorkStack) -> None:
     wait_for(lambda: work.post().status in {200, 500} and any(node["ejections"] for node in work.known().values()))
     assert sum("ejected_for" in node for node in work.known().values()) == 1
     wait_for(work.idle)
+
+
+@with_workers(2, 4, 8)
+def test_bad_answers_in_a_row_are_counted_over_all_workers(work: WorkStack) -> None:
+    restart(work, outlier={"row": 10, "error_ratio": 1}, backoff={"first": 60, "longest": 60})
+    liar = Behaviour(500)
+    set_behaviour(work, "node-4", liar)
+    wait_for(lambda: work.post().status in {200, 500} and "errors" in ejections_of(work, "node-4"))
+    assert liar.posts == 10
+    wait_for(work.idle)
+    assert all(work.post().status == 200 for _ in range(20 * work.workers)), "each worker leaves it out"
 
 
 @fault("answers a part of all requests with 500", "…gets no requests for 0.5 s: more of its answers are errors than…")
@@ -308,6 +320,49 @@ def test_a_node_whose_answers_are_errors_more_often_than_the_others_is_ejected(w
     wait_for(is_ejected, 30)
     assert [set(ejections_of(work, name)) for name in ("node-2", "node-3")] == [set(), set()]
     work.heard.append(work.log())
+
+
+def chat(number: int, turn: int) -> bytes:
+    """Return the prompt of a chat, which grows with each turn."""
+    return f"chat {number} ".ljust(2048, ".").encode() + b"and more " * 300 * turn
+
+
+@pytest.mark.parametrize("affinity", ["session", "prefix"])
+def test_a_session_leaves_its_home_while_that_is_ejected(work: WorkStack, affinity: str) -> None:
+    restart(work, affinity=affinity, backoff={"first": 5, "longest": 5})
+    homes = {number: work.post(session=str(number), body=chat(number, 0)).node for number in range(40)}
+    movers = [number for number, home in homes.items() if home == "node-4"]
+    assert 3 <= len(movers) < 40
+    behaviour = Behaviour(500)
+    set_behaviour(work, "node-4", behaviour)
+
+    def is_ejected() -> bool:
+        for number in movers:
+            work.post(session=str(number), body=chat(number, 0))
+        return "errors" in ejections_of(work, "node-4")
+
+    wait_for(is_ejected)
+    before = behaviour.posts
+    away = {
+        number: {work.post(session=str(number), body=chat(number, turn)).node for turn in (1, 2)} for number in movers
+    }
+    assert work.known()["node-4"]["backoff_seconds"] > 0, "this machine is too slow for this test"
+    assert behaviour.posts == before
+    assert all(len(nodes) == 1 for nodes in away.values()), "each has one other node meanwhile"
+    set_behaviour(work, "node-4", streaming(work, "node-4").stream)
+
+    def is_back() -> bool:
+        work.post()
+        return "ejected_for" not in work.known()["node-4"]
+
+    wait_for(is_back)
+    wait_for(work.idle)
+    for number in movers:
+        now = work.post(session=str(number), body=chat(number, 3)).node
+        assert {now} == ({"node-4"} if affinity == "session" else away[number])
+    for number, home in homes.items():
+        if home != "node-4":
+            assert work.post(session=str(number), body=chat(number, 1)).node == home
 
 
 def kept_connections(it: WorkStack) -> None:

@@ -119,7 +119,7 @@ class WorkStack(Stack):
                     location = /keys {{ content_by_lua_block {{
                         ngx.say(table.concat(ngx.shared.vllm_nginx_lb:get_keys(0), "|")) }} }}
                 }}
-                server {{ listen 127.0.0.1:{self.ingress_port};
+                server {{ listen 127.0.0.1:{self.ingress_port}{" reuseport" if self.workers > 2 else ""};
                     client_body_buffer_size 1m; client_max_body_size 64m; proxy_buffering off;
                     proxy_http_version 1.1; proxy_set_header Connection "";
                     proxy_next_upstream {self.retried}; proxy_next_upstream_tries 3;
@@ -164,9 +164,9 @@ class WorkStack(Stack):
         )  # on a busy machine the same worker answers again and again
 
     def serves_everywhere(self, generation: str) -> bool:
-        """Tell whether each of 20 answers has a generation: every worker has probably answered."""
-        said = {fetch(self.status_port, "/generation").strip() for _ in range(20)}
-        return len(said) == 2 and all(each.startswith(f"{generation} ") for each in said)
+        """Tell whether every worker has answered, and each answer has a generation."""
+        said = {fetch(self.status_port, "/generation").strip() for _ in range(10 * self.workers)}
+        return len(said) == self.workers and all(each.startswith(f"{generation} ") for each in said)
 
     def full(self) -> dict[str, float]:
         """Return how many writes did not fit into each shared dictionary."""
@@ -225,12 +225,18 @@ class Answer:
         return self.text.removesuffix("DONE") if self.text.endswith("DONE") else None
 
 
+def with_workers(*counts: int) -> pytest.MarkDecorator:
+    """Run a test with so many workers of nginx."""
+    return pytest.mark.parametrize("work", counts, indirect=True, ids="{}-workers".format)
+
+
 @pytest.fixture
-def work(tmp_path: Path, heard: list[str]) -> Iterator[WorkStack]:
-    """Start nginx without weights, and three nodes."""
+def work(request: pytest.FixtureRequest, tmp_path: Path, heard: list[str]) -> Iterator[WorkStack]:
+    """Start nginx without weights, with two workers or as many as a test wants, and three nodes."""
     (tmp_path / "upstream").mkdir()
     nodes: list[FakeNode] = [StreamingNode(f"node-{i}", f"127.0.0.{i}") for i in (2, 3, 4)]
     it = WorkStack(tmp_path, nodes, free_port(), free_port(), "nginx", heard=heard)
+    it.workers = getattr(request, "param", 2)
     it.config = {
         "state_directory": str(tmp_path / "state"),
         "scrape": {"timeout_seconds": 2},
@@ -303,6 +309,7 @@ def test_the_script_publishes_without_a_reload(work: WorkStack) -> None:
     assert work.status()["outcome"] == "unchanged"
 
 
+@with_workers(2, 4, 8)
 def test_a_node_has_no_more_requests_than_it_may(work: WorkStack) -> None:
     for node in work.config["pools"][0]["nodes"]:
         node["max_conns"] = 1
@@ -516,6 +523,7 @@ def test_a_request_that_an_error_page_sends_to_a_node_again_is_counted_out_twice
 
 
 @pytest.mark.slow
+@with_workers(2, 8)
 def test_counts_return_to_zero_whatever_becomes_of_requests(work: WorkStack) -> None:
     work.publish({"node-2": 100, "node-3": 60, "node-4": 30})
     chance = random.Random(1)  # noqa: S311 - to be repeated, not to be secret
