@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["work"]
 # The search for the model takes longest in a body of short keys.
 LONG = b"{" + b'"a":1,' * 5_000_000 + b'"model": "small"}'
+LARGE = 1_000_000  # bytes: such a body is counted
 SHORT = b"{" + b'"a":1,' * 20_000 + b'"model": "small"}'  # more than a window, so it needs a place too
 # The frames of HTTP/2 (RFC 9113) that these tests send
 DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
@@ -69,6 +70,11 @@ def post(it: WorkStack, body: bytes) -> tuple[int, bytes, str | None]:
 def places(it: WorkStack) -> int:
     """Return how many places are free in the worker, less how many bodies wait."""
     return int(fetch(it.config["h1_port"], "/places"))
+
+
+def bodies_counted(it: WorkStack) -> list[str]:
+    """Return the counts of large bodies in nginx's shared memory."""
+    return [key for key in fetch(it.status_port, "/keys").split("|") if key.startswith("bodies:")]
 
 
 @contextlib.contextmanager
@@ -202,7 +208,25 @@ def test_whoever_leaves_leaves_no_count_and_no_place_behind(
     leave(entry)
     wait_for(lambda: answers(entry.config["h1_port"]) and places(entry) == 1, 30)
     wait_for(entry.idle)
+    wait_for(lambda: not bodies_counted(entry))
     assert [post(entry, SHORT)[0] for _ in range(3)] == [200] * 3
+
+
+def test_a_killed_worker_leaves_no_count_of_bodies_behind(entry: WorkStack) -> None:
+    entry.workers = 2
+    restart(entry, large_requests=2)
+    node = streaming(entry, "node-2")
+    node.begin.clear()
+    with with_length(entry), send_h1(entry, b'{"model": "small"}'.ljust(LARGE)):  # one is received, one is at its node
+        wait_for(lambda: entry.totals()["node-2"][1] == 1)
+        wait_for(lambda: post(entry, b"x" * LARGE)[0] == 429)
+        for pid in entry.worker_pids():
+            os.kill(int(pid), signal.SIGKILL)
+        node.begin.set()
+        wait_for(lambda: answers(entry.status_port) and not bodies_counted(entry), 30)
+        wait_for(entry.idle)
+        assert post(entry, b'{"model": "small"}'.ljust(LARGE))[0] == 200
+    wait_for(lambda: not bodies_counted(entry))
 
 
 # --- Uploads that do not end ---------------------------------------------------------------------------------------

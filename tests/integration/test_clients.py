@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +32,6 @@ from tests.integration.rendered import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
 SECRET = "sk-dont-write-me-down"  # noqa: S105 - a secret of this test
@@ -43,6 +45,8 @@ SETTINGS: dict[str, Any] = {
 }
 ONE_AT_A_TIME = {"nginx_ingress_concurrent_requests": 1}
 LARGE = 1_000_000  # bytes
+SHORT_PAUSES = {"nginx_ingress_client_body_timeout_seconds": 1, "nginx_ingress_large_requests_per_client": 1}
+SMALL_PLACE = {"nginx_ingress_client_body_tmpfs_mib": 8, "nginx_ingress_large_requests_per_client": 100}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
     prefixes = {
         f"prefix-{bits}": {**ONE_AT_A_TIME, "nginx_ingress_client_ipv6_prefix_bits": bits} for bits in (48, 64, 128)
     }
-    return render(tmp_path_factory.mktemp("rendered"), {**settings, **prefixes})
+    places = {f"place-{name}": {**each, **SMALL_PLACE} for name, each in settings.items()}
+    slow = {f"slow-{name}": {**each, **SHORT_PAUSES} for name, each in settings.items()}
+    return render(tmp_path_factory.mktemp("rendered"), {**settings, **prefixes, **places, **slow})
 
 
 @pytest.fixture(params=BALANCERS)
@@ -62,9 +68,9 @@ def entry(request: pytest.FixtureRequest, tmp_path: Path, hosts: dict[str, Host]
         yield running, node
 
 
-def send(running: Ingress, text: bytes) -> socket.socket:
+def send(running: Ingress, text: bytes, client: str = "127.0.0.1") -> socket.socket:
     """Send bytes over a connection of their own."""
-    connection = socket.create_connection(("127.0.0.1", running.host.port), DEADLINE_SECONDS)
+    connection = socket.create_connection(("127.0.0.1", running.host.port), DEADLINE_SECONDS, (client, 0))
     connection.sendall(text)
     return connection
 
@@ -173,6 +179,70 @@ def test_a_client_has_few_large_requests_open(entry: tuple[Ingress, Node], lengt
         wait_for(lambda: ask(url, b"x" * LARGE).status == 200)
 
 
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_an_upload_that_pauses_for_too_long_counts_no_longer(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LARGE}\r\n\r\n".encode()
+    with serve(Node()) as node, ingress(tmp_path, hosts[f"slow-{balancer}"], [node.port]) as running:
+        with send(running, head) as upload:
+            assert upload.recv(4096) == b"", "nginx closes its connection"
+        wait_for(lambda: ask(f"{running.url}/v1/completions", b"x" * LARGE).status == 200)
+        assert running.log(1)[0]["status"] == 408
+
+
+def status_of(running: Ingress, client: str, length: str) -> int | None:
+    """Return the status that a client gets for a request with half of a body, or None: nginx waits for the rest."""
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode()
+    with send(running, head, client) as connection:
+        connection.settimeout(0.5)
+        try:
+            return int(connection.recv(4096).split()[1])
+        except TimeoutError:
+            return None
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_client_holds_no_more_than_its_share_of_the_place_for_bodies(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    length, chunks = f"Content-Length: {3 * LARGE}", "Transfer-Encoding: chunked"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode()
+    with serve(Node()) as node, ingress(tmp_path, hosts[f"place-{balancer}"], [node.port]) as running:
+        url = f"{running.url}/v1/completions"
+        with send(running, head, "127.0.0.2"), send(running, head, "127.0.0.3") as other:
+            wait_for(lambda: status_of(running, "127.0.0.2", length) == 429)
+            assert status_of(running, "127.0.0.2", chunks) == 429
+            third = ask(url, b"x" * 3 * LARGE)  # 9 MB are more than the place has, which nginx alone does not add up
+            if balancer == "work":
+                assert (third.status, third.headers.get_all("Retry-After")) == (503, ["1"])
+                assert json.loads(third.body)["error"]["code"] == "service_unavailable"
+            else:
+                assert third.status == 200
+            assert ask(url, b"x" * (LARGE - 1)).status == 200
+            other.close()
+            wait_for(lambda: ask(url, b"x" * 3 * LARGE).status == 200)
+
+
+@pytest.mark.parametrize(("balancer", "status"), [("work", 200), ("upstream", 429)])
+def test_the_large_requests_of_a_killed_worker_are_forgotten_by_work_alone(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str, status: int
+) -> None:
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LARGE}\r\n\r\n".encode()
+    with serve(Node()) as node, ingress(tmp_path, hosts[balancer], [node.port]) as running:
+        url, master = f"{running.url}/v1/completions", (tmp_path / "nginx.pid").read_text(encoding="utf-8").strip()
+        children = Path(f"/proc/{master}/task/{master}/children")
+        with send(running, head), send(running, head):
+            wait_for(lambda: ask(url, b"x" * LARGE).status == 429)
+            [before] = children.read_text(encoding="utf-8").split()
+            os.kill(int(before), signal.SIGKILL)
+            wait_for(lambda: children.read_text(encoding="utf-8").split() not in ([], [before]))
+        if status == 200:
+            wait_for(lambda: ask(url, b"x" * LARGE).status == 200)
+        assert ask(url, b"x" * LARGE).status == status
+        assert ask(url, b"x" * (LARGE - 1)).status == 200
+
+
 WITH_LITTLE_ROOM = """
 mkdir -p "$1" && mount -t tmpfs -o size=2m,mode=0777 tmpfs "$1" && shift && exec "$@"
 """
@@ -191,11 +261,12 @@ def test_a_full_place_for_bodies_concerns_nothing_but_long_bodies(
     with serve(Node()) as node, ingress(tmp_path, host, [node.port]) as running:
         url = f"{running.url}/v1/completions"
         full = ask(url, b"x" * (3 * 2**20))
-        assert (full.status, json.loads(full.body)["error"]["code"]) == (500, "internal_error")
+        assert (full.status, full.headers.get_all("Retry-After")) == (503, ["1"])
+        assert json.loads(full.body)["error"]["code"] == "service_unavailable"
         assert "No space left on device" in (tmp_path / "error.log").read_text(encoding="utf-8")
         assert ask(url, b"x" * 1000).status == 200
         assert ask(url, b"x" * (2**20 + 2**19)).status == 200, "what fits is taken, also after a body that did not"
-        assert [entry["status"] for entry in running.log(3)] == [500, 200, 200]
+        assert [entry["status"] for entry in running.log(3)] == [503, 200, 200]
 
 
 def test_the_place_for_bodies_is_a_unit_that_systemd_understands(hosts: dict[str, Host]) -> None:

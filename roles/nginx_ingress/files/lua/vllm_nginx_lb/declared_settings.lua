@@ -29,6 +29,13 @@ return {
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
     -- How long a client may take to send a body; 0: as long as it likes.
     { name = "upload_seconds", kind = "number", unit = "s", low = 0, default = 300 },
+    -- How many requests with bodies of 1 MB or more a client may have open; 0: no bound, and none for their bytes.
+    { name = "large_requests", kind = "integer", low = 0, default = 128 },
+    -- The largest body, the largest that nginx keeps in memory, and the place for those that it writes to files; 0: the
+    -- place has no bound.
+    { name = "max_body_bytes", kind = "integer", unit = "bytes", low = 1, default = 64 * 1024 * 1024 },
+    { name = "body_buffer_bytes", kind = "integer", unit = "bytes", low = 1, default = 1024 * 1024 },
+    { name = "body_place_bytes", kind = "integer", unit = "bytes", low = 0, default = 1024 * 1024 * 1024 },
     -- How many long bodies a worker looks into at once, how many may wait for that, and for how long.
     { name = "bodies_at_once", kind = "integer", low = 1, default = 4 },
     { name = "bodies_waiting", kind = "integer", low = 0, default = 100 },

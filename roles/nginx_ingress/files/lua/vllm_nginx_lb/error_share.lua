@@ -3,9 +3,9 @@
 
 local outcome = require "vllm_nginx_lb.outcome"
 
--- Answers with these labels count by how much larger their share is at this node than at the others. Wrong requests earn
--- refusals, but at each node: no affinity sends them to one node again and again (affinity/session.lua). Two are left
--- out: a 503 may say that the node is full, and a node that cannot be reached is ejected at once.
+-- Answers with these labels count by how much larger their share is at this node than at the others. Wrong requests
+-- earn refusals, but at each node: no affinity sends them to one node again and again (affinity/session.lua). Two are
+-- left out: a 503 may say that the node is full, and a node that cannot be reached is ejected at once.
 local COUNTS = {}
 for label, is_bad in pairs(outcome.IS_BAD) do
     COUNTS[label] = is_bad and label ~= "503" and label ~= "unreachable"
@@ -113,7 +113,8 @@ function ErrorShare:compare(pools, peers)
     if now < self.next_at or settings.error_ratio >= 1 or bad == self.bad then
         return
     end
-    self.next_at, self.bad = now + settings.interval_seconds / 10, bad -- each time costs some microseconds for each node
+    self.bad = bad
+    self.next_at = now + settings.interval_seconds / 10 -- each time costs some microseconds for each node
     local reading, needed = self:read(peers), LEAST_ANSWERS * #peers / 2
     if self.newer and self:is_stale(reading, needed) then
         self.older, self.newer = nil, nil

@@ -24,8 +24,9 @@ local in_flight = {}
 ---@param pid integer of this worker
 ---@param is_alive fun(pid: integer): boolean
 ---@param name_of fun(text: string): string a name of 16 characters for a text, the same in each worker
+---@param on_dead fun(pid: integer)|nil called when the row of a worker that died is removed
 ---@return InFlight
-function in_flight.open(dict, pid, is_alive, name_of)
+function in_flight.open(dict, pid, is_alive, name_of, on_dead)
     local self = setmetatable({
         dict = dict,
         key = ROW .. pid,
@@ -33,6 +34,8 @@ function in_flight.open(dict, pid, is_alive, name_of)
         name_of = name_of,
         own = {}, -- by address: this worker's in-flight work, also at nodes that have left the list
         others = {}, -- keys of the other workers' rows
+        pids = {}, -- of the other workers
+        on_dead = on_dead or function() end,
         maps = {}, -- by the name of another layout: our slot for each of its slots
     }, InFlight)
     self:use_nodes {}
@@ -90,13 +93,25 @@ function InFlight:add(address, bytes, streams)
     end
 end
 
---- Call a function with each other worker's row, and our slot for each of its slots where these differ.
-function InFlight:each_other(use, ...)
+--- Find the rows of the other workers if one has begun or has another list of nodes.
+function InFlight:follow_changes()
     local changes = self.dict:get(CHANGES)
     if changes ~= self.changes then
         self:find_rows()
         self.changes = changes
     end
+end
+
+--- The process ids of the other workers. A dead one is among them until rows are searched the next time.
+---@return integer[]
+function InFlight:other_pids()
+    self:follow_changes()
+    return self.pids
+end
+
+--- Call a function with each other worker's row, and our slot for each of its slots where these differ.
+function InFlight:each_other(use, ...)
+    self:follow_changes()
     for i = 1, #self.others do
         local row = self.dict:get(self.others[i])
         if row then
@@ -142,23 +157,25 @@ end
 
 --- Find the rows of the other workers. Remove the rows of dead workers and the layouts without a row.
 function InFlight:find_rows()
-    local rows, layouts, used = {}, {}, { [self.layout] = true }
+    local rows, pids, layouts, used = {}, {}, {}, { [self.layout] = true }
     for _, key in ipairs(self.dict:get_keys()) do
         if key:sub(1, #LAYOUT) == LAYOUT then
             layouts[#layouts + 1] = key:sub(#LAYOUT + 1)
         elseif key:sub(1, #ROW) == ROW and key ~= self.key then
-            if self.is_alive(tonumber(key:sub(#ROW + 1))) then
+            local pid = tonumber(key:sub(#ROW + 1))
+            if self.is_alive(pid) then
                 local row = self.dict:get(key)
                 if row then
-                    rows[#rows + 1] = key
+                    rows[#rows + 1], pids[#pids + 1] = key, pid
                     used[work_row.layout_of(row)] = true
                 end
             else
                 self.dict:delete(key)
+                self.on_dead(pid)
             end
         end
     end
-    self.others = rows
+    self.others, self.pids = rows, pids
     for _, id in ipairs(layouts) do
         if not used[id] then
             self.dict:delete(LAYOUT .. id)

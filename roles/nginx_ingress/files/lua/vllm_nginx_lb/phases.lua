@@ -57,13 +57,19 @@ local function accept()
     return request
 end
 
---- access_by_lua: accept a request, receive its body, find its pool, and its session or prefix marks.
+--- access_by_lua: accept a request unless its client has too much under way, receive its body, find its pool, and its
+-- session or prefix marks.
 function phases.access()
+    local id = ngx.var.vllm_nginx_lb_id
+    local refusal = worker.large_bodies:enter(id, client, request_body.announced_length())
+    if refusal then
+        ngx.req.discard_body() -- or it would be read as the next request of its connection
+        return say(refusal)
+    end
     local request, body = accept(), request_body.new(worker.bodies)
     request.body = body
-    if worker.settings.upload_seconds > 0 then
-        body:receive(worker.settings.upload_seconds)
-    end
+    body:receive(worker.settings.upload_seconds)
+    worker.large_bodies:received(id, tonumber(ngx.var.request_length))
     if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
         local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function(see)
             return body:each_window(math.huge, see)
@@ -137,6 +143,7 @@ function phases.log()
     if request and request.body then
         request.body:close()
     end
+    worker.large_bodies:leave(var.vllm_nginx_lb_id)
     local number = tonumber(var.vllm_nginx_lb_request)
     if number then
         worker.requests:finish(number, outcome.read(var, 0))

@@ -26,10 +26,15 @@ function request_body.new(queue)
     return setmetatable({ queue = queue, is_received = false, is_inside = false }, RequestBody)
 end
 
---- Whether the request of this phase may have a body. HTTP/2 does not tell before the body ends.
-local function may_have_body()
+--- How long the body of this phase's request will be.
+---@return integer|nil bytes nil: the client does not tell. HTTP/2 does not even tell whether there is a body.
+function request_body.announced_length()
     local headers = ngx.var
-    return (headers.content_length or "0") ~= "0" or headers.http_transfer_encoding or ngx.req.http_version() >= 2
+    local length = tonumber(headers.content_length)
+    if not length and not headers.http_transfer_encoding and ngx.req.http_version() < 2 then
+        return 0
+    end
+    return length
 end
 
 --- Wait until nginx has the whole body. A client that takes longer is disconnected: nginx's own client_body_timeout
@@ -40,7 +45,7 @@ function RequestBody:receive(seconds)
         return
     end
     self.is_received = true
-    if seconds == 0 or not may_have_body() then
+    if seconds == 0 or request_body.announced_length() == 0 then
         return ngx.req.read_body()
     end
     local watch = ngx.thread.spawn(function()

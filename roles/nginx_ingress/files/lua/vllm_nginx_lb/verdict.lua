@@ -1,5 +1,5 @@
---- What follows from an answer that has begun and from a try that has ended: it is counted, its node may be ejected, and
--- its work may be held.
+--- What follows from an answer that has begun, and from a try that has ended: it is counted, its node may be ejected,
+-- and its work may be held.
 
 local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"

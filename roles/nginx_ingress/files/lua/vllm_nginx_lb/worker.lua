@@ -10,6 +10,7 @@ local full_nodes = require "vllm_nginx_lb.full_nodes"
 local held_work = require "vllm_nginx_lb.held_work"
 local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
+local large_bodies = require "vllm_nginx_lb.large_bodies"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local outlier = require "vllm_nginx_lb.outlier"
@@ -45,6 +46,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field requests Requests
 ---@field free_places FreePlaces
 ---@field bodies BodyQueue
+---@field large_bodies LargeBodies
 ---@field dicts SharedDict[] all of them
 local worker = {}
 
@@ -157,11 +159,21 @@ function worker.start()
     worker.dicts = { dict, prefixes }
     worker.counts = node_counts.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
-    worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name)
+    worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name, function(pid)
+        worker.large_bodies:forget(pid)
+    end)
     worker.prefill = prefill.new(dict, wanted.prefill_bytes_per_second)
     worker.held = held_work.new(worker.in_flight, worker.prefill, wanted.stream_bytes, clock.now)
     worker.free_places = free_places.new { workers = ngx.worker.count(), now = clock.now }
     worker.bodies = body_queue.new(wanted, semaphore.new)
+    worker.large_bodies = large_bodies.new {
+        settings = wanted,
+        dict = dict,
+        pid = ngx.worker.pid(),
+        other_pids = function()
+            return worker.in_flight:other_pids()
+        end,
+    }
     worker.affinity = new_affinity(wanted, prefixes)
     follow_requests(dict)
     worker.weights = weights_file.new {
