@@ -80,6 +80,7 @@ def send(running: Ingress, text: bytes, client: str = "127.0.0.1") -> socket.soc
 QUERIES = [
     *("api_key=", "api-key=", "apikey=", "key=", "token=", "access_token=", "a=b&token=", "Password=", "X-Api-Key="),
     *("client_secret=", "auth=", "Authorization=", "sig=", "subscription-key=", "a=b;token=", "api%5Fkey=", "?token="),
+    *("%6bey=", "a=b&tok%65n=", "api_%4B%45%59="),
 ]
 
 
@@ -120,9 +121,30 @@ def test_a_secret_in_the_address_is_in_no_log_whatever_becomes_of_the_request(
         assert SECRET not in written(tmp_path, running)
 
 
+@pytest.mark.parametrize(
+    ("request_line", "logged"),
+    [
+        ("GET /" + '"' * 8000, {"method": "GET", "path": "/" + '"' * 255 + "..."}),
+        ("GET /" + "%ff" * 8000, {"method": "GET", "path": ""}),
+        ("X" * 9000 + " /none", {"method": "", "path": "/none"}),
+    ],
+    ids=["a path", "a path of odd bytes", "a method"],
+)
+def test_a_request_is_a_short_line_in_the_log(
+    entry: tuple[Ingress, Node], request_line: str, logged: dict[str, str]
+) -> None:
+    running, _ = entry
+    with send(running, f"{request_line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()) as it:
+        it.recv(1)
+    wait_for(lambda: running.host.text("upstream_trace.log").endswith("\n"))
+    line = running.host.text("upstream_trace.log").splitlines()[-1]
+    assert json.loads(line).items() >= logged.items()
+    assert len(line) < 1500
+
+
 def test_a_harmless_query_reaches_the_node(entry: tuple[Ingress, Node]) -> None:
     running, node = entry
-    query = "api-version=1&stream=true&max_tokens=5&monkey=1&author=a&tokens=key&beta=true"
+    query = "api-version=1&stream=true&max_tokens=5&monkey=1&author=a&tokens=key&beta=true&a%5B0%5D=%6b"
     assert ask(f"{running.url}/v1/completions?{query}", b"{}").status == 200
     assert node.seen[0][1] == f"/v1/completions?{query}"
 

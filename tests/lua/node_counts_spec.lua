@@ -42,7 +42,7 @@ describe("node_counts", function()
         })
     end)
 
-    it("knows for a minute which sessions a node has refused", function()
+    it("knows for a minute whose requests a node has refused", function()
         counts:refused(A, 1000, 50)
         counts:refused(A, 1001, 50)
         local function refused(peer, place, now)

@@ -22,7 +22,7 @@ local function text(...)
 end
 
 describe("prefix affinity", function()
-    local dict, now
+    local dict, now, refusers
 
     local function open(bytes)
         return prefix.new {
@@ -31,6 +31,9 @@ describe("prefix affinity", function()
             hash = hash,
             now = function()
                 return now
+            end,
+            has_refused = function(peer, origin)
+                return refusers[peer] == origin
             end,
         }
     end
@@ -65,7 +68,17 @@ describe("prefix affinity", function()
     end
 
     before_each(function()
-        dict, now = new_dict(), 1000
+        dict, now, refusers = new_dict(), 1000, {}
+    end)
+
+    it("knows of no cached prompt where one with the same beginning was refused", function()
+        local affinity = open()
+        note(affinity, text("a", "b"), "one:1")
+        note(affinity, text("a", "b"), "two:1")
+        refusers["one:1"] = request_of(affinity, text("a", "c")).origin
+        assert.same({ ["two:1"] = 2 * BLOCK }, cached(affinity, text("a", "b")))
+        refusers["one:1"] = request_of(affinity, text("b", "b")).origin
+        assert.same({ ["one:1"] = 2 * BLOCK, ["two:1"] = 2 * BLOCK }, cached(affinity, text("a", "b")))
     end)
 
     it("marks whole blocks, each with all before it", function()

@@ -116,7 +116,7 @@ describe("session affinity", function()
         for _ = 1, 3 do
             local node = affinity:preferred(bad, pool, always, 0)
             assert.is_nil(refusers[node.peer])
-            refusers[node.peer] = bad.place
+            refusers[node.peer] = bad.origin
         end
         assert.is_nil(affinity:preferred(bad, pool, always, 0))
         assert.equal(others_home, (affinity:preferred(other, pool, always, 0)))

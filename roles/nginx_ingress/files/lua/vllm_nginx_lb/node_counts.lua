@@ -7,8 +7,8 @@ local outcome = require "vllm_nginx_lb.outcome"
 local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
 local BAD = "bad answers" -- of all nodes
 local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
--- The place of a session that it has refused, and when: one for each of so many parts of the ring.
-local REFUSED, PARTS = "refused ", 64
+-- The origin of a request that it has refused, and when: one for each of so many kinds of origins.
+local REFUSED, KINDS = "refused ", 64
 local SEEN = "seen " -- whether any try was counted under a label
 
 ---@class NodeCounts
@@ -81,22 +81,22 @@ function NodeCounts:last_gave(peer, label)
     return self.dict:get(node_keys.of(GAVE .. label, peer)) or -math.huge
 end
 
---- Note that a node has refused a request of a session.
+--- Note that a node has refused a request.
 ---@param peer string its address
----@param place integer of the session on the ring
+---@param origin integer of its request, see request.lua
 ---@param now number seconds of clock.lua
-function NodeCounts:refused(peer, place, now)
-    self.dict:set(node_keys.of(REFUSED .. place % PARTS, peer), ("%d %.6f"):format(place, now))
+function NodeCounts:refused(peer, origin, now)
+    self.dict:set(node_keys.of(REFUSED .. origin % KINDS, peer), ("%d %.6f"):format(origin, now))
 end
 
---- Whether a node has refused a session lately. A later refusal of another session may have taken its place in memory.
+--- Whether a node has refused a request of an origin lately, as far as is remembered.
 ---@param peer string its address
----@param place integer of the session on the ring
+---@param origin integer of its request, see request.lua
 ---@param now number seconds of clock.lua
 ---@return boolean
-function NodeCounts:has_refused(peer, place, now)
-    local last, at = (self.dict:get(node_keys.of(REFUSED .. place % PARTS, peer)) or ""):match "^(%d+) (%S+)$"
-    return tonumber(last) == place and now - tonumber(at) < outcome.COMMON_SECONDS
+function NodeCounts:has_refused(peer, origin, now)
+    local last, at = (self.dict:get(node_keys.of(REFUSED .. origin % KINDS, peer)) or ""):match "^(%d+) (%S+)$"
+    return tonumber(last) == origin and now - tonumber(at) < outcome.COMMON_SECONDS
 end
 
 --- How often something became of a try.

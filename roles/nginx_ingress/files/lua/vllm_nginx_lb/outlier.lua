@@ -120,8 +120,8 @@ function Outlier:bad(it, kind, label)
         return
     end
     parts.counts:gave(it.peer, label, parts.now())
-    if kind == "refusal" and it.place then
-        parts.counts:refused(it.peer, it.place, parts.now())
+    if kind == "refusal" and it.origin then
+        parts.counts:refused(it.peer, it.origin, parts.now())
     end
     local cause = parts.ejection:cause(it.peer)
     if cause and ENDED_BY_REFUSAL[cause] and kind == "refusal" then

@@ -16,7 +16,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field stage string accepted, sent, headers, body (its first output has come), ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
----@field place integer|nil the place of its session on the ring (affinity/session.lua)
+---@field origin integer|nil what ties it to a node: its session's place on the ring, or a number of its first mark
 ---@field body RequestBody|nil
 ---@field client string|nil who sent it, where prefixes have marks
 ---@field marks string[]|nil the prefix marks of its body (affinity/prefix.lua)

@@ -76,12 +76,15 @@ end
 
 --- The affinity of the settings, as an object with the functions of affinity/off.lua.
 local function new_affinity(wanted, prefixes)
+    local function has_refused(peer, origin)
+        return worker.counts:has_refused(peer, origin, clock.now())
+    end
     if wanted.affinity == "session" then
-        return session.new(wanted, hash32, function(peer, place)
-            return worker.counts:has_refused(peer, place, clock.now())
-        end)
+        return session.new(wanted, hash32, has_refused)
     elseif wanted.affinity == "prefix" then
-        return prefix.new { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
+        local parts = { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
+        parts.has_refused = has_refused
+        return prefix.new(parts)
     end
     return off.new()
 end

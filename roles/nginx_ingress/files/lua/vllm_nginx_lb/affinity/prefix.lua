@@ -3,7 +3,8 @@
 -- A body has one prefix mark for each whole block from its beginning. A mark is a hash of the body up to the end of its
 -- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
 -- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
--- Cached bytes count as work that the node saves. No node is preferred by more than that.
+-- Cached bytes count as work that the node saves. No node is preferred by more than that. A node that has refused a
+-- prompt with the same first mark lately has none of it, see affinity/session.lua.
 -- One client cannot fill the memory for all: each has a share of a full memory (mark_shares.lua).
 
 local mark_shares = require "vllm_nginx_lb.mark_shares"
@@ -22,6 +23,7 @@ local prefix = { BLOCK_BYTES = 1024 }
 ---@field dict SharedDict of the marks
 ---@field hash fun(text: string): string a text of 16 bytes
 ---@field now fun(): number seconds of a clock that nobody sets
+---@field has_refused fun(peer: string, origin: integer): boolean
 
 ---@param parts PrefixParts
 ---@return Prefix
@@ -37,6 +39,15 @@ local function mark_blocks(window, marks, hash)
     end
 end
 
+--- A number for a mark.
+local function number_of(mark)
+    local number = 0
+    for _, byte in ipairs { mark:byte(1, 4) } do
+        number = 256 * number + byte
+    end
+    return number
+end
+
 --- Note the marks of a body's first bytes; the last one stands for the longest prefix. A body that cannot be looked
 -- into now has none.
 function Prefix:prepare(request, _, body, client)
@@ -44,7 +55,7 @@ function Prefix:prepare(request, _, body, client)
     body:each_window(self.settings.prefix_bytes, function(window)
         mark_blocks(window, marks, hash)
     end)
-    request.marks, request.client = marks, client()
+    request.marks, request.client, request.origin = marks, client(), marks[1] and number_of(marks[1])
 end
 
 --- The nodes of a mark, and since when. The dictionary's own times follow the wall clock.
@@ -59,12 +70,12 @@ end
 --- Only the nodes with the longest prefix count. Other nodes may have its beginning, such as the system prompt of many
 -- chats. Counting these too would spread chats over the caches of many nodes (docs/decisions.md).
 function Prefix:cached(request)
-    local found, marks = {}, request.marks or {}
+    local found, marks, has_refused = {}, request.marks or {}, self.parts.has_refused
     for count = #marks, 1, -1 do
         local peers = self:peers_of(marks[count])
         if peers then
             for peer in peers:gmatch "%S+" do
-                found[peer] = count * prefix.BLOCK_BYTES
+                found[peer] = not has_refused(peer, request.origin) and count * prefix.BLOCK_BYTES or nil
             end
             break
         end

@@ -65,7 +65,7 @@ end
 
 function Session:prepare(request, header)
     local name = header(self.settings.session_header)
-    request.place = type(name) == "string" and name ~= "" and self.hash(name) or nil
+    request.origin = type(name) == "string" and name ~= "" and self.hash(name) or nil
 end
 
 function Session.cached()
@@ -73,10 +73,10 @@ function Session.cached()
 end
 
 function Session:preferred(request, pool, may_take, least)
-    if not request.place then
+    if not request.origin then
         return nil
     end
-    local nodes, settings, place = pool.nodes, self.settings, request.place
+    local nodes, settings, place = pool.nodes, self.settings, request.origin
     local node = nodes[find_on_ring(pool.ring, place, function(index)
         local found = nodes[index]
         return found.effective_weight > 0 and may_take(found) and not self.has_refused(found.peer, place)
