@@ -125,7 +125,7 @@ def test_a_secret_in_the_address_is_in_no_log_whatever_becomes_of_the_request(
     ("request_line", "logged"),
     [
         ("GET /" + '"' * 8000, {"method": "GET", "path": "/" + '"' * 255 + "..."}),
-        ("GET /" + "%ff" * 8000, {"method": "GET", "path": ""}),
+        ("GET /" + "%ff" * 4000, {"method": "GET", "path": ""}),
         ("X" * 9000 + " /none", {"method": "", "path": "/none"}),
     ],
     ids=["a path", "a path of odd bytes", "a method"],
