@@ -268,6 +268,59 @@ def test_a_client_that_leaves_an_answer_that_has_begun_is_no_fault_of_the_node(
     wait_for(work.idle)
 
 
+def test_the_wrong_requests_of_one_session_eject_nobody(work: WorkStack) -> None:
+    restart(work, affinity="session")
+    wrong = "an unknown model"
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        """Refuse wrong requests, and answer the others."""
+        if handler.headers["X-Session-Id"] == wrong:
+            respond(handler, b'{"error": {"message": "unknown"}}', 404, "application/json")
+        else:
+            answer_with_events(WORD, DONE)(handler)
+
+    for name in EVERYBODY:
+        set_behaviour(work, name, answer)
+    with ThreadPoolExecutor(4) as pool:
+        right = pool.map(lambda i: work.post(500, f"session {i}").status, range(200))
+        refused = pool.map(lambda _: work.post(500, wrong).status, range(200))
+        assert (set(right), set(refused)) == ({200}, {404})
+    assert not any(ejections_of(work, name) for name in EVERYBODY)
+    assert all(answers_of(work, name)["404"] > 20 for name in EVERYBODY)
+    wait_for(work.idle)
+
+
+def test_a_poison_whose_client_leaves_ejects_few_nodes_for_a_moment(work: WorkStack) -> None:
+    restart(work)
+    at_first, at_second, has_left = threading.Event(), threading.Event(), threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        """Break the connection of a poison at its first node, and hold it at the second one. Answer the others."""
+        if handler.headers["X-Session-Id"] != "poison":
+            answer_with_events(WORD, DONE)(handler)
+        elif at_first.is_set():
+            at_second.set()
+            has_left.wait(10)
+        else:
+            at_first.set()
+            handler.close_connection = True
+
+    for name in EVERYBODY:
+        set_behaviour(work, name, answer)
+    for poisons in range(1, 6):
+        for event in (at_first, at_second, has_left):
+            event.clear()
+        client = http.client.HTTPConnection("127.0.0.1", work.ingress_port, timeout=30)
+        with contextlib.closing(client):
+            client.request("POST", "/v1/completions", b"x", {"X-Session-Id": "poison"})
+            assert at_second.wait(10)
+        wait_for(lambda: not any(node.get("ejected_for") for node in work.known().values()))
+        has_left.set()
+        assert sum(ejections_of(work, name).get("broken", 0) for name in EVERYBODY) == poisons
+    assert ask_together(work, 60) == {200: 60}
+    wait_for(work.idle)
+
+
 @pytest.mark.parametrize("status", [500, 400, 404])
 def test_when_all_nodes_answer_alike_nobody_is_ejected(work: WorkStack, status: int) -> None:
     work.publish(EVERYBODY)
