@@ -449,8 +449,13 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
     for node in work.nodes:
         set_behaviour(work, node.name, behaviour_of(node.name))
     restart(work, tries=tries)
-    for _ in range(3):
+
+    def all_are_well() -> bool:
         kept_connections(work)
+        return not any("ejected_for" in node for node in work.known().values())
+
+    for _ in range(3):
+        wait_for(all_are_well)
         reached.clear()
         assert work.post(path="/v1/poison").status == 502
         assert sum(reached.values()) == tries
