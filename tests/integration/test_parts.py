@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.conftest import LOAD_LUA, free_port
-from tests.integration.rendered import PARTS, ROLE, SERVER
+from tests.integration.rendered import BODIES_UNIT, PARTS, ROLE, SERVER
 from tests.playbook import play
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Machine:
             f'#!/bin/sh\necho "$*" >> {root}/systemctl.log\necho LoadState=loaded\necho ActiveState=active\n'
         )
         systemctl.chmod(0o755)
+        tmpfiles = root / "bin" / "systemd-tmpfiles"  # the namespace of the test has no www-data
+        tmpfiles.write_text(f'#!/bin/sh\necho "tmpfiles $* $(cat)" >> {root}/systemctl.log\n')
+        tmpfiles.chmod(0o755)
         no_container = root / "bin" / "systemd-detect-virt"
         no_container.write_text("#!/bin/sh\nexit 1\n")
         no_container.chmod(0o755)
@@ -88,12 +91,12 @@ class Machine:
         log = self.root / "systemctl.log"
         return log.read_text().count("reload nginx.service") if log.exists() else 0
 
-    def configure(self, **settings: Any) -> subprocess.CompletedProcess[str]:
-        """Run the tasks that configure the ingress."""
+    def configure(self, *, tasks: str = "configure.yml", **settings: Any) -> subprocess.CompletedProcess[str]:
+        """Run the tasks that configure the ingress, or others of the role."""
         folder = self.root / "ansible"
         folder.mkdir(exist_ok=True)
         playbook = folder / "play.yml"
-        role = {"import_role": {"name": "nginx_ingress", "tasks_from": "configure.yml"}}
+        role = {"import_role": {"name": "nginx_ingress", "tasks_from": tasks}}
         wanted = {"hosts": "ingress", "gather_facts": False, "tasks": [role]}
         playbook.write_text(json.dumps([wanted]))
         binds = "".join(f"mount --bind '{self.root}/{path}' '/{path}' && " for path in self.WRITTEN)
@@ -201,6 +204,18 @@ def test_a_host_always_has_one_whole_set(tmp_path: Path) -> None:
     machine = with_the_former_layout(tmp_path)
     for step in (refuse_an_upgrade, upgrade, change_the_place_for_bodies, repeat, refuse_a_change, change):
         step(machine)
+
+
+def test_nginx_can_write_to_the_directory_under_the_file_system_for_bodies_from_the_first_mount_on(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path)
+    done = machine.configure(tasks="bodies.yml")
+    assert done.returncode == 0, done.stdout
+    log = (machine.root / "systemctl.log").read_text().splitlines()
+    given = "tmpfiles --create - d /var/lib/nginx/vllm_nginx_lb_bodies 0700 www-data www-data"
+    mount = f"show {BODIES_UNIT.rpartition('/')[2]}"  # Ansible looks at the unit, and mounts
+    assert log.index(given) < log.index(mount), "a run that is interrupted after an unmount leaves what nginx can use"
 
 
 def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(tmp_path: Path) -> None:
