@@ -33,7 +33,7 @@ API_KEY_FILE = EPHEMERAL / "node_api_key"
 INTERVAL_SECONDS = 10
 CONFIG_FILE = "/etc/vllm-nginx-lb/config.yml"
 STATUS_FILE = "/var/lib/vllm-nginx-lb/status.json"
-GENERATION_URL = "http://127.0.0.1:18091/generation"
+STATUS_URL = "http://127.0.0.1:18091"
 
 INVENTORY = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text(encoding="utf-8"))
 INGRESS = INVENTORY["ingress"]["hosts"]["ingress-1"]
@@ -110,10 +110,15 @@ def published() -> str:
     return on_ingress("cat", published_file())
 
 
+def status_answer(path: str) -> str:
+    """Return what nginx's status server answers to the ingress itself."""
+    fetch = f"import urllib.request as u; print(u.urlopen('{STATUS_URL}{path}', timeout=5).read().decode())"
+    return on_ingress("python3", "-c", fetch)
+
+
 def generation() -> str:
     """Return the generation that nginx's workers answer with."""
-    fetch = f"import urllib.request as u; print(u.urlopen('{GENERATION_URL}', timeout=5).read().decode())"
-    return on_ingress("python3", "-c", fetch).split()[0]
+    return status_answer("/generation").split()[0]
 
 
 def workers() -> list[int]:
