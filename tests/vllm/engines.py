@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 SERVE = Path(__file__).with_name("serve.py")
 MODEL = "tiny"
+MOST_REQUESTS = 16  # running and waiting at one engine; others are refused
 START_SECONDS = 400  # half a minute on an idle machine
 DEADLINE_SECONDS = 60
 ENVIRONMENT = {
@@ -62,11 +63,20 @@ class Engine:
         """What it says."""
         return self.folder / f"{self.name}.log"
 
-    def start(self) -> None:
-        """Start it; it is not ready yet."""
+    def start(self, *more: str) -> None:
+        """Start it, with more options; it is not ready yet."""
         assert PYTHON.exists(), "make test-vllm installs vLLM"
         place = ("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(self.port))
-        command: list[str | Path] = [PYTHON, SERVE, "serve", self.folder / "model", *place, *OPTIONS, *self.options]
+        command: list[str | Path] = [
+            PYTHON,
+            SERVE,
+            "serve",
+            self.folder / "model",
+            *place,
+            *OPTIONS,
+            *self.options,
+            *more,
+        ]
         with self.log.open("ab") as log:
             # Its processes are one group, which stop() ends as a whole.
             self.process = subprocess.Popen(
@@ -76,6 +86,12 @@ class Engine:
     def await_ready(self) -> None:
         """Wait until it serves."""
         wait_for(self._is_ready, START_SECONDS, every=0.5)
+
+    def restart(self, *more: str) -> None:
+        """End it, start it again with more options, and wait until it serves."""
+        self.stop()
+        self.start(*more)
+        self.await_ready()
 
     def ensure_ready(self) -> None:
         """Start it again if a test has ended it, and wait until it serves."""
@@ -98,18 +114,18 @@ class Engine:
             self.process.wait(DEADLINE_SECONDS)
 
     def signal_core(self, number: signal.Signals) -> None:
-        """Send a signal to the engine alone; its API server lives on."""
-        self._core().send_signal(number)
+        """Send a signal to the engine alone, or all engines of the node; its API server lives on."""
+        assert self.process
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        cores = [each for each in found if "EngineCore" in " ".join(each.cmdline())]
+        assert cores
+        for each in cores:
+            each.send_signal(number)
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to the API server, its engine and all other processes."""
         assert self.process
         os.killpg(self.process.pid, number)
-
-    def _core(self) -> psutil.Process:
-        assert self.process
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return next(each for each in found if "EngineCore" in " ".join(each.cmdline()))
 
     def page(self) -> str:
         """Return /metrics."""
@@ -120,13 +136,9 @@ class Engine:
         families = text_string_to_metric_families(self.page())
         return [sample.value for family in families for sample in family.samples if sample.name == name]
 
-    def running(self) -> float:
-        """Return the number of running requests that it shows."""
-        return sum(self.samples("vllm:num_requests_running"))
-
     def unfinished(self) -> float:
         """Return the number of requests running and waiting that it shows."""
-        return self.running() + sum(self.samples("vllm:num_requests_waiting"))
+        return sum(sum(self.samples(f"vllm:num_requests_{state}")) for state in ("running", "waiting"))
 
 
 def body(max_tokens: int, *, stream: bool = False, prompt: str = "hello") -> dict[str, object]:

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module", params=[(), ("--api-server-count", "2")], ids=["one API server", "two API servers"])
+# Options of vLLM, and those of the simulated node that has the same page.
+SIMULATED: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): (),
+    ("--api-server-count", "2"): ("--api-servers", "2"),
+    ("--data-parallel-size", "2"): ("--engines", "2"),
+}
+
+
+@pytest.fixture(scope="module", params=SIMULATED, ids=["one API server", "two API servers", "two engines in one node"])
 def fresh(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Give the tests an engine that nobody has asked anything; they follow its life, in their order."""
-    options: tuple[str, ...] = request.param
-    engine = Engine(f"fresh{len(options)}", folder, options)
+    """Give the tests a node that nobody has asked anything; they follow its life, in their order."""
+    engine = Engine("-".join(("fresh", *request.param)), folder, request.param)
     engine.start()
     try:
         engine.await_ready()
@@ -35,9 +42,9 @@ def fresh(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
         engine.stop()
 
 
-def is_shared(engine: Engine) -> bool:
-    """Tell whether several API servers share the page."""
-    return "--api-server-count" in engine.options
+def engines_of(node: Engine) -> int:
+    """Return how many engines a node has."""
+    return 2 if "--data-parallel-size" in node.options else 1
 
 
 class Script(Stack):
@@ -73,30 +80,30 @@ def independent_reading(page: str) -> dict[str, float]:
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             values[sample.name].append(sample.value)
-    assert len(values["vllm:num_preemptions_total"]) == 1
     return {
         "kv_cache_usage": max(values["vllm:kv_cache_usage_perc"], default=0.0),
         "waiting": sum(values["vllm:num_requests_waiting"]),
         "running": sum(values["vllm:num_requests_running"]),
-        "preemptions": values["vllm:num_preemptions_total"][0],
+        "preemptions": sum(values["vllm:num_preemptions_total"]),
     }
 
 
 def compare(script: Script, engine: Engine) -> dict[str, float]:
     """Compare what the script reads with the independent reading, and return that."""
     reading, ours = independent_reading(engine.page()), script.read(engine)
-    assert (ours["state"], ours["error"], ours["engines"]) == ("up", None, 1)
+    assert (ours["state"], ours["error"], ours["engines"]) == ("up", None, engines_of(engine))
     assert {name: ours[name] for name in ("kv_cache_usage", "waiting", "running")} == {
         name: pytest.approx(value, abs=1e-6) for name, value in reading.items() if name != "preemptions"
     }
     return reading
 
 
-def simulated_shape(engine: Engine, prepare: Callable[[node_process.SimulatedNode], object]) -> Any:
-    """Return the families of a simulated node with the options of an engine, after `prepare`."""
-    options = ("--api-servers", "2") if is_shared(engine) else ()
-    with node_process.start_node(*options) as node:
-        prepare(node)
+def simulated_shape(engine: Engine, *, asked: bool, hangs: bool = False) -> Any:
+    """Return the families of a simulated node with the options of an engine, which was asked before, or hangs."""
+    with node_process.start_node(*SIMULATED[tuple(engine.options)]) as node:
+        if asked:
+            node.complete()
+        node.control(faults={"engine_hang": {}} if hangs else {})
         return shape_of(node.get("/metrics").text)
 
 
@@ -116,8 +123,9 @@ def sleeping_core(engine: Engine) -> None:
 def test_at_the_start(fresh: Engine, script: Script) -> None:
     reading = compare(script, fresh)
     assert set(reading.values()) == {0}
-    assert (fresh.samples("vllm:num_requests_running") == []) == is_shared(fresh)
-    assert shape_of(fresh.page()) == simulated_shape(fresh, lambda _: None)
+    # Several API servers share the page: it has no samples of gauges yet.
+    assert (fresh.samples("vllm:num_requests_running") == []) == bool(fresh.options)
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=False)
 
 
 def test_idle_after_requests(fresh: Engine, script: Script) -> None:
@@ -126,17 +134,13 @@ def test_idle_after_requests(fresh: Engine, script: Script) -> None:
     assert set(statuses) == {200}
     wait_for(lambda: fresh.unfinished() == 0)
     assert compare(script, fresh)["running"] == 0
-    assert shape_of(fresh.page()) == simulated_shape(fresh, lambda node: node.complete())
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=True)
 
 
 def test_busy(fresh: Engine, script: Script) -> None:
-    def prepare(node: node_process.SimulatedNode) -> None:
-        node.complete()
-        node.control(faults={"engine_hang": {}})
-
     with ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(complete, fresh.url, 150) for _ in range(12)]
-        wait_for(lambda: fresh.running() == 8)
+        wait_for(lambda: fresh.unfinished() == 12)
         sleeping_core(fresh)
         try:
             reading = compare(script, fresh)
@@ -146,32 +150,31 @@ def test_busy(fresh: Engine, script: Script) -> None:
         assert {each.result().status_code for each in asked} == {200}
     assert reading["running"] > 0
     assert reading["kv_cache_usage"] > 0
-    assert shape == simulated_shape(fresh, prepare)
+    assert shape == simulated_shape(fresh, asked=True, hangs=True)
 
 
 def test_after_preemption(fresh: Engine, script: Script) -> None:
-    def prepare(node: node_process.SimulatedNode) -> None:
-        node.complete()
-
     script.read(fresh)
-    with ThreadPoolExecutor(8) as clients:
-        asked = [clients.submit(complete, fresh.url, 600) for _ in range(8)]
+    count = 8 * engines_of(fresh)
+    with ThreadPoolExecutor(count) as clients:
+        asked = [clients.submit(complete, fresh.url, 600) for _ in range(count)]
         assert {each.result().status_code for each in asked} == {200}
     wait_for(lambda: fresh.unfinished() == 0)
     preemptions = independent_reading(fresh.page())["preemptions"]
     assert preemptions > 0
     assert script.read(fresh)["preemptions_delta"] == preemptions
-    assert shape_of(fresh.page()) == simulated_shape(fresh, prepare)
+    compare(script, fresh)
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=True)
 
 
 def test_the_time_between_tokens_grows_by_the_number_of_running_requests(fresh: Engine) -> None:
     """Its sum over any interval is the sum of what the requests spent decoding, without a sample of a gauge."""
     names = [f"vllm:{name}_sum" for name in ("inter_token_latency_seconds", "request_decode_time_seconds")]
-    before = [fresh.samples(name)[0] for name in names]
+    before = [sum(fresh.samples(name)) for name in names]
     with ThreadPoolExecutor(6) as clients:
         assert {each.status_code for each in clients.map(lambda _: complete(fresh.url, 100), range(6))} == {200}
     wait_for(lambda: fresh.unfinished() == 0)
-    between, decoding = (fresh.samples(name)[0] - value for name, value in zip(names, before, strict=True))
+    between, decoding = (sum(fresh.samples(name)) - value for name, value in zip(names, before, strict=True))
     assert between == pytest.approx(decoding, rel=0.01)
 
 
@@ -194,7 +197,7 @@ def test_sigterm_without_a_timeout_ends_requests_early(
     """
     with ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(ending, fresh, stream=bool(number % 2)) for number in range(12)]
-        wait_for(lambda: fresh.running() == 8)
+        wait_for(lambda: fresh.unfinished() == 12)
         assert fresh.process
         fresh.process.send_signal(signal.SIGTERM)
         endings = Counter(each.result() for each in asked)
