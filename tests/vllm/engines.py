@@ -67,16 +67,8 @@ class Engine:
         """Start it, with more options; it is not ready yet."""
         assert PYTHON.exists(), "make test-vllm installs vLLM"
         place = ("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(self.port))
-        command: list[str | Path] = [
-            PYTHON,
-            SERVE,
-            "serve",
-            self.folder / "model",
-            *place,
-            *OPTIONS,
-            *self.options,
-            *more,
-        ]
+        options = (*place, *OPTIONS, *self.options, *more)
+        command: list[str | Path] = [PYTHON, SERVE, "serve", self.folder / "model", *options]
         with self.log.open("ab") as log:
             # Its processes are one group, which stop() ends as a whole.
             self.process = subprocess.Popen(
@@ -114,18 +106,18 @@ class Engine:
             self.process.wait(DEADLINE_SECONDS)
 
     def signal_core(self, number: signal.Signals) -> None:
-        """Send a signal to the engine alone, or all engines of the node; its API server lives on."""
-        assert self.process
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        cores = [each for each in found if "EngineCore" in " ".join(each.cmdline())]
-        assert cores
-        for each in cores:
-            each.send_signal(number)
+        """Send a signal to the engine alone; its API server lives on."""
+        self._core().send_signal(number)
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to the API server, its engine and all other processes."""
         assert self.process
         os.killpg(self.process.pid, number)
+
+    def _core(self) -> psutil.Process:
+        assert self.process
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return next(each for each in found if "EngineCore" in " ".join(each.cmdline()))
 
     def page(self) -> str:
         """Return /metrics."""
@@ -136,9 +128,13 @@ class Engine:
         families = text_string_to_metric_families(self.page())
         return [sample.value for family in families for sample in family.samples if sample.name == name]
 
+    def running(self) -> float:
+        """Return the number of running requests that it shows."""
+        return sum(self.samples("vllm:num_requests_running"))
+
     def unfinished(self) -> float:
         """Return the number of requests running and waiting that it shows."""
-        return sum(sum(self.samples(f"vllm:num_requests_{state}")) for state in ("running", "waiting"))
+        return self.running() + sum(self.samples("vllm:num_requests_waiting"))
 
 
 def body(max_tokens: int, *, stream: bool = False, prompt: str = "hello") -> dict[str, object]:

@@ -22,18 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# Options of vLLM, and those of the simulated node that has the same page.
-SIMULATED: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): (),
-    ("--api-server-count", "2"): ("--api-servers", "2"),
-    ("--data-parallel-size", "2"): ("--engines", "2"),
-}
-
-
-@pytest.fixture(scope="module", params=SIMULATED, ids=["one API server", "two API servers", "two engines in one node"])
+@pytest.fixture(scope="module", params=[(), ("--api-server-count", "2")], ids=["one API server", "two API servers"])
 def fresh(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Give the tests a node that nobody has asked anything; they follow its life, in their order."""
-    engine = Engine("-".join(("fresh", *request.param)), folder, request.param)
+    """Give the tests an engine that nobody has asked anything; they follow its life, in their order."""
+    options: tuple[str, ...] = request.param
+    engine = Engine(f"fresh{len(options)}", folder, options)
     engine.start()
     try:
         engine.await_ready()
@@ -42,9 +35,9 @@ def fresh(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
         engine.stop()
 
 
-def engines_of(node: Engine) -> int:
-    """Return how many engines a node has."""
-    return 2 if "--data-parallel-size" in node.options else 1
+def is_shared(engine: Engine) -> bool:
+    """Tell whether several API servers share the page."""
+    return "--api-server-count" in engine.options
 
 
 class Script(Stack):
@@ -80,18 +73,19 @@ def independent_reading(page: str) -> dict[str, float]:
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             values[sample.name].append(sample.value)
+    assert len(values["vllm:num_preemptions_total"]) == 1
     return {
         "kv_cache_usage": max(values["vllm:kv_cache_usage_perc"], default=0.0),
         "waiting": sum(values["vllm:num_requests_waiting"]),
         "running": sum(values["vllm:num_requests_running"]),
-        "preemptions": sum(values["vllm:num_preemptions_total"]),
+        "preemptions": values["vllm:num_preemptions_total"][0],
     }
 
 
 def compare(script: Script, engine: Engine) -> dict[str, float]:
     """Compare what the script reads with the independent reading, and return that."""
     reading, ours = independent_reading(engine.page()), script.read(engine)
-    assert (ours["state"], ours["error"], ours["engines"]) == ("up", None, engines_of(engine))
+    assert (ours["state"], ours["error"], ours["engines"]) == ("up", None, 1)
     assert {name: ours[name] for name in ("kv_cache_usage", "waiting", "running")} == {
         name: pytest.approx(value, abs=1e-6) for name, value in reading.items() if name != "preemptions"
     }
@@ -100,7 +94,8 @@ def compare(script: Script, engine: Engine) -> dict[str, float]:
 
 def simulated_shape(engine: Engine, *, asked: bool, hangs: bool = False) -> Any:
     """Return the families of a simulated node with the options of an engine, which was asked before, or hangs."""
-    with node_process.start_node(*SIMULATED[tuple(engine.options)]) as node:
+    options = ("--api-servers", "2") if is_shared(engine) else ()
+    with node_process.start_node(*options) as node:
         if asked:
             node.complete()
         node.control(faults={"engine_hang": {}} if hangs else {})
@@ -123,8 +118,7 @@ def sleeping_core(engine: Engine) -> None:
 def test_at_the_start(fresh: Engine, script: Script) -> None:
     reading = compare(script, fresh)
     assert set(reading.values()) == {0}
-    # Several API servers share the page: it has no samples of gauges yet.
-    assert (fresh.samples("vllm:num_requests_running") == []) == bool(fresh.options)
+    assert (fresh.samples("vllm:num_requests_running") == []) == is_shared(fresh)
     assert shape_of(fresh.page()) == simulated_shape(fresh, asked=False)
 
 
@@ -140,7 +134,7 @@ def test_idle_after_requests(fresh: Engine, script: Script) -> None:
 def test_busy(fresh: Engine, script: Script) -> None:
     with ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(complete, fresh.url, 150) for _ in range(12)]
-        wait_for(lambda: fresh.unfinished() == 12)
+        wait_for(lambda: fresh.running() == 8)
         sleeping_core(fresh)
         try:
             reading = compare(script, fresh)
@@ -155,9 +149,8 @@ def test_busy(fresh: Engine, script: Script) -> None:
 
 def test_after_preemption(fresh: Engine, script: Script) -> None:
     script.read(fresh)
-    count = 8 * engines_of(fresh)
-    with ThreadPoolExecutor(count) as clients:
-        asked = [clients.submit(complete, fresh.url, 600) for _ in range(count)]
+    with ThreadPoolExecutor(8) as clients:
+        asked = [clients.submit(complete, fresh.url, 600) for _ in range(8)]
         assert {each.result().status_code for each in asked} == {200}
     wait_for(lambda: fresh.unfinished() == 0)
     preemptions = independent_reading(fresh.page())["preemptions"]
@@ -170,11 +163,11 @@ def test_after_preemption(fresh: Engine, script: Script) -> None:
 def test_the_time_between_tokens_grows_by_the_number_of_running_requests(fresh: Engine) -> None:
     """Its sum over any interval is the sum of what the requests spent decoding, without a sample of a gauge."""
     names = [f"vllm:{name}_sum" for name in ("inter_token_latency_seconds", "request_decode_time_seconds")]
-    before = [sum(fresh.samples(name)) for name in names]
+    before = [fresh.samples(name)[0] for name in names]
     with ThreadPoolExecutor(6) as clients:
         assert {each.status_code for each in clients.map(lambda _: complete(fresh.url, 100), range(6))} == {200}
     wait_for(lambda: fresh.unfinished() == 0)
-    between, decoding = (sum(fresh.samples(name)) - value for name, value in zip(names, before, strict=True))
+    between, decoding = (fresh.samples(name)[0] - value for name, value in zip(names, before, strict=True))
     assert between == pytest.approx(decoding, rel=0.01)
 
 
@@ -197,7 +190,7 @@ def test_sigterm_without_a_timeout_ends_requests_early(
     """
     with ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(ending, fresh, stream=bool(number % 2)) for number in range(12)]
-        wait_for(lambda: fresh.unfinished() == 12)
+        wait_for(lambda: fresh.running() == 8)
         assert fresh.process
         fresh.process.send_signal(signal.SIGTERM)
         endings = Counter(each.result() for each in asked)
