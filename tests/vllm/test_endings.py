@@ -168,7 +168,8 @@ def test_one_that_ends_and_comes_back(
     with clients_of(sites, record_property) as clients:
         await_share(ending)
         with open_stream(other.url, 600) as kept:
-            with open_stream(ending.url, 600) as stream:
+            # So few tokens end within the timeout on a busy machine too, and still last longer than a kill.
+            with open_stream(ending.url, 100) as stream:
                 end(ending, stream)
             wait_for(lambda: refuses(ending), DEADLINE_SECONDS)
             gone = time.monotonic()
