@@ -189,7 +189,8 @@ def test_a_burst_of_more_than_the_engines_take(
     """--max-num-queued-reqs: what is too much is refused at once, and no node is left out for it afterwards."""
     for site in sites:
         with ThreadPoolExecutor(BURST) as pool:
-            burst = list(pool.map(partial(ask, site, max_tokens=100), range(BURST)))
+            asking = partial(ask, site, max_tokens=60, patience_seconds=DEADLINE_SECONDS)
+            burst = list(pool.map(asking, range(BURST)))
         refused = [answer for answer in burst if not answer.good]
         record_property(f"{site.balancer}, burst", f"{len(refused)} of {BURST} refused")
         assert refused
