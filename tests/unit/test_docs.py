@@ -51,3 +51,9 @@ def test_links_are_found() -> None:
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     linked = {link.partition("#")[0] for link in links(ROOT / "README.md")}
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_the_page_of_real_engines_names_all_of_their_tests() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "vllm").glob("test_*.py"))
+    page = (ROOT / "docs" / "real_engines.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"::(test_\w+)`", page)) == sorted(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))

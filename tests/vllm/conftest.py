@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import heard, told
-from tests.vllm.engines import Engine
+from tests.vllm.engines import MOST_REQUESTS, Engine
 from tests.vllm.tiny_model import write_model
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def started(folder: Path) -> Iterator[list[Engine]]:
     """Start two engines, and end them at the end of the run."""
-    engines = [Engine(name, folder, ("--shutdown-timeout", "12")) for name in ("node-a", "node-b")]
+    options = ("--max-num-queued-reqs", str(MOST_REQUESTS))
+    engines = [Engine(name, folder, options) for name in ("node-a", "node-b")]
     with contextlib.ExitStack() as running:
         for engine in engines:
             running.callback(engine.stop)

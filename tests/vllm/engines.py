@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 SERVE = Path(__file__).with_name("serve.py")
 MODEL = "tiny"
+MOST_REQUESTS = 16  # running and waiting at one engine; others are refused
 START_SECONDS = 400  # half a minute on an idle machine
 DEADLINE_SECONDS = 60
 ENVIRONMENT = {
@@ -62,11 +63,12 @@ class Engine:
         """What it says."""
         return self.folder / f"{self.name}.log"
 
-    def start(self) -> None:
-        """Start it; it is not ready yet."""
+    def start(self, *more: str) -> None:
+        """Start it, with more options; it is not ready yet."""
         assert PYTHON.exists(), "make test-vllm installs vLLM"
         place = ("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(self.port))
-        command: list[str | Path] = [PYTHON, SERVE, "serve", self.folder / "model", *place, *OPTIONS, *self.options]
+        options = (*place, *OPTIONS, *self.options, *more)
+        command: list[str | Path] = [PYTHON, SERVE, "serve", self.folder / "model", *options]
         with self.log.open("ab") as log:
             # Its processes are one group, which stop() ends as a whole.
             self.process = subprocess.Popen(
@@ -76,6 +78,12 @@ class Engine:
     def await_ready(self) -> None:
         """Wait until it serves."""
         wait_for(self._is_ready, START_SECONDS, every=0.5)
+
+    def restart(self, *more: str) -> None:
+        """End it, start it again with more options, and wait until it serves."""
+        self.stop()
+        self.start(*more)
+        self.await_ready()
 
     def ensure_ready(self) -> None:
         """Start it again if a test has ended it, and wait until it serves."""

@@ -118,13 +118,13 @@ class Answer:
         return self.status == 200 and self.whole
 
 
-def ask(site: Site, number: int, max_tokens: int) -> Answer:
+def ask(site: Site, number: int, max_tokens: int, patience_seconds: float = PATIENCE_SECONDS) -> Answer:
     """Send one request, every other one streamed, and never raise."""
     stream, began = bool(number % 2), time.monotonic()
     status, whole, says = 0, False, ""
     try:
         request = body(max_tokens, stream=stream, prompt=f"hello {number}")
-        with requests.post(f"{url(site)}/v1/completions", json=request, timeout=PATIENCE_SECONDS) as answer:
+        with requests.post(f"{url(site)}/v1/completions", json=request, timeout=patience_seconds) as answer:
             status, says = answer.status_code, answer.text
             end = '"finish_reason":"length"'
             whole = end in says.replace(": ", ":") and (not stream or says.endswith("data: [DONE]\n\n"))

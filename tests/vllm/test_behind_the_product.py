@@ -95,17 +95,19 @@ def test_a_drain_cuts_nothing(
     site: Site, engines: list[Engine], record_property: Callable[[str, object], None]
 ) -> None:
     drained, other = engines
-    with Clients(site).asking() as clients:
-        with open_stream(url(site), 900) as one, open_stream(url(site), 900) as two:
+    clients = Clients(site)
+    try:
+        with clients.asking(), open_stream(url(site), 900) as one, open_stream(url(site), 900) as two:
             assert site.script("drain", drained.name).returncode == 0
             wait_for(lambda: site.rotation() == {f"127.0.0.1:{other.port}"}, 30)
             clients.await_good(20)
             assert all(b"".join(pieces).endswith(b"data: [DONE]\n\n") for pieces in (one, two))
-        wait_for(lambda: drained.unfinished() == 0)
-        tokens = drained.samples("vllm:generation_tokens_total")
-        clients.await_good(20)
-        assert drained.samples("vllm:generation_tokens_total") == tokens
-        assert site.script("undrain", drained.name).returncode == 0
-        wait_for(lambda: drained.samples("vllm:generation_tokens_total") != tokens, 60)
-    record_property("drain", clients.told())
+            wait_for(lambda: drained.unfinished() == 0)
+            tokens = drained.samples("vllm:generation_tokens_total")
+            clients.await_good(20)
+            assert drained.samples("vllm:generation_tokens_total") == tokens
+            assert site.script("undrain", drained.name).returncode == 0
+            wait_for(lambda: drained.samples("vllm:generation_tokens_total") != tokens, 60)
+    finally:
+        record_property("drain", clients.told())
     assert clients.failed() == []

@@ -92,11 +92,13 @@ def compare(script: Script, engine: Engine) -> dict[str, float]:
     return reading
 
 
-def simulated_shape(engine: Engine, prepare: Callable[[node_process.SimulatedNode], object]) -> Any:
-    """Return the families of a simulated node with the options of an engine, after `prepare`."""
+def simulated_shape(engine: Engine, *, asked: bool, hangs: bool = False) -> Any:
+    """Return the families of a simulated node with the options of an engine, which was asked before, or hangs."""
     options = ("--api-servers", "2") if is_shared(engine) else ()
     with node_process.start_node(*options) as node:
-        prepare(node)
+        if asked:
+            node.complete()
+        node.control(faults={"engine_hang": {}} if hangs else {})
         return shape_of(node.get("/metrics").text)
 
 
@@ -117,7 +119,7 @@ def test_at_the_start(fresh: Engine, script: Script) -> None:
     reading = compare(script, fresh)
     assert set(reading.values()) == {0}
     assert (fresh.samples("vllm:num_requests_running") == []) == is_shared(fresh)
-    assert shape_of(fresh.page()) == simulated_shape(fresh, lambda _: None)
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=False)
 
 
 def test_idle_after_requests(fresh: Engine, script: Script) -> None:
@@ -126,14 +128,10 @@ def test_idle_after_requests(fresh: Engine, script: Script) -> None:
     assert set(statuses) == {200}
     wait_for(lambda: fresh.unfinished() == 0)
     assert compare(script, fresh)["running"] == 0
-    assert shape_of(fresh.page()) == simulated_shape(fresh, lambda node: node.complete())
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=True)
 
 
 def test_busy(fresh: Engine, script: Script) -> None:
-    def prepare(node: node_process.SimulatedNode) -> None:
-        node.complete()
-        node.control(faults={"engine_hang": {}})
-
     with ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(complete, fresh.url, 150) for _ in range(12)]
         wait_for(lambda: fresh.running() == 8)
@@ -146,13 +144,10 @@ def test_busy(fresh: Engine, script: Script) -> None:
         assert {each.result().status_code for each in asked} == {200}
     assert reading["running"] > 0
     assert reading["kv_cache_usage"] > 0
-    assert shape == simulated_shape(fresh, prepare)
+    assert shape == simulated_shape(fresh, asked=True, hangs=True)
 
 
 def test_after_preemption(fresh: Engine, script: Script) -> None:
-    def prepare(node: node_process.SimulatedNode) -> None:
-        node.complete()
-
     script.read(fresh)
     with ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(complete, fresh.url, 600) for _ in range(8)]
@@ -161,7 +156,8 @@ def test_after_preemption(fresh: Engine, script: Script) -> None:
     preemptions = independent_reading(fresh.page())["preemptions"]
     assert preemptions > 0
     assert script.read(fresh)["preemptions_delta"] == preemptions
-    assert shape_of(fresh.page()) == simulated_shape(fresh, prepare)
+    compare(script, fresh)
+    assert shape_of(fresh.page()) == simulated_shape(fresh, asked=True)
 
 
 def test_the_time_between_tokens_grows_by_the_number_of_running_requests(fresh: Engine) -> None:

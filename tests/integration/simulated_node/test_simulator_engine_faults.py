@@ -14,6 +14,7 @@ import requests
 from prometheus_client.openmetrics import parser as openmetrics
 
 from tests.integration.simulated_node.node_process import DEADLINE_SECONDS, FOREVER, open_stream, start_node, wait_until
+from tests.integration.simulated_node.vllm_errors import DEAD, DRAINING, FULL, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,32 +22,11 @@ if TYPE_CHECKING:
     from tests.integration.simulated_node.node_process import SimulatedNode
 
 pytestmark = pytest.mark.unmeasured
-FULL = (
-    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.",
-    "Service Unavailable",
-    503,
-)
-DRAINING = ("cannot schedule new futures after shutdown", "InternalServerError", 500)
-DEAD = (
-    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-    "InternalServerError",
-    500,
-)
 
 
 def post(node: SimulatedNode, max_tokens: int = 3, *, stream: bool = False) -> requests.Response:
     body = {"prompt": "hello", "max_tokens": max_tokens, "stream": stream}
     return requests.post(f"{node.url}/v1/completions", json=body, stream=stream, timeout=DEADLINE_SECONDS)
-
-
-def error_of(text: str) -> tuple[str, str, int]:
-    """Return message, type and code of an error, whether it is an answer or the end of a stream."""
-    if text.startswith("data:"):
-        assert text.endswith("\n\ndata: [DONE]\n\n")
-        text = text.split("\n\n")[-3].removeprefix("data: ")
-    error = json.loads(text)["error"]
-    assert error["param"] is None
-    return error["message"], error["type"], error["code"]
 
 
 @contextmanager
