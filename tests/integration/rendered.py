@@ -38,6 +38,7 @@ SERVER = "etc/nginx/conf.d/vllm-nginx-lb.conf"  # which Debian's nginx.conf incl
 PARTS = "etc/nginx/vllm-nginx-lb/parts"
 UPSTREAM = "etc/nginx/vllm-nginx-lb/upstream.conf"
 CONNECTIONS = "etc/nginx/vllm-nginx-lb/connections.nft"
+CONNECTIONS_UNIT = "etc/systemd/system/vllm-nginx-lb-connections.service"
 BODIES_UNIT = "etc/systemd/system/var-lib-nginx-vllm_nginx_lb_bodies.mount"
 # The parts that a host needs, by name: an expression for Ansible.
 WANTED_PARTS = "(__nginx_ingress_parts + __nginx_ingress_secret_parts) | selectattr('wanted') | map(attribute='name')"
@@ -47,7 +48,7 @@ TEMPLATES: dict[str, list[str]] = {
         UPSTREAM,
         CONNECTIONS,
         BODIES_UNIT,
-        "etc/systemd/system/vllm-nginx-lb-connections.service",
+        CONNECTIONS_UNIT,
     ],
     "vllm_nginx_lb": [
         "etc/vllm-nginx-lb/config.yml",

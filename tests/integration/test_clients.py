@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ import pytest
 from tests.integration.conftest import free_port, wait_for
 from tests.integration.rendered import (
     BODIES_UNIT,
-    CONNECTIONS,
     DEADLINE_SECONDS,
     SERVER,
     Host,
@@ -41,7 +39,6 @@ SETTINGS: dict[str, Any] = {
     "nginx_ingress_client_max_body_size_mib": 4,
     "nginx_ingress_large_requests_per_client": 2,
     "nginx_ingress_client_header_timeout_seconds": 60,
-    "nginx_ingress_connections_per_address": 20,
 }
 ONE_AT_A_TIME = {"nginx_ingress_concurrent_requests": 1}
 LARGE = 1_000_000  # bytes
@@ -297,67 +294,3 @@ def test_the_place_for_bodies_is_a_unit_that_systemd_understands(hosts: dict[str
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Options=size=1024m," in unit.read_text(encoding="utf-8")
-
-
-# --- Connections -----------------------------------------------------------------------------------------------------
-
-# In a network of its own: nginx with 64 connections, a client, and an attacker at 127.0.0.9 who begins 100 requests at
-# once and ends none. The attacker goes on until the answers are as wanted, or for 20 s. Prints how many connections the
-# attacker got, and what the client and the status server answer.
-ATTACK = """
-import json, socket, subprocess, sys, time, urllib.request
-port, status_port, rules, wanted, *nginx = sys.argv[1:]
-subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-if rules:
-    subprocess.run(["nft", "--file", rules], check=True)
-process = subprocess.Popen(nginx)
-def answer(url):
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as found:
-            return found.status
-    except OSError:
-        return None
-deadline = time.monotonic() + 20
-while answer(f"http://127.0.0.1:{port}/health") != 200 and time.monotonic() < deadline:
-    pass
-urls = (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{status_port}/generation")
-held, answers = [], None
-deadline = time.monotonic() + 20
-while answers != json.loads(wanted) and time.monotonic() < deadline:
-    for _ in range(100):
-        try:
-            connection = socket.create_connection(("127.0.0.1", port), 2, source_address=("127.0.0.9", 0))
-            connection.sendall(b"POST /v1/completions HTTP/1.1\\r\\nHost: local")
-            held.append(connection)
-        except OSError:
-            pass
-    answers = [answer(url) for url in urls]
-print(json.dumps([len(held), answers]))
-process.terminate()
-process.wait()
-"""
-
-
-def attack(tmp_path: Path, host: Host, rules: str, wanted: list[int | None]) -> tuple[int, list[int | None]]:
-    """Begin requests and end none, with these rules of the kernel, until the answers are as wanted."""
-    command = nginx_command(tmp_path, host)
-    main = tmp_path / "nginx.conf"
-    text = main.read_text(encoding="utf-8").replace("events { }", "events { worker_connections 64; }")
-    main.write_text(text, encoding="utf-8")
-    within = ["unshare", "--map-root-user", "--net", sys.executable, "-c", ATTACK]
-    ports = [str(host.port), str(host.status_port)]
-    done = subprocess.run(
-        [*within, *ports, rules, json.dumps(wanted), *command], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    connections, answers = json.loads(done.stdout)
-    return connections, answers
-
-
-@pytest.mark.parametrize("balancer", BALANCERS)
-def test_one_address_cannot_take_all_connections(tmp_path: Path, hosts: dict[str, Host], balancer: str) -> None:
-    host = hosts[balancer]
-    with ingress(tmp_path, host, [free_port()]):
-        pass  # writes the upstream file
-    assert attack(tmp_path, host, "", [None, None])[1] == [None, None], "nginx alone cannot hold it"
-    assert attack(tmp_path, host, str(host.root / CONNECTIONS), [200, 200]) == (20, [200, 200])

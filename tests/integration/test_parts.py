@@ -63,6 +63,7 @@ class Machine:
             "nginx_ingress_status_port": free_port(),
             "nginx_ingress_worker_connections": 0,  # leave nginx.conf alone
             "nginx_ingress_worker_rlimit_nofile": 0,
+            "nginx_ingress_nftables_enabled": False,
         }
 
     @property

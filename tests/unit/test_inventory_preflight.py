@@ -384,6 +384,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "HOST: nginx_ingress_worker_rlimit_nofile is 1024; allowed is 0 or at least",
     ),
     (
+        {"nginx_ingress_connections_per_address": 28672},
+        "HOST: nginx_ingress_connections_per_address is 28672; allowed is 0 (no limit) or less than nginx_ingress_conn",
+    ),
+    (
+        {"nginx_ingress_connections": 32768},
+        "HOST: nginx_ingress_connections is 32768; allowed is 0 (no limit) or less than half of nginx_ingress_worker_c",
+    ),
+    (
+        {"nginx_ingress_connections_exempt": ["192.0.2.1/24"]},
+        "HOST: nginx_ingress_connections_exempt has '192.0.2.1/24'; allowed is an IP address or a network such as",
+    ),
+    (
         {"nginx_ingress_upstream_host_header": "a b"},
         'HOST: nginx_ingress_upstream_host_header is "a b"; allowed is a host name; correct it',
     ),

@@ -10,6 +10,7 @@ from roles.nginx_ingress.filter_plugins.nginx_ingress import (
     nginx_ingress_address_problems,
     nginx_ingress_limits,
     nginx_ingress_named_files,
+    nginx_ingress_networks,
     nginx_ingress_problems,
     nginx_ingress_retry_after,
 )
@@ -157,28 +158,36 @@ def test_words_of_nginx_are_no_names() -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "0.0.0.0", "::", "2001:db8::1"])  # noqa: S104 - what may be set
 def test_addresses_and_networks_have_no_problem(address: str) -> None:
-    assert nginx_ingress_address_problems([address], [address, "192.0.2.0/24", "2001:db8::/32"]) == []
-    assert nginx_ingress_address_problems([], []) == []
+    networks = [address, "192.0.2.0/24", "2001:db8::/32"]
+    assert nginx_ingress_address_problems([address], networks, networks) == []
+    assert nginx_ingress_address_problems([], [], []) == []
 
 
 @pytest.mark.parametrize("address", ["ingress-1", "192.0.2", "192.0.2.1:80", "[::1]", "fe80::1%eth0", "", 1, None])
 def test_what_is_no_address_is_refused(address: object) -> None:
-    (line,) = nginx_ingress_address_problems([address], [])
+    (line,) = nginx_ingress_address_problems([address], [], [])
     assert line == (
         f"nginx_ingress_status_addresses has {address!r}; allowed is an IP address of the host, 0.0.0.0 or ::; "
         "correct it"
     )
-    (line,) = nginx_ingress_address_problems([], [address])
-    assert line.startswith(
-        f"nginx_ingress_status_allowed has {address!r}; allowed is an IP address or a network such as 192.0.2.0/24; "
-        "correct it"
-    )
+    lines = nginx_ingress_address_problems([], [address], [address])
+    for name, line in zip(("status_allowed", "connections_exempt"), lines, strict=True):
+        assert line.startswith(
+            f"nginx_ingress_{name} has {address!r}; allowed is an IP address or a network such as 192.0.2.0/24; "
+            "correct it"
+        )
 
 
 def test_a_network_of_no_use_is_refused_with_the_reason() -> None:
-    (line,) = nginx_ingress_address_problems([], ["192.0.2.1/24"])
+    (line,) = nginx_ingress_address_problems([], ["192.0.2.1/24"], [])
     assert line.endswith("correct it (192.0.2.1/24 has host bits set)")
-    assert nginx_ingress_address_problems(["192.0.2.0/24"], [])
+    assert nginx_ingress_address_problems(["192.0.2.0/24"], [], [])
+
+
+def test_networks_are_told_apart_by_version() -> None:
+    networks = ["192.0.2.1", "2001:db8::1", "192.0.2.0/24", "2001:db8::/32"]
+    assert nginx_ingress_networks(networks, 4) == ["192.0.2.1", "192.0.2.0/24"]
+    assert nginx_ingress_networks(networks, 6) == ["2001:db8::1", "2001:db8::/32"]
 
 
 def test_files_are_named_below_their_folder() -> None:

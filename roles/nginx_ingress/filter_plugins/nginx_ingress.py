@@ -181,30 +181,43 @@ def is_address(value: object) -> bool:
         return False
 
 
-def nginx_ingress_address_problems(addresses: Sequence[object], allowed: Sequence[object]) -> list[str]:
-    """Return one line per problem of the status server's addresses and of the clients that may see it.
-
-    Args:
-        addresses: IP addresses that it listens on.
-        allowed: IP addresses and networks.
-    """
-    found = [
-        f"nginx_ingress_status_addresses has {value!r}; allowed is an IP address of the host, 0.0.0.0 or ::; correct it"
-        for value in addresses
-        if not is_address(value)
-    ]
-    for value in allowed:
+def network_problems(name: str, networks: Sequence[object]) -> Iterator[str]:
+    """Yield a problem for each value of a variable that is neither an IP address nor a network."""
+    for value in networks:
         try:
             good = isinstance(value, str) and (is_address(value) or ("/" in value and ipaddress.ip_network(value)))
             hint = "correct it"
         except ValueError as error:
             good, hint = False, f"correct it ({error})"
         if not good:
-            found.append(
-                f"nginx_ingress_status_allowed has {value!r}; allowed is an IP address or a network such as "
-                f"192.0.2.0/24; {hint}"
-            )
-    return found
+            yield f"{name} has {value!r}; allowed is an IP address or a network such as 192.0.2.0/24; {hint}"
+
+
+def nginx_ingress_address_problems(
+    addresses: Sequence[object], allowed: Sequence[object], exempt: Sequence[object]
+) -> list[str]:
+    """Return one line per problem of the status server's addresses, and of clients that are named by address.
+
+    Args:
+        addresses: IP addresses that the status server listens on.
+        allowed: IP addresses and networks that may see it.
+        exempt: IP addresses and networks without a bound of their own.
+    """
+    return [
+        *(
+            f"nginx_ingress_status_addresses has {value!r}; allowed is an IP address of the host, 0.0.0.0 or ::; "
+            "correct it"
+            for value in addresses
+            if not is_address(value)
+        ),
+        *network_problems("nginx_ingress_status_allowed", allowed),
+        *network_problems("nginx_ingress_connections_exempt", exempt),
+    ]
+
+
+def nginx_ingress_networks(networks: Sequence[str], version: int) -> list[str]:
+    """Return those of some addresses and networks that are IPv4 (version 4) or IPv6 (version 6)."""
+    return [value for value in networks if ipaddress.ip_network(value).version == version]
 
 
 def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, str]]:
@@ -227,6 +240,7 @@ class FilterModule:
             nginx_ingress_ipv6_mask,
             nginx_ingress_limits,
             nginx_ingress_named_files,
+            nginx_ingress_networks,
             nginx_ingress_problems,
             nginx_ingress_retry_after,
         )
