@@ -243,6 +243,21 @@ def test_a_client_holds_no_more_than_its_share_of_the_place_for_bodies(
             wait_for(lambda: ask(url, b"x" * 3 * LARGE).status == 200)
 
 
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_client_has_few_bodies_in_the_memory_of_nginx(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    length = f"Content-Length: {LARGE - 1}"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode()
+    with serve(Node()) as node, ingress(tmp_path, hosts[f"place-{balancer}"], [node.port]) as running:
+        with contextlib.ExitStack() as uploads:
+            for _ in range(4):  # half of the place for bodies
+                uploads.enter_context(send(running, head, "127.0.0.2"))
+            wait_for(lambda: status_of(running, "127.0.0.2", length) == 429)
+            assert status_of(running, "127.0.0.3", length) is None
+        wait_for(lambda: status_of(running, "127.0.0.2", length) is None)
+
+
 @pytest.mark.parametrize(("balancer", "status"), [("work", 200), ("upstream", 429)])
 def test_the_large_requests_of_a_killed_worker_are_forgotten_by_work_alone(
     tmp_path: Path, hosts: dict[str, Host], balancer: str, status: int

@@ -126,13 +126,16 @@ describe("large bodies", function()
         assert.same({}, keys())
     end)
 
-    it("that fit into memory have a bound in bytes, too", function()
-        settings.large_requests, settings.body_buffer_bytes = 1000, 10 * MB
-        local it = worker(1)
-        for _ = 1, 25 do
-            enter(it, "a", 2 * MB)
+    it("that fit into memory have a bound in bytes for each client, too", function()
+        settings.body_place_bytes = 40 * MB
+        local it, open = worker(1), {}
+        for i = 1, 40 do
+            open[i] = enter(it, "a", MB / 2)
         end
-        assert.equal(429, enter(it, "a", 2 * MB))
+        assert.same({ 429, "string" }, { enter(it, "a", MB / 2), type(enter(it, "a", MB / 11)) })
+        assert.equal("string", type(enter(it, "b", 20 * MB))) -- the place is empty
+        it:leave(open[1])
+        assert.equal("string", type(enter(it, "a", MB / 2)))
     end)
 
     it("leave nothing behind", function()

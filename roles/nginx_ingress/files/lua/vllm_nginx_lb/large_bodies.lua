@@ -1,5 +1,5 @@
---- The large bodies that are under way, over all workers: how many requests have one, and how many bytes they take in
--- the place where nginx writes bodies. Each client may have its share of both.
+--- The large bodies that are under way, over all workers: how many requests have one, how many bytes they take in nginx's
+-- memory, and how many in the place where nginx writes bodies. Each client may have its share of them.
 -- A request counts from its headers to its end, because nginx keeps a body for the next try at another node. A length
 -- that a client does not tell counts as the largest one until the body is there.
 -- Each worker writes only its own counts, one for each client and one for all. What a dead worker has written is not
@@ -8,6 +8,7 @@
 local KEY = "bodies:"
 local EVERYBODY = "" -- no client has this name
 local LARGE = 1e6 -- bytes of a body that counts as a large request
+local SMALL = 1e5 -- bytes of a body that does not count if it is in memory; the bound on open requests bounds those
 local SHARE = 1 / 2 -- of the place, for each client
 
 local TOO_MANY = {
@@ -88,16 +89,34 @@ function LargeBodies:sum(client)
     return requests, bytes
 end
 
---- What a body of this length counts for: requests and bytes. nginx writes to a file what exceeds its buffer.
-function LargeBodies:cost(length)
-    local is_large = length >= LARGE
-    return is_large and 1 or 0, (is_large or length > self.settings.body_buffer_bytes) and length or 0
+--- Whether a body of this length does not count.
+function LargeBodies:is_small(length)
+    return length < SMALL and length <= self.settings.body_buffer_bytes
+end
+
+--- What a body of this length counts for. nginx writes to a file what exceeds its buffer, and has the rest in memory.
+---@param client string
+---@param length integer
+---@return table|nil it nil: it is too small to count
+function LargeBodies:cost(client, length)
+    if self:is_small(length) then
+        return nil
+    end
+    local is_in_place = length >= LARGE or length > self.settings.body_buffer_bytes
+    return {
+        client = client,
+        requests = length >= LARGE and 1 or 0,
+        bytes = length,
+        bytes_in_place = is_in_place and length or 0,
+    }
 end
 
 --- Count a request for its client and for everybody, or take it back with the factor -1.
 function LargeBodies:count(it, factor)
     self:add(it.client, factor * it.requests, factor * it.bytes)
-    self:add(EVERYBODY, factor * it.requests, factor * it.bytes)
+    if it.bytes_in_place > 0 then
+        self:add(EVERYBODY, factor * it.requests, factor * it.bytes_in_place)
+    end
 end
 
 --- The answer to a client that has too much under way now, or nil.
@@ -121,11 +140,11 @@ end
 ---@param length integer|nil of the body; nil: the client does not tell
 ---@return Answer|nil answer to a client whose request is not let in
 function LargeBodies:enter(id, client, length)
-    local requests, bytes = self:cost(length or self.settings.max_body_bytes)
-    if requests + bytes == 0 or self.open[id] then -- an error page may lead through the access phase again
+    length = length or self.settings.max_body_bytes
+    if self:is_small(length) or self.open[id] then -- an error page may lead through the access phase again
         return nil
     end
-    local it = { client = client(), requests = requests, bytes = bytes }
+    local it = self:cost(client(), length)
     self:count(it, 1)
     local answer = self:refusal(it.client)
     if answer then
@@ -141,10 +160,12 @@ end
 ---@param length integer
 function LargeBodies:received(id, length)
     local it = self.open[id]
-    if it then
+    if it and it.bytes ~= length then
         self:count(it, -1)
-        it.requests, it.bytes = self:cost(length)
-        self:count(it, 1)
+        self.open[id] = self:cost(it.client, length)
+        if self.open[id] then
+            self:count(self.open[id], 1)
+        end
     end
 end
 

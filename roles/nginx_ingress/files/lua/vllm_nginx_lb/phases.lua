@@ -66,7 +66,7 @@ function phases.access()
         ngx.req.discard_body() -- or it would be read as the next request of its connection
         return say(refusal)
     end
-    local request, body = accept(), request_body.new(worker.bodies)
+    local request, body = accept(), request_body.new(worker.bodies, client)
     request.body = body
     body:receive(worker.settings.upload_seconds)
     worker.large_bodies:received(id, tonumber(ngx.var.request_length))

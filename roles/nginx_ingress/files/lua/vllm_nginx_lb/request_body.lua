@@ -12,6 +12,7 @@ local NOT_IN_TIME = 408
 
 ---@class RequestBody
 ---@field queue BodyQueue
+---@field client fun(): string
 ---@field is_received boolean
 ---@field is_inside boolean it has a place that the queue gave it
 local RequestBody = {}
@@ -21,9 +22,10 @@ local request_body = { WINDOW_BYTES = 32 * 1024 }
 
 --- Of the request of this phase, access or later; nothing is read yet.
 ---@param queue BodyQueue of the worker
+---@param client fun(): string who sent it
 ---@return RequestBody
-function request_body.new(queue)
-    return setmetatable({ queue = queue, is_received = false, is_inside = false }, RequestBody)
+function request_body.new(queue, client)
+    return setmetatable({ queue = queue, client = client, is_received = false, is_inside = false }, RequestBody)
 end
 
 --- How long the body of this phase's request will be.
@@ -110,7 +112,7 @@ function RequestBody:each_window(bytes, see)
     if math.min(bytes, length) <= request_body.WINDOW_BYTES then
         show(bytes, see)
         return true
-    elseif not self.queue:enter() then
+    elseif not self.queue:enter(self.client()) then
         return false
     end
     self.is_inside = true
