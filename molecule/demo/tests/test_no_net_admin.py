@@ -1,0 +1,17 @@
+"""The demo's ingress has no capability NET_ADMIN, so its kernel refuses nftables."""
+
+from __future__ import annotations
+
+import stack
+
+INVENTORIES = [f"--inventory={stack.SCENARIO / 'inventory' / name}.yml" for name in ("hosts", "monitoring")]
+
+
+def test_the_play_says_what_to_do_and_leaves_nginx_as_it_is() -> None:
+    before = stack.on_ingress("sh", "-c", "find /etc/nginx /etc/systemd/system -type f | xargs md5sum")
+    done = stack.play(*INVENTORIES, "site.yml", "-e", '{"nginx_ingress_nftables_enabled": true}')
+    assert done.returncode != 0
+    assert "ingress-1: the kernel refuses the rules that bound connections" in done.stdout
+    assert "Operation not permitted" in done.stdout
+    assert "set nginx_ingress_nftables_enabled: false and bound connections in front of this host" in done.stdout
+    assert stack.on_ingress("sh", "-c", "find /etc/nginx /etc/systemd/system -type f | xargs md5sum") == before
