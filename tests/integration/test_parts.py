@@ -26,7 +26,10 @@ PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
 # A pool whose upstream another file has: nginx refuses a second one.
-REFUSED: dict[str, Any] = {"nginx_ingress_pools": {"taken": {"path_prefix": "/taken"}}, "nginx_ingress_requests_per_minute": 60}
+REFUSED: dict[str, Any] = {
+    "nginx_ingress_pools": {"taken": {"path_prefix": "/taken"}},
+    "nginx_ingress_requests_per_minute": 60,
+}
 WEIGHTS = {"pools": [{"name": "llm_cluster", "nodes": [{"address": "192.0.2.9", "port": 8000, "weight": 55}]}]}
 
 
