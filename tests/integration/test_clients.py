@@ -244,9 +244,7 @@ def test_a_client_holds_no_more_than_its_share_of_the_place_for_bodies(
 
 
 @pytest.mark.parametrize("balancer", BALANCERS)
-def test_a_client_has_few_bodies_in_the_memory_of_nginx(
-    tmp_path: Path, hosts: dict[str, Host], balancer: str
-) -> None:
+def test_a_client_has_few_bodies_in_the_memory_of_nginx(tmp_path: Path, hosts: dict[str, Host], balancer: str) -> None:
     length = f"Content-Length: {LARGE - 1}"
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode()
     with serve(Node()) as node, ingress(tmp_path, hosts[f"place-{balancer}"], [node.port]) as running:
