@@ -1,5 +1,5 @@
---- The large bodies that are under way, over all workers: how many requests have one, how many bytes they take in nginx's
--- memory, and how many in the place where nginx writes bodies. Each client may have its share of them.
+--- The large bodies that are under way, over all workers: how many requests have one, and how many bytes they take in
+-- nginx's memory and in the place where nginx writes bodies. Each client may have its share of them.
 -- A request counts from its headers to its end, because nginx keeps a body for the next try at another node. A length
 -- that a client does not tell counts as the largest one until the body is there.
 -- Each worker writes only its own counts, one for each client and one for all. What a dead worker has written is not
