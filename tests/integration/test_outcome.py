@@ -60,11 +60,6 @@ class Behaviour:
         respond(handler, self.body, self.status, self.content_type)
 
 
-def await_idle(it: WorkStack) -> None:
-    """Wait until nginx counts no work. The work of errors is held for ten seconds at most."""
-    wait_for(it.idle, 30)
-
-
 def set_behaviour(it: WorkStack, name: str, behaviour: Callable[[BaseHTTPRequestHandler], None]) -> None:
     """Let a node answer POSTs differently from now on."""
     streaming(it, name).posted = behaviour
@@ -130,7 +125,7 @@ def test_a_node_that_answers_fast_and_badly_draws_few_requests(
     assert answers_of(work, "node-4") == {str(status): liar.posts}
     assert reason in work.log()
     work.heard.append(work.log())
-    await_idle(work)
+    wait_for(work.idle)
     liar.status, liar.body = 200, b"{}"
     wait_for(lambda: work.post().status == 200 and work.known()["node-4"].get("ejected_for") is None)
 
@@ -241,7 +236,7 @@ def test_a_node_whose_answers_look_good_and_are_none_draws_few_requests(
     assert answers_of(work, "node-4") == {label: posts["node-4"]}
     assert all(set(answers_of(work, name)) == {"2xx"} and not ejections_of(work, name) for name in ("node-2", "node-3"))
     work.heard.append(work.log())
-    await_idle(work)
+    wait_for(work.idle)
 
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
@@ -270,7 +265,7 @@ def test_a_client_that_leaves_an_answer_that_has_begun_is_no_fault_of_the_node(
     wait_for(lambda: answers_of(work, "node-2") == {"2xx": 6})
     go_on.set()
     assert not ejections_of(work, "node-2")
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_the_wrong_requests_of_one_session_eject_nobody(work: WorkStack) -> None:
@@ -292,7 +287,7 @@ def test_the_wrong_requests_of_one_session_eject_nobody(work: WorkStack) -> None
         assert (set(right), set(refused)) == ({200}, {404})
     assert not any(ejections_of(work, name) for name in EVERYBODY)
     assert all(answers_of(work, name)["404"] > 20 for name in EVERYBODY)
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_a_poison_whose_client_leaves_ejects_few_nodes_for_a_moment(work: WorkStack) -> None:
@@ -323,7 +318,7 @@ def test_a_poison_whose_client_leaves_ejects_few_nodes_for_a_moment(work: WorkSt
         has_left.set()
         assert sum(ejections_of(work, name).get("broken", 0) for name in EVERYBODY) == poisons
     assert ask_together(work, 60) == {200: 60}
-    await_idle(work)
+    wait_for(work.idle)
 
 
 @pytest.mark.parametrize("status", [500, 400, 404])
@@ -334,7 +329,7 @@ def test_when_all_nodes_answer_alike_nobody_is_ejected(work: WorkStack, status: 
     assert ask_together(work, 120) == {status: 120}
     assert all(not node["ejections"] for node in work.known().values())
     assert all(sum(answers_of(work, name).values()) > 10 for name in EVERYBODY)
-    await_idle(work)
+    wait_for(work.idle)
 
 
 @with_workers(2, 4, 8)
@@ -344,7 +339,7 @@ def test_of_many_bad_nodes_half_of_the_pool_is_ejected(work: WorkStack) -> None:
         set_behaviour(work, name, Behaviour(500))
     wait_for(lambda: work.post().status in {200, 500} and any(node["ejections"] for node in work.known().values()))
     assert sum("ejected_for" in node for node in work.known().values()) == 1
-    await_idle(work)
+    wait_for(work.idle)
 
 
 @with_workers(2, 4, 8)
@@ -354,7 +349,7 @@ def test_bad_answers_in_a_row_are_counted_over_all_workers(work: WorkStack) -> N
     set_behaviour(work, "node-4", liar)
     wait_for(lambda: work.post().status in {200, 500} and "errors" in ejections_of(work, "node-4"))
     assert liar.posts == 10
-    await_idle(work)
+    wait_for(work.idle)
     assert all(work.post().status == 200 for _ in range(20 * work.workers)), "each worker leaves it out"
 
 
@@ -414,7 +409,7 @@ def test_a_session_leaves_its_home_while_that_is_ejected(work: WorkStack, affini
         return "ejected_for" not in work.known()["node-4"]
 
     wait_for(is_back)
-    await_idle(work)
+    wait_for(work.idle)
     for number in movers:
         now = work.post(session=str(number), body=chat(number, 3)).node
         assert {now} == ({"node-4"} if affinity == "session" else away[number])
@@ -468,7 +463,7 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
         assert sum("ejected_for" in node for node in work.known().values()) == (tries == 1)
     assert ("gets requests again" in work.log()) == (tries > 1)
     work.heard.append(work.log())
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_a_node_that_closes_idle_connections_costs_no_client_a_failure(work: WorkStack) -> None:
@@ -505,7 +500,7 @@ def test_a_node_that_is_full_is_passed_over_and_stays(work: WorkStack) -> None:
     wait_for(lambda: bool(work.post().status == 200 and full.posts > before))
     assert all(not node["ejections"] for node in work.known().values())
     assert answers_of(work, "node-4")["503"] == before
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_when_all_nodes_are_full_the_client_reads_what_the_last_one_says(work: WorkStack) -> None:
@@ -529,7 +524,7 @@ def test_a_500_is_tried_on_another_node_if_the_operator_allows_it(work: WorkStac
     assert seen[200] == (100 if "http_500" in retried else 100 - dying.posts)
     assert answers_of(work, "node-4") == {"500": dying.posts}
     assert "errors" in ejections_of(work, "node-4")
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_a_request_that_was_sent_is_not_sent_again_after_a_time_out(work: WorkStack) -> None:
@@ -543,7 +538,7 @@ def test_a_request_that_was_sent_is_not_sent_again_after_a_time_out(work: WorkSt
     assert sum(answers_of(work, name).get("timed_out", 0) for name in EVERYBODY) == 1
     for name in EVERYBODY:
         streaming(work, name).begin.set()
-    await_idle(work)
+    wait_for(work.idle)
 
 
 @fault(
@@ -577,7 +572,7 @@ def test_a_node_that_clients_leave_without_an_answer_is_ejected(work: WorkStack)
     assert [ejections_of(work, name) for name in ("node-2", "node-3")] == [{}, {}]
     hangs.begin.set()
     work.heard.append(work.log())
-    await_idle(work)
+    wait_for(work.idle)
 
 
 def test_nodes_that_leave_the_list_leave_nothing_in_shared_memory(work: WorkStack) -> None:
@@ -591,7 +586,7 @@ def test_nodes_that_leave_the_list_leave_nothing_in_shared_memory(work: WorkStac
         set_behaviour(work, name, Behaviour(status))
     ask_together(work, 60)
     assert facts() == {f"{node.address}:{node.port}" for node in work.nodes}
-    await_idle(work)
+    wait_for(work.idle)
     work.publish({"node-2": 100}, "0b")
     assert facts() == {f"{work.nodes[0].address}:{work.nodes[0].port}"}
 

@@ -1,5 +1,5 @@
 --- Work of requests that a node has answered with an error. It stays counted there for as long as with a good answer:
--- the prompt until its first output, the open stream until its end, each at most 10 s. So a node that answers fast with
+-- the prompt until its first output, the open stream until its end, at most 10 s. So a node that answers fast with
 -- errors does not draw the next requests, and a request that earns an error keeps no node from its share.
 -- Only this worker's requests are known here; in_flight.lua shares what they count.
 
@@ -56,10 +56,10 @@ end
 --- Hold the work of a request that its node has answered with an error.
 ---@param it Request at its node
 function HeldWork:hold(it)
-    local prompt_seconds = self.prefill:seconds(it.peer, it.ahead)
-    local answer_seconds = self.mean_seconds[it.pool.name or ""] or UNKNOWN_SECONDS
-    self:hold_until(it.sent_at + math.min(LONGEST_SECONDS, prompt_seconds), it.peer, it.cost)
-    self:hold_until(it.sent_at + math.min(LONGEST_SECONDS, answer_seconds), it.peer, self.stream_bytes)
+    local answer_seconds = math.min(LONGEST_SECONDS, self.mean_seconds[it.pool.name or ""] or UNKNOWN_SECONDS)
+    local prompt_seconds = math.min(answer_seconds, self.prefill:seconds(it.peer, it.ahead))
+    self:hold_until(it.sent_at + prompt_seconds, it.peer, it.cost)
+    self:hold_until(it.sent_at + answer_seconds, it.peer, self.stream_bytes)
 end
 
 --- Release what was held for long enough.
