@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["work"]  # a fixture
 
+ANSWER = b'{"id": "1"}'
 EVERYBODY = {"node-2": 100, "node-3": 100, "node-4": 100}
 FULL = json.dumps(
     {"error": {"message": "The server is full.", "type": "ServiceUnavailableError", "code": 503}}
@@ -112,7 +113,7 @@ def test_a_node_that_answers_fast_and_badly_draws_few_requests(
     def answer_slowly(handler: BaseHTTPRequestHandler) -> None:
         """Answer after a moment, as a node that computes."""
         slow.wait(0.05)
-        respond(handler, b"{}")
+        respond(handler, ANSWER)
 
     for name in ("node-2", "node-3"):
         set_behaviour(work, name, answer_slowly)
@@ -126,7 +127,7 @@ def test_a_node_that_answers_fast_and_badly_draws_few_requests(
     assert reason in work.log()
     work.heard.append(work.log())
     wait_for(work.idle)
-    liar.status, liar.body = 200, b"{}"
+    liar.status, liar.body = 200, ANSWER
     wait_for(lambda: work.post().status == 200 and work.known()["node-4"].get("ejected_for") is None)
 
 
@@ -442,7 +443,7 @@ def test_a_request_that_breaks_its_nodes_connections_reaches_no_more_nodes_than_
                 reached[name] += 1
                 handler.close_connection = True
             else:
-                respond(handler, b"{}")
+                respond(handler, ANSWER)
 
         return answer
 
@@ -480,7 +481,7 @@ def test_a_node_that_closes_idle_connections_costs_no_client_a_failure(work: Wor
                 handler.close_connection = True
                 return
             seen.add(id(handler))
-            respond(handler, b"{}")
+            respond(handler, ANSWER)
 
         return answer
 
@@ -495,7 +496,7 @@ def test_a_node_that_is_full_is_passed_over_and_stays(work: WorkStack) -> None:
     set_behaviour(work, "node-4", full)
     assert ask_together(work, 60) == {200: 60}
     assert full.posts > 0
-    full.status, full.body = 200, b"{}"
+    full.status, full.body = 200, ANSWER
     before = full.posts
     wait_for(lambda: bool(work.post().status == 200 and full.posts > before))
     assert all(not node["ejections"] for node in work.known().values())
