@@ -22,7 +22,7 @@ describe("held work", function()
     end)
 
     local function failed(sent_at, peer)
-        held:hold { peer = peer or "a:1", sent_at = sent_at, cost = 50, ahead = 50, pool = { name = "p" } }
+        held:hold({ peer = peer or "a:1", sent_at = sent_at, cost = 50, ahead = 50, pool = { name = "p" } }, true)
     end
 
     --- How long it takes, in steps, until all is released.
@@ -47,7 +47,7 @@ describe("held work", function()
         held:learn("p", 600)
         for ahead, seconds in pairs { [50] = 0.5, [300] = 3, [99999] = 10 } do
             bytes, held.steps = {}, {}
-            held:hold { peer = "a:1", sent_at = now, cost = 50, ahead = ahead, pool = { name = "p" } }
+            held:hold({ peer = "a:1", sent_at = now, cost = 50, ahead = ahead, pool = { name = "p" } }, true)
             assert.equal(1050, bytes["a:1"])
             local began = now
             repeat
@@ -56,6 +56,11 @@ describe("held work", function()
             until bytes["a:1"] ~= 1050
             assert.equal(seconds, now - began)
         end
+    end)
+
+    it("is the open stream alone where the node has refused the request", function()
+        held:hold({ peer = "a:1", sent_at = now, cost = 50, ahead = 50, pool = { name = "p" } }, false)
+        assert.equal(1000, bytes["a:1"])
     end)
 
     it("lasts a second where no good answer is known, and ten at most", function()

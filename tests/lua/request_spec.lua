@@ -483,7 +483,7 @@ describe("request", function()
         requests:finish(it.number, answer(200))
         it = sent(100)
         requests:see_piece(it, "word", false)
-        requests:finish(it.number, answer(404))
+        requests:finish(it.number, answer(500))
         assert.same({ { 200, 0 } }, counted())
         fake.now = 4.5 -- the prompt would be computed
         held:release()

@@ -1,6 +1,7 @@
 --- Work of requests that a node has answered with an error. It stays counted there for as long as with a good answer:
 -- the prompt until its first output, the open stream until its end, at most 10 s. So a node that answers fast with
--- errors does not draw the next requests, and a request that earns an error keeps no node from its share.
+-- errors does not draw the next requests. A node that refuses a request has not begun its prompt, so the prompt counts no
+-- longer: clients with long wrong requests would keep nodes from their share.
 -- Only this worker's requests are known here; in_flight.lua shares what they count.
 
 -- Released in steps, so that there are few entries however many requests fail.
@@ -55,10 +56,13 @@ end
 
 --- Hold the work of a request that its node has answered with an error.
 ---@param it Request at its node
-function HeldWork:hold(it)
+---@param has_begun boolean false: the node has refused the request
+function HeldWork:hold(it, has_begun)
     local answer_seconds = math.min(LONGEST_SECONDS, self.mean_seconds[it.pool.name or ""] or UNKNOWN_SECONDS)
-    local prompt_seconds = math.min(answer_seconds, self.prefill:seconds(it.peer, it.ahead))
-    self:hold_until(it.sent_at + prompt_seconds, it.peer, it.cost)
+    if has_begun then
+        local prompt_seconds = math.min(answer_seconds, self.prefill:seconds(it.peer, it.ahead))
+        self:hold_until(it.sent_at + prompt_seconds, it.peer, it.cost)
+    end
     self:hold_until(it.sent_at + answer_seconds, it.peer, self.stream_bytes)
 end
 

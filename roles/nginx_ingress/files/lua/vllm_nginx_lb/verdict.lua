@@ -97,7 +97,7 @@ end
 function Verdicts:bad(it, kind, label)
     local parts = self.parts
     if HELD[kind] then
-        parts.held:hold(it)
+        parts.held:hold(it, kind ~= "refusal")
     end
     if kind == "left" then
         self:take_back(it) -- no other node has shown whether the request was the cause
