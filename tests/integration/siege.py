@@ -159,7 +159,7 @@ def ask_from(inside: list[str], url: str) -> int | None:
 
 
 def besiege(siege: Siege) -> dict[str, Any]:
-    """Let the attacker begin, and look until all is as wanted, or for 20 s."""
+    """Let the attacker begin, and return what is seen as soon as all is as wanted, or after 20 s."""
     local = f"http://127.0.0.1:{siege['port']}/health"
     requests: list[socket.socket] = []
     seen: dict[str, Any] = {}

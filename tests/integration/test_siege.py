@@ -75,7 +75,7 @@ ONE = ["10.99.1.1"]
 MANY = [f"10.99.1.{number}" for number in range(1, 21)]
 MANY_NETWORKS = [f"fd99:0:0:{number}::1" for number in range(1, 21)]
 ALIVE = {"client": 200, "health": 200, "status": 200}
-# Others find no place either. This host does.
+# What is seen when all connections are taken: other clients are refused, this host is not.
 FULL = {"client": None, "health": 200, "status": 200}
 SIEGES: dict[str, tuple[str, list[str], dict[str, int | None]]] = {
     "one address": ("half a request", ONE, {"connections": EACH, **ALIVE}),

@@ -234,7 +234,7 @@ describe("prefix affinity", function()
             assert.equal(5 * share, count_kept(1, 5 * share))
         end)
 
-        it("keeps on where the memory takes no count", function()
+        it("raises no error where the memory cannot take the count", function()
             dict.lacks_memory = "fails"
             send("noisy", 1, 5)
             assert.equal(0, count_kept(1, 5))

@@ -108,7 +108,7 @@ def test_one_that_stands_still_and_goes_on(
             stopped = time.monotonic()
             if signal_to == Engine.signal_core:
                 assert requests.get(f"{engines[0].url}/health", timeout=DEADLINE_SECONDS).status_code == 200
-            # Until the clients that wait for it have lost their patience, and others were served meanwhile.
+            # Until the clients that wait for it have given up, and others were served meanwhile.
             wait_for(lambda: time.monotonic() > stopped + PATIENCE_SECONDS + 5, 60, every=0.5)
             still.close()
             await_share(engines[0])

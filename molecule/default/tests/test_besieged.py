@@ -1,4 +1,4 @@
-"""Attackers begin requests and end none: the entry, /health, the status port and the tick stay alive."""
+"""Attackers open connections and send half requests: /health, the status port and the tick still answer this host."""
 
 from __future__ import annotations
 

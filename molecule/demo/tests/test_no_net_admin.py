@@ -1,4 +1,4 @@
-"""The demo's ingress has no capability NET_ADMIN, so its kernel refuses nftables."""
+"""The demo's ingress has no capability NET_ADMIN, so the kernel refuses its rules of nftables."""
 
 from __future__ import annotations
 

@@ -29,10 +29,11 @@ return {
     { name = "stall_seconds", kind = "number", unit = "s", low = 0.001, default = 60 },
     -- How long a client may take to send a body; 0: as long as it likes.
     { name = "upload_seconds", kind = "number", unit = "s", low = 0, default = 300 },
-    -- How many requests with bodies of 1 MB or more a client may have open; 0: no bound, and none for their bytes.
+    -- How many requests with bodies of 1 MB or more a client may have open; 0: neither these nor their bytes
+    -- have a bound.
     { name = "large_requests", kind = "integer", low = 0, default = 128 },
-    -- The largest body, the largest that nginx keeps in memory, and the place for those that it writes to files; 0: the
-    -- place has no bound.
+    -- The largest body, the largest that nginx keeps in memory, and the size of the place for those that it writes to
+    -- files; 0: that place has no bound.
     { name = "max_body_bytes", kind = "integer", unit = "bytes", low = 1, default = 64 * 1024 * 1024 },
     { name = "body_buffer_bytes", kind = "integer", unit = "bytes", low = 1, default = 1024 * 1024 },
     { name = "body_place_bytes", kind = "integer", unit = "bytes", low = 0, default = 1024 * 1024 * 1024 },

@@ -38,8 +38,8 @@ end
 table.sort(ejection.CAUSES)
 
 -- After these causes, one good answer does not show that the node is well. So its failures are not forgotten yet, and
--- the next ejection is longer. Each trial is a client's request that probably fails. So these ejections become up to so
--- many times as long as the others: with few requests, each one would be a trial else.
+-- the next ejection is longer. Each trial is a client's request that probably fails. So these ejections become up to
+-- LONGER times as long as the others. Otherwise, where requests are few, each one would be a trial.
 local MAY_RELAPSE, LONGER = { errors = true, refusals = true, error_share = true }, 12
 
 --- Keep ejections in a dictionary.

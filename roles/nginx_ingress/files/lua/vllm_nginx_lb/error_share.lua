@@ -4,14 +4,15 @@
 local outcome = require "vllm_nginx_lb.outcome"
 
 -- Answers with these labels count by how much larger their share is at this node than at the others. Wrong requests
--- earn refusals, but at each node: no affinity sends them to one node again and again (affinity/session.lua). Two are
--- left out: a 503 may say that the node is full, and a node that cannot be reached is ejected at once.
+-- earn refusals too, but at all nodes alike: affinity does not send them to one node again and again
+-- (affinity/session.lua). Two labels do not count: a 503 may say that the node is full, and a node that cannot be
+-- reached is ejected at once.
 local COUNTS = {}
 for label, is_bad in pairs(outcome.IS_BAD) do
     COUNTS[label] = is_bad and label ~= "503" and label ~= "unreachable"
 end
 local IS_LEFT_OUT = { left = true, [outcome.LIGHT] = true }
--- Of fewer answers, a share says little. Where nodes give few answers, the interval is up to so many times as long.
+-- Of fewer answers, a share says little. Where nodes give few answers, the interval is up to STRETCH times as long.
 local LEAST_ANSWERS, STRETCH = 10, 6
 
 ---@class ErrorShare
@@ -33,7 +34,7 @@ function error_share.new(parts)
     return setmetatable({ parts = parts, older = nil, newer = nil, next_at = 0, bad = 0 }, ErrorShare) -- see `compare`
 end
 
---- The answers of each node of a list by label, `of` by address, and `answers` of all, since nginx has started.
+--- The answers since nginx has started: `of` each node of a list, by address and label, and `answers`, their number.
 function ErrorShare:read(peers)
     local counts, labels, of, answers = self.parts.counts, self.parts.counts:labels(), {}, 0
     for _, peer in ipairs(peers) do
@@ -91,7 +92,7 @@ function ErrorShare:check(pool, after)
     end
 end
 
---- Whether the last reading is of long ago: many good answers since then would hide the new bad ones.
+--- Whether the last reading is too old to compare with: many good answers since then would hide the new bad ones.
 function ErrorShare:is_stale(reading, needed)
     local interval = self.parts.settings.outlier.interval_seconds
     local age, new = reading.at - self.newer.at, reading.answers - self.newer.answers

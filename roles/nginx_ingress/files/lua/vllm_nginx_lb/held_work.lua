@@ -1,7 +1,7 @@
---- Work of requests that a node has answered with an error. It stays counted there for as long as with a good answer:
--- the prompt until its first output, the open stream until its end, at most 10 s. So a node that answers fast with
--- errors does not draw the next requests. A node that refuses a request has not begun its prompt, so the prompt counts
--- no longer: clients with long wrong requests would keep nodes from their share.
+--- Work of requests that a node has answered with an error. It stays counted there for as long as a good answer would
+-- take, at most 10 s: the prompt until the first output would come, the open stream until the end would. So a node that
+-- answers fast with errors does not draw the next requests. A node that refuses a request has not begun its prompt, so
+-- the prompt counts no longer. Otherwise clients with long wrong requests would keep nodes from their share.
 -- Only this worker's requests are known here; in_flight.lua shares what they count.
 
 -- Released in steps, so that there are few entries however many requests fail.

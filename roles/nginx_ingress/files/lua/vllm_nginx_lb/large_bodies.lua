@@ -8,7 +8,7 @@
 local KEY = "bodies:"
 local EVERYBODY = "" -- no client has this name
 local LARGE = 1e6 -- bytes of a body that counts as a large request
-local SMALL = 1e5 -- bytes of a body that does not count if it is in memory; the bound on open requests bounds those
+local SMALL = 1e5 -- bytes; a shorter body in memory does not count: the bound on open requests is enough for these
 local SHARE = 1 / 2 -- of the place, for each client
 
 local TOO_MANY = {
@@ -133,8 +133,8 @@ function LargeBodies:refusal(client)
     return place > 0 and bytes_of_all > place and NO_ROOM or nil
 end
 
---- Count a request before its body is read. Whoever is let in must leave. It counts first and looks afterwards, so two
--- workers cannot let in the same last one.
+--- Count a request before its body is read. Whoever is let in must leave. The request counts before the sum is read, so
+-- two workers cannot both give the last room away.
 ---@param id string names the request
 ---@param client fun(): string who sent it
 ---@param length integer|nil of the body; nil: the client does not tell

@@ -2,7 +2,7 @@
 -- Each client has a ring of places in the same memory, and each place holds the next few marks that the client added.
 -- The mark that begins a place anew removes those that the place held.
 -- Two workers that write one place at the same moment may lose a mark from it. Such a mark stays until it is the least
--- recently used one, as marks that were added before the memory was full.
+-- recently used one, like the marks that were added before the memory was full.
 
 local SHARE = 1 / 4 -- of the memory
 local MARK_LENGTH = 16

@@ -7,7 +7,8 @@ local outcome = require "vllm_nginx_lb.outcome"
 local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
 local BAD = "bad answers" -- of all nodes
 local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
--- The origin of a request that it has refused, and when: one for each of so many kinds of origins.
+-- The origin (request.lua) of a request that it has refused, and when. There are KINDS entries for each node, and an
+-- origin has the entry of its number modulo KINDS. So the newest of several in one entry is remembered.
 local REFUSED, KINDS = "refused ", 64
 local SEEN = "seen " -- whether any try was counted under a label
 

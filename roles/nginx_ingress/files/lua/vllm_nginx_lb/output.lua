@@ -35,7 +35,7 @@ local function begins_with_error(text)
     return (key == "object" or key == "type") and value:find '^"error"' ~= nil
 end
 
---- Whether a text begins as something of something else: an empty object, or an error of a web framework.
+--- Whether a text begins as no answer of an inference server: as an empty object, or an error of a web framework.
 local function is_of_others(text)
     local key = text:match '^%s*{%s*"(%l+)"%s*:'
     return key == "detail" or key == "message" or text:find "^%s*{%s*}" ~= nil

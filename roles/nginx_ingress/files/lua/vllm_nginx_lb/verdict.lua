@@ -4,7 +4,8 @@
 local ending = require "vllm_nginx_lb.ending"
 local outcome = require "vllm_nginx_lb.outcome"
 
--- The kinds of a try (outcome.lua) that eject the node at once; "broken" and "timed_out" mostly do, too, see below.
+-- The kinds of a try (outcome.lua) that eject the node at once; "broken" and "timed_out" do, too, under conditions: see
+-- below.
 local FAILURES = { unreachable = true, gateway = true }
 -- The kinds after which a node would be idle too soon, and attract the next requests.
 local HELD = { broken = true, gateway = true, fault = true, full = true, refusal = true }
