@@ -176,7 +176,7 @@ def play(*arguments: str | Path, tree: Path = PROJECT) -> subprocess.CompletedPr
     done = subprocess.run(
         [ANSIBLE_PLAYBOOK, *arguments],
         cwd=tree,
-        env=os.environ | {"ANSIBLE_CONFIG": str(tree / "ansible.cfg")},
+        env=os.environ | {"ANSIBLE_CONFIG": str(tree / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
         check=False,
         capture_output=True,
         text=True,

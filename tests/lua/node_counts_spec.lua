@@ -19,10 +19,10 @@ describe("node_counts", function()
     end)
 
     it("knows the last first byte, whatever the wall clock says", function()
-        assert.equal(0, counts:last_first_byte(A))
-        counts:sent_first_byte(A, 1000.5)
+        assert.equal(0, counts:last_output(A))
+        counts:note_output(A, 1000.5)
         dict.now = 3600
-        assert.equal(1000.5, counts:last_first_byte(A))
+        assert.equal(1000.5, counts:last_output(A))
     end)
 
     it("counts answers and ejections, and how many were bad", function()
@@ -58,7 +58,7 @@ describe("node_counts", function()
         local keys = #dict:get_keys()
         for _, peer in ipairs { A, B } do
             counts:chosen(peer)
-            counts:sent_first_byte(peer, 1)
+            counts:note_output(peer, 1)
             counts:answered(peer, "2xx")
             counts:ejected(peer, "broken")
         end

@@ -57,7 +57,7 @@ describe("a node that answers worse than the others", function()
         now = now + 0.1
         outliers:good(peer, true)
         parts.ejection:succeeded(peer)
-        parts.counts:sent_first_byte(peer, now)
+        parts.counts:note_output(peer, now)
     end
 
     local function causes()
@@ -285,7 +285,7 @@ describe("a node that answers worse than the others", function()
 
     it("costs few searches where all answer alike", function()
         local searches = 0
-        parts.counts.last_first_byte = function()
+        parts.counts.last_output = function()
             searches = searches + 1
             return 0
         end
@@ -296,7 +296,7 @@ describe("a node that answers worse than the others", function()
     end)
 
     it("leaves nothing behind when it leaves the list", function()
-        parts.counts:sent_first_byte("b:1", now)
+        parts.counts:note_output("b:1", now)
         local keys = #dict:get_keys()
         for _, kind in ipairs { "fault", "refusal", "full" } do
             bad("a:1", kind, "500")

@@ -309,7 +309,7 @@ describe("request", function()
         for answered_at, is_in in pairs { [0.5] = true, [0] = false } do
             local it = sent(100)
             local name = it.peer:match "^[^:]*"
-            counts:sent_first_byte(it.peer, answered_at)
+            counts:note_output(it.peer, answered_at)
             requests:finish(it.number, TIMED_OUT)
             assert.equal(is_in, may_take(name), answered_at)
         end
@@ -402,7 +402,7 @@ describe("request", function()
         assert.equal("node-0:80", it.peer)
         requests:see_piece(it, "error", false)
         assert.is_false(may_take "node-0") -- it is on trial
-        assert.equal(0, counts:last_first_byte "node-0:80")
+        assert.equal(0, counts:last_output "node-0:80")
         requests:finish(it.number, answer(500))
         assert.is_false(may_take "node-0") -- which has failed
         assert.equal(2, nodes_out:seconds_left "node-0:80")
@@ -411,7 +411,7 @@ describe("request", function()
         requests:see_headers(it, STREAM)
         requests:see_piece(it, TOKEN, true)
         assert.is_true(may_take "node-0")
-        assert.equal(20, counts:last_first_byte "node-0:80")
+        assert.equal(20, counts:last_output "node-0:80")
     end)
 
     -- Whether each answer that is not streamed shows that its node is well.
@@ -436,7 +436,7 @@ describe("request", function()
             it.is_complete = text ~= nil
             requests:finish(it.number, answer(status))
             assert.equal(is_well, nodes_out:cause "node-0:80" == nil)
-            assert.equal(is_well and 2 or 0, counts:last_first_byte "node-0:80")
+            assert.equal(is_well and 2 or 0, counts:last_output "node-0:80")
         end)
     end
 
@@ -470,7 +470,7 @@ describe("request", function()
         assert.is_true(may_take "node-0") -- it is no trial
         requests:see_piece(it, "word", true)
         requests:finish(it.number, answer(200))
-        assert.same({ 0, "errors" }, { counts:last_first_byte "node-0:80", nodes_out:cause "node-0:80" })
+        assert.same({ 0, "errors" }, { counts:last_output "node-0:80", nodes_out:cause "node-0:80" })
         assert.equal(1, counts:times_answered("node-0:80", "light"))
         assert.equal(0, counts:times_answered("node-0:80", "2xx"))
     end)
@@ -503,7 +503,7 @@ describe("request", function()
         assert.is_true(may_take "node-0") -- without headers: an answer that is no stream
         requests:see_headers(it, STREAM)
         assert.is_false(requests:see_piece(it, ": keep-alive\n\n", true)) -- is as good as silence
-        counts:sent_first_byte("node-0:80", 50)
+        counts:note_output("node-0:80", 50)
         requests:eject_stalled()
         assert.is_true(may_take "node-0")
         fake.now = 111

@@ -146,12 +146,13 @@ def kill_the_engine_alone(engine: Engine, stream: Iterator[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "end"),
+    ("options", "tokens", "end"),
     [
-        pytest.param((), terminate, id="SIGTERM"),
-        pytest.param(("--shutdown-timeout", "12"), terminate_with_a_timeout, id="SIGTERM with --shutdown-timeout"),
-        pytest.param((), kill, id="SIGKILL"),
-        pytest.param((), kill_the_engine_alone, id="SIGKILL of the engine alone"),
+        pytest.param((), 600, terminate, id="SIGTERM"),
+        # So few tokens end within the timeout on a busy machine too.
+        pytest.param(("--shutdown-timeout", "12"), 100, terminate_with_a_timeout, id="SIGTERM with --shutdown-timeout"),
+        pytest.param((), 600, kill, id="SIGKILL"),
+        pytest.param((), 600, kill_the_engine_alone, id="SIGKILL of the engine alone"),
     ],
 )
 def test_one_that_ends_and_comes_back(
@@ -159,6 +160,7 @@ def test_one_that_ends_and_comes_back(
     engines: list[Engine],
     record_property: Record,
     options: Sequence[str],
+    tokens: int,
     end: Callable[[Engine, Iterator[bytes]], None],
 ) -> None:
     """Nothing fails from when its port is closed, neither while it is away nor when it has requests again."""
@@ -168,8 +170,7 @@ def test_one_that_ends_and_comes_back(
     with clients_of(sites, record_property) as clients:
         await_share(ending)
         with open_stream(other.url, 600) as kept:
-            # So few tokens end within the timeout on a busy machine too, and still last longer than a kill.
-            with open_stream(ending.url, 100) as stream:
+            with open_stream(ending.url, tokens) as stream:
                 end(ending, stream)
             wait_for(lambda: refuses(ending), DEADLINE_SECONDS)
             gone = time.monotonic()

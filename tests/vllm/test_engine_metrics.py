@@ -133,8 +133,8 @@ def test_idle_after_requests(fresh: Engine, script: Script) -> None:
 
 def test_busy(fresh: Engine, script: Script) -> None:
     with ThreadPoolExecutor(12) as clients:
-        asked = [clients.submit(complete, fresh.url, 150) for _ in range(12)]
-        wait_for(lambda: fresh.running() == 8)
+        asked = [clients.submit(complete, fresh.url, 600) for _ in range(12)]
+        wait_for(lambda: fresh.running() > 0)
         sleeping_core(fresh)
         try:
             reading = compare(script, fresh)

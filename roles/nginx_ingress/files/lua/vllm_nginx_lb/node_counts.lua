@@ -4,7 +4,7 @@
 local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
-local CHOSEN, FIRST_BYTE, ANSWERED, EJECTED = "picks", "heard", "answered ", "ejected " -- see node_keys
+local CHOSEN, LAST_OUTPUT, ANSWERED, EJECTED = "picks", "last output", "answered ", "ejected " -- see node_keys
 local BAD = "bad answers" -- of all nodes
 local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
 -- The origin (request.lua) of a request that it has refused, and when. There are KINDS entries for each node, and an
@@ -41,15 +41,15 @@ end
 --- Note that a node has sent the first output of a good answer.
 ---@param peer string its address
 ---@param now number seconds of clock.lua
-function NodeCounts:sent_first_byte(peer, now)
-    self.dict:set(node_keys.of(FIRST_BYTE, peer), now)
+function NodeCounts:note_output(peer, now)
+    self.dict:set(node_keys.of(LAST_OUTPUT, peer), now)
 end
 
 --- When a node last sent the first output of a good answer.
 ---@param peer string its address
 ---@return number at seconds of clock.lua; 0 if it never has
-function NodeCounts:last_first_byte(peer)
-    return self.dict:get(node_keys.of(FIRST_BYTE, peer)) or 0
+function NodeCounts:last_output(peer)
+    return self.dict:get(node_keys.of(LAST_OUTPUT, peer)) or 0
 end
 
 --- Count what became of a try.

@@ -53,7 +53,7 @@ function Outlier:is_another_better(pool, peer, since, kind, label)
     end
     for _, node in ipairs(pool.nodes) do
         local other = node.peer
-        if other ~= peer and counts:last_first_byte(other) > since then
+        if other ~= peer and counts:last_output(other) > since then
             if counts:last_gave(other, label) < spotless_since then
                 return true
             end

@@ -15,7 +15,7 @@ function stall.eject(open_requests, parts)
     local now = parts.now()
     for _, it in pairs(open_requests) do
         if it.stage == "headers" then
-            local moved_at = math.max(it.sent_at, parts.counts:last_first_byte(it.peer))
+            local moved_at = math.max(it.sent_at, parts.counts:last_output(it.peer))
             if now - moved_at > parts.settings.stall_seconds then
                 parts.ejection:failed(it.peer, "stalled", it.pool)
             end

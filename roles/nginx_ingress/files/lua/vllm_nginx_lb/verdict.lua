@@ -34,7 +34,7 @@ end
 --- Note that a node has shown that it is well.
 function Verdicts:shows_well(it)
     self.parts.ejection:succeeded(it.peer)
-    self.parts.counts:sent_first_byte(it.peer, self.parts.now())
+    self.parts.counts:note_output(it.peer, self.parts.now())
 end
 
 --- Note that a stream has begun with output.
@@ -87,7 +87,7 @@ end
 --- Note that no answer came in time. One long request is no failure of a node that answers others meanwhile.
 function Verdicts:timed_out(it, label)
     local parts = self.parts
-    if parts.counts:last_first_byte(it.peer) > it.sent_at then
+    if parts.counts:last_output(it.peer) > it.sent_at then
         parts.outlier:bad(it, "fault", label)
     else
         parts.ejection:failed(it.peer, "timed_out", it.pool)
