@@ -18,7 +18,7 @@ describe("node_counts", function()
         assert.same({ 2, 0 }, { counts:times_chosen(A), counts:times_chosen(B) })
     end)
 
-    it("knows the last first byte, whatever the wall clock says", function()
+    it("knows the last output, whatever the wall clock says", function()
         assert.equal(0, counts:last_output(A))
         counts:note_output(A, 1000.5)
         dict.now = 3600
