@@ -17,8 +17,8 @@ ADDRESS = stack.INGRESS["container_ip"]
 PROGRAM = (stack.PROJECT / "molecule" / "shared" / "files" / "half_requests.py").read_text(encoding="utf-8")
 PROBE = stack.PROJECT / "molecule" / "shared" / "roles" / "containers" / "files" / "has_nftables.sh"
 # The role's defaults, with the worker_connections of the inventory
-EACH = 2048
 ALL = stack.INGRESS["nginx_ingress_worker_connections"] * 7 // 16
+EACH = min(2048, ALL // 2)
 ATTEMPTS = 3000  # of each attacker in a round
 ASK = """
 import sys, urllib.request
