@@ -191,16 +191,18 @@ def refuse_a_change(machine: Machine) -> None:
 
 def change(machine: Machine) -> None:
     """A change removes the set of an interrupted run, and the parts and modules that nothing needs."""
-    shutil.copytree(machine.parts, machine.root / "etc/nginx/vllm-nginx-lb/parts.2", symlinks=True)
-    (machine.root / "etc/nginx/vllm-nginx-lb/parts.2/broken.conf").write_text("}")
+    live = machine.parts.readlink().name
+    interrupted = "parts.1" if live == "parts.2" else "parts.2"
+    shutil.copytree(machine.parts, machine.parts.with_name(interrupted), symlinks=True)
+    (machine.parts.with_name(interrupted) / "broken.conf").write_text("}")
     (machine.root / "etc/nginx/vllm-nginx-lb/weights.json").write_text(json.dumps(WEIGHTS))
     (machine.parts / "lua/vllm_nginx_lb/gone.lua").write_text("-- of a former version\n")
     done = machine.configure(nginx_ingress_balancer="upstream")
     assert done.returncode == 0, done.stdout
     found = machine.files()
-    assert found[PARTS] == "-> parts.2"
+    assert found[PARTS] == f"-> {interrupted}"
     assert not [name for name in found if name.endswith((".lua", "clients.conf", "broken.conf"))]
-    assert not [name for name in found if "/parts.1/" in name]
+    assert not [name for name in found if f"/{live}/" in name]
     assert "server 192.0.2.9:8000 weight=55;" in found["etc/nginx/vllm-nginx-lb/upstream.conf"]
 
 
