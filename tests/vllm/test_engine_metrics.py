@@ -133,8 +133,9 @@ def test_idle_after_requests(fresh: Engine, script: Script) -> None:
 
 def test_busy(fresh: Engine, script: Script) -> None:
     with ThreadPoolExecutor(12) as clients:
+        before = sum(fresh.samples("vllm:generation_tokens_total"))
         asked = [clients.submit(complete, fresh.url, 600) for _ in range(12)]
-        wait_for(lambda: fresh.running() > 0)
+        wait_for(lambda: fresh.running() > 0 and sum(fresh.samples("vllm:generation_tokens_total")) > before + 50)
         sleeping_core(fresh)
         try:
             reading = compare(script, fresh)
