@@ -78,9 +78,10 @@ describe("body queue", function()
         assert.same({}, { enter "a", enter "a" })
         assert.is_false(enter "a")
         assert.is_nil(enter "b")
-        for _, it in ipairs(waits) do
-            coroutine.resume(it)
-        end
+        assert.same({ a = 2, b = 1 }, queue.waiting)
+        coroutine.resume(waits[2])
+        queue:stop_waiting "a" -- the request of waits[3] has ended
+        queue:stop_waiting "b"
         assert.same({}, queue.waiting)
     end)
 

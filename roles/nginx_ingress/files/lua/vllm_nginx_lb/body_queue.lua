@@ -36,6 +36,12 @@ function BodyQueue:enter(client)
     return done
 end
 
+--- Count a body out whose request has ended while it waited: `enter` will not return.
+---@param client string
+function BodyQueue:stop_waiting(client)
+    self:add(client, -1)
+end
+
 --- Give a place back.
 function BodyQueue:leave()
     self.places:post(1)

@@ -15,6 +15,7 @@ local NOT_IN_TIME = 408
 ---@field client fun(): string
 ---@field is_received boolean
 ---@field is_inside boolean it has a place that the queue gave it
+---@field waits_for string|nil the client as whose body it waits in the queue
 local RequestBody = {}
 RequestBody.__index = RequestBody
 
@@ -112,10 +113,13 @@ function RequestBody:each_window(bytes, see)
     if math.min(bytes, length) <= request_body.WINDOW_BYTES then
         show(bytes, see)
         return true
-    elseif not self.queue:enter(self.client()) then
+    end
+    self.waits_for = self.client()
+    self.is_inside = self.queue:enter(self.waits_for)
+    self.waits_for = nil
+    if not self.is_inside then
         return false
     end
-    self.is_inside = true
     local done, problem = pcall(show, bytes, see)
     self:close()
     if not done then
@@ -124,9 +128,12 @@ function RequestBody:each_window(bytes, see)
     return true
 end
 
---- Give back the place that the queue gave to this body, if it has one. A request may end while it is looked into.
+--- Leave the queue, or give back the place that it gave to this body. A request may end at any time.
 function RequestBody:close()
-    if self.is_inside then
+    if self.waits_for then
+        self.queue:stop_waiting(self.waits_for)
+        self.waits_for = nil
+    elseif self.is_inside then
         self.is_inside = false
         self.queue:leave()
     end
