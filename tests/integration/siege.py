@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import select
 import socket
 import ssl
 import subprocess
@@ -85,23 +86,50 @@ ATTACKS = {
 }
 
 
-def attack(siege: Siege) -> None:
-    """Open connections, print how many there are, and keep them until the input ends."""
+def open_one(siege: Siege, source: str, context: ssl.SSLContext) -> socket.socket | None:
+    """Open a connection from a source and begin the attack on it; return it, or None when it is refused."""
     over_tls = "HTTP/2" in siege["attack"]
+    target = (INGRESS["6" if ":" in source else "4"], siege["tls_port" if over_tls else "port"])
+    with contextlib.suppress(OSError):
+        connection = socket.create_connection(target, 2, source_address=(source, 0))
+        if over_tls:
+            connection = context.wrap_socket(connection, server_hostname="localhost")
+        connection.sendall(ATTACKS[siege["attack"]])
+        return connection
+    return None
+
+
+def attack(siege: Siege) -> None:
+    """Open connections, print how many there are, and keep them until the input ends.
+
+    A worker with few free connections closes those whose first bytes it has not read yet. Of a fast attacker it thus
+    closes one for each new one, and stays with a few free. So the attacker opens again what the worker closes, one
+    after the other.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    held = []
-    for _, source in zip(range(siege["connections"]), itertools.cycle(siege["sources"]), strict=False):
-        target = (INGRESS["6" if ":" in source else "4"], siege["tls_port" if over_tls else "port"])
-        with contextlib.suppress(OSError):
-            connection = socket.create_connection(target, 2, source_address=(source, 0))
-            if over_tls:
-                connection = context.wrap_socket(connection, server_hostname="localhost")
-            connection.sendall(ATTACKS[siege["attack"]])
-            held.append(connection)
+    sources = itertools.islice(itertools.cycle(siege["sources"]), siege["connections"])
+    held = {connection: source for source in sources if (connection := open_one(siege, source, context))}
     print(len(held), flush=True)  # noqa: T201 - its result
-    sys.stdin.read()
+    poll = select.poll()
+    poll.register(sys.stdin, select.POLLIN)
+    by_number = {connection.fileno(): connection for connection in held}
+    for number in by_number:
+        poll.register(number, select.POLLRDHUP)
+    while True:
+        closed = [number for number, _ in poll.poll()]
+        if sys.stdin.fileno() in closed:
+            return
+        for number in closed:
+            poll.unregister(number)
+            connection = by_number.pop(number)
+            source = held.pop(connection)
+            connection.close()
+            if again := open_one(siege, source, context):
+                held[again] = source
+                by_number[again.fileno()] = again
+                poll.register(again, select.POLLRDHUP)
 
 
 # --- The ingress, and those who look at it ---------------------------------------------------------------------------
