@@ -20,6 +20,7 @@ from vllm_lb.live import Live
 from vllm_lb.nginx import Nginx
 from vllm_lb.plan import Plan
 from vllm_lb.publish import failed_lately, finish, live_or_restored, present_of, publish
+from vllm_lb.published import differing_weights
 from vllm_lb.reload_limit import Workers, reason_to_wait
 from vllm_lb.render import source_of
 from vllm_lb.state import Result
@@ -65,7 +66,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
     present, workers = present_of(nginx, live), nginx.workers(known, live)
     if present.record and present.is_live(live) and source.generation == live.generation:
         finish(nginx, Backup(present.content, present.record))
-        return Result(outcome="unchanged", generation=source.generation, workers=workers)
+        return Result(outcome="unchanged", generation=source.generation, live_weights={}, workers=workers)
     wanted = source.render()
     if nginx.reloads and present.record and present.is_live(live):
         has_same_members = present.record.membership == wanted.record.membership
@@ -78,6 +79,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
                 generation=live.generation,
                 deferred_cause=wait.cause,
                 deferred=wait.reason,
+                live_weights=differing_weights(config, plan.pools, present.record),
                 workers=workers,
             )
     if present.record and (failure := failed_lately(nginx, wanted.record)):
@@ -91,7 +93,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
             raise FailureError(FailureCause.TEST_FAILED_BEFORE, problem) from failed
         raise
     outcome = "reloaded" if nginx.reloads else "published"
-    return Result(outcome=outcome, generation=source.generation, workers=workers)
+    return Result(outcome=outcome, generation=source.generation, live_weights={}, workers=workers)
 
 
 def complaint_of_others(nginx: Nginx, config: Config, present: Present) -> str | None:
@@ -119,6 +121,7 @@ def record_failure(config: Config, state: State, plan: Plan, failure: FailureErr
         generation=live.generation,
         error_cause=failure.cause,
         error=str(failure),
+        live_weights=differing_weights(config, plan.pools, nginx.backups.record_of_generation(live.generation)),
         workers=nginx.workers(known, live),
     )
     try:

@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a plan, and the format of status.json, which has both."""
 
+import re
+
 from vllm_lb.causes import DeferredCause, FailureCause
 from vllm_lb.data import data
 from vllm_lb.plan import TIME, Plan
-from vllm_lb.schema import choice, number, text
+from vllm_lb.schema import choice, number, setting, text
+from vllm_lb.settings import MAX_WEIGHT, NAME, POOL_NAME
 from vllm_lb.text import PRINTABLE, seconds_of
 
 OUTCOMES = ("reloaded", "published", "unchanged", "deferred", "rolled_back", "failed")
 LIVE = ("reloaded", "published")  # the decision went live
 CHANGES = (*LIVE, "rolled_back", "failed")  # the tick tried to change what is live
+
+
+def are_weights(pools: dict[str, dict[str, int]]) -> bool:
+    """Tell whether a mapping has weights by the names of pools and nodes."""
+    return all(re.fullmatch(POOL_NAME, name) for name in pools) and all(
+        re.fullmatch(NAME, name) and 0 <= weight <= MAX_WEIGHT
+        for nodes in pools.values()
+        for name, weight in nodes.items()
+    )
 
 
 @data(kw_only=True)
@@ -35,6 +47,8 @@ class Outcome:
     deferred_cause: str | None = choice(*DeferredCause, default=None)
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     draining_generations: int = number(0, 2**22, 0)
+    # By pool and node, where the decided weight is another one; None: it is not known what nginx serves.
+    live_weights: dict[str, dict[str, int]] | None = setting("weights by pool and node", are_weights, None)
     error_cause: str | None = choice(*FailureCause, default=None)
     error: str | None = text(r"[ -~]*", "printable text")
     interval_seconds: float = number(1, 86400, 10.0)
@@ -42,6 +56,7 @@ class Outcome:
     changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick with one of CHANGES
     changed_outcome: str | None = choice(*CHANGES, default=None)  # the outcome of that tick
     totals: Totals = Totals()
+    package_version: str | None = text(r"[!-~]{1,40}", "a version", None)  # of the script that wrote this
 
 
 @data(kw_only=True, slots=False)

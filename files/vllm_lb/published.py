@@ -16,7 +16,7 @@ from vllm_lb.addresses import bracketed
 from vllm_lb.data import data
 from vllm_lb.plan import PoolPlan
 from vllm_lb.schema import build, number, text
-from vllm_lb.settings import Config
+from vllm_lb.settings import MAX_WEIGHT, Config
 from vllm_lb.text import sha256
 
 SEED = "seed"  # the generation of the file that the role nginx_ingress makes; it serves nobody
@@ -62,6 +62,30 @@ def largest_change(before: Record, after: Record) -> float:
     return max((abs(b - a) / max(1, a) for a, b in zip(old, new, strict=True)), default=math.inf)
 
 
+def differing_weights(
+    config: Config, pools: Sequence[PoolPlan], record: Record | None
+) -> dict[str, dict[str, int]] | None:
+    """Return the live weight, by pool and node, of each node whose decided weight is another one.
+
+    `pools` are the decision; `record` is that of the file which nginx serves. A node that nginx serves and the decision
+    lacks was removed from config.yml. A node that nginx lacks has the live weight 0. None: it is not known what nginx
+    serves, or nothing was decided.
+    """
+    if record is None or not pools or not (record.weights or record.generation == SEED):
+        return None
+    units = {pool.name: unit_of(pool.method, for_lua=config.nginx.balancer == "work") for pool in config.pools}
+    decided = {pool.name: {node.name: node.weight for node in pool.nodes} for pool in pools}
+    found = {}
+    for name in {**decided, **record.weights}:
+        unit, wanted, live = units.get(name, 1), decided.get(name, {}), record.weights.get(name, {})
+        found[name] = {
+            node: min(MAX_WEIGHT, live.get(node, 0) * unit)
+            for node in {**wanted, **live}
+            if live.get(node, 0) != math.ceil(wanted.get(node, 0) / unit)
+        }
+    return {name: nodes for name, nodes in found.items() if nodes}
+
+
 def pools_to_publish(config: Config, pools: Sequence[PoolPlan]) -> list[dict[str, Any]]:
     """Return what the upstream template sees as `pools`: each pool's settings and its `servers`.
 
@@ -98,7 +122,10 @@ def record_for(pools: list[dict[str, Any]], template: str, content: str) -> Reco
         pool | {"servers": [server | {"weight": server["weight"] > 0} for server in pool["servers"]]} for pool in pools
     ]
     weights = {
-        pool["name"]: {server["name"]: weight_for_nginx(pool, server["weight"]) for server in pool["servers"]}
+        pool["name"]: {
+            server["name"]: math.ceil(server["weight"] / unit_of(pool["method"], for_lua=not template))
+            for server in pool["servers"]
+        }
         for pool in pools
     }
     return Record(
@@ -109,6 +136,6 @@ def record_for(pools: list[dict[str, Any]], template: str, content: str) -> Reco
     )
 
 
-def weight_for_nginx(pool: dict[str, Any], weight: int) -> int:
-    """Return a weight as upstream.conf.j2 writes it: with consistent_hash a tenth."""
-    return math.ceil(weight / 10) if pool["method"] == "consistent_hash" else weight
+def unit_of(method: str, *, for_lua: bool) -> int:
+    """Return what 1 stands for in a published file: upstream.conf.j2 writes a tenth with consistent_hash."""
+    return 10 if method == "consistent_hash" and not for_lua else 1

@@ -13,6 +13,7 @@ from vllm_lb.errors import FailureError
 from vllm_lb.files import locked
 from vllm_lb.nginx import Nginx
 from vllm_lb.publish import live_or_restored, present_of, publish
+from vllm_lb.published import differing_weights
 from vllm_lb.state import Result
 from vllm_lb.text import timestamp
 
@@ -42,14 +43,16 @@ def rollback_command(config: Config, state: State, *, as_json: bool) -> None:
         publish(nginx, former, present, live)
         generation = former.record.generation
         with contextlib.suppress(FileNotFoundError, FailureError):
+            status = state.status()
             result = Result(
                 outcome="rolled_back",
                 generation=generation,
                 error_cause=FailureCause.ROLLED_BACK_BY_OPERATOR,
                 error="rolled back by the operator",
+                live_weights=differing_weights(config, status.pools, former.record),
                 workers=state.workers(),
             )
-            state.record(dataclasses.replace(state.status(), decided_at=timestamp()), result, config.interval_seconds)
+            state.record(dataclasses.replace(status, decided_at=timestamp()), result, config.interval_seconds)
     if as_json:
         print(json.dumps({"generation": generation}))
     else:

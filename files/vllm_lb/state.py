@@ -8,6 +8,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from vllm_lb import __version__
 from vllm_lb.causes import FailureCause, NodeCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
@@ -40,6 +41,7 @@ class Result:
     deferred: str | None = None  # why the change waits
     error_cause: str | None = None
     error: str | None = None
+    live_weights: dict[str, dict[str, int]] | None = None  # see Outcome
     workers: Workers = NO_WORKERS
 
 
@@ -143,6 +145,7 @@ class State:
                 "deferred_cause": result.deferred_cause,
                 "deferred": result.deferred,
                 "draining_generations": result.workers.draining,
+                "live_weights": result.live_weights,
                 "error_cause": result.error_cause,
                 "error": result.error and printable(result.error, 2000),
                 "interval_seconds": interval_seconds,
@@ -150,6 +153,7 @@ class State:
                 "changed_at": timestamp() if is_change else before and before.changed_at,
                 "changed_outcome": result.outcome if is_change else before and before.changed_outcome,
                 "totals": dataclasses.asdict(totals) | {result.outcome: getattr(totals, result.outcome) + 1},
+                "package_version": __version__,
             },
         )
         if result.workers != self.workers():

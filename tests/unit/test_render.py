@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from tests.unit.samples import config, good, refused
 from vllm_lb.decide import decide
 from vllm_lb.errors import EXIT_USAGE, FailureError
-from vllm_lb.published import largest_change, record_of_json
+from vllm_lb.published import SEED, Record, differing_weights, largest_change, record_of_json
 from vllm_lb.render import Rendered, Source, source_of
 from vllm_lb.schema import build
 from vllm_lb.settings import Config
@@ -138,6 +139,51 @@ def test_a_record_tells_weights_from_members(sections: dict[str, Any]) -> None:
     assert first.membership != published(config("a", "c", **sections)).record.membership
     out = published(config("a", "b", **sections), b=good("127.0.0.2", awake=False)).record
     assert first.membership != out.membership, "out of rotation is membership"
+
+
+def record(generation: str = "a1", **nodes: int) -> Record:
+    """Return the record of a file with one pool, with these weights as the file has them."""
+    weights = {"llm_cluster": nodes} if nodes else {}
+    return Record(generation=generation, sha256="0" * 64, membership="0" * 64, weights=weights)
+
+
+HASHED = {"method": "consistent_hash"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "sections", "live", "differing"),
+    [
+        ({}, {}, record(a=100, b=30), {}),
+        ({}, {}, record(a=60, b=30), {"llm_cluster": {"a": 60}}),
+        ({}, {}, record(a=100), {"llm_cluster": {"b": 0}}),  # b is new
+        ({}, {}, record(a=100, b=30, former=10, out=0), {"llm_cluster": {"former": 10}}),  # removed, and still served
+        ({}, {}, record(SEED), {"llm_cluster": {"a": 0, "b": 0}}),
+        ({}, {}, record(), None),  # a backup of a release without records
+        ({}, {}, None, None),
+        (HASHED, {}, record(a=10, b=3), {}),  # upstream.conf has tenths
+        (HASHED, {}, record(a=4, b=3), {"llm_cluster": {"a": 40}}),
+        (HASHED, {}, record(a=60, b=3), {"llm_cluster": {"a": 100}}),  # of before the method changed: within the range
+        (HASHED, {"nginx": WORK}, record(a=100, b=30), {}),  # weights.json has no tenths
+    ],
+)
+def test_live_weights_that_differ_from_the_decided_ones(
+    pool: dict[str, Any], sections: dict[str, Any], live: Record | None, differing: dict[str, dict[str, int]] | None
+) -> None:
+    configuration = config("a", "b", **sections)
+    configuration = dataclasses.replace(configuration, pools=(dataclasses.replace(configuration.pools[0], **pool),))
+    samples = {"a": good("127.0.0.1"), "b": good("127.0.0.2", kv_cache_usage=0.9)}
+    pools, _ = decide(configuration, samples, {}, set(), 100.0)
+    assert differing_weights(configuration, pools, live) == differing
+    own = source_of(configuration, pools).render().record
+    assert differing_weights(configuration, pools, own) == {}
+
+
+def test_a_pool_that_was_removed_is_still_live() -> None:
+    configuration = config("a")
+    pools, _ = decide(configuration, {"a": good()}, {}, set(), 100.0)
+    live = dataclasses.replace(record(a=100), weights={"llm_cluster": {"a": 100}, "former": {"z": 60}})
+    assert differing_weights(configuration, pools, live) == {"former": {"z": 60}}
+    assert differing_weights(configuration, (), live) is None, "nothing was decided"
 
 
 @BOTH
