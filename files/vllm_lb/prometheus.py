@@ -39,6 +39,7 @@ def metrics(config: Config, config_sha256: str, tick: Tick) -> str:
             yield family("last_tick_timestamp_seconds", "When the nodes were read.", decided)
             yield from outcome_metrics(tick.last) if tick.last else ()
             yield from pool_metrics(config, tick.plan)
+            yield from live_metrics(tick)
             yield from node_metrics(tick)
 
     registry = CollectorRegistry()
@@ -86,6 +87,26 @@ def pool_metrics(config: Config, plan: Plan) -> Iterator[Metric]:
     }
     yield family("pool_held", "Whether weights are held because no node would serve.", held, ["pool"])
     yield family("pool_lowest_weight", "The least weight of a node that serves.", lowest, ["pool", "policy"])
+
+
+def live_metrics(tick: Tick) -> Iterator[Metric]:
+    """Yield the weights that nginx served when the tick before ended; nothing if they are not known.
+
+    They were the decided ones, but for those that the result of that tick names.
+    """
+    differing = tick.last.live_weights if tick.last else None
+    if differing is None:
+        return
+    decided = {
+        (pool.name, node.name): node.previous_weight
+        for pool in tick.plan.pools
+        for node in pool.nodes
+        if node.previous_weight is not None
+    }
+    live = decided | {(pool, node): weight for pool, nodes in differing.items() for node, weight in nodes.items()}
+    count = {(pool.name,): 0 for pool in tick.plan.pools} | {(pool,): len(nodes) for pool, nodes in differing.items()}
+    yield family("node_live_weight", "Weight that nginx had at the end of the tick before.", live, ["pool", "node"])
+    yield family("pool_nodes_not_live", "Nodes whose live weight was not the decided one then.", count, ["pool"])
 
 
 def node_metrics(tick: Tick) -> Iterator[Metric]:

@@ -67,3 +67,50 @@ def test_what_a_silent_nginx_serves_is_not_known(stack: Stack) -> None:
     stack.stop()
     stack.run(expect=1)
     assert decided_not_live(stack, "failed") is None
+
+
+def test_metrics_and_explain_tell_the_live_weight_from_the_decided_one(stack: Stack) -> None:
+    stack.run()
+    assert "nginx serves" not in stack.script("explain", "node-a").stdout
+    stack.config["nginx"]["min_reload_interval_seconds"] = 3600
+    stack.nodes[0].load["kv"] = 0.95
+    for _ in range(2):  # metrics tell of the tick before
+        stack.run()
+    text = (stack.directory / "state" / "metrics.prom").read_text()
+    for line in (
+        'vllm_nginx_lb_node_weight{node="node-a",pool="llm_cluster"} 10.0',
+        'vllm_nginx_lb_node_live_weight{node="node-a",pool="llm_cluster"} 100.0',
+        'vllm_nginx_lb_node_live_weight{node="node-b",pool="llm_cluster"} 100.0',
+        'vllm_nginx_lb_pool_nodes_not_live{pool="llm_cluster"} 1.0',
+    ):
+        assert f"{line}\n" in text
+    said = stack.script("explain", "node-a").stdout
+    assert "decided, not live: deferred: the last reload was " in said
+    assert said.splitlines()[-1].startswith(
+        "  nginx serves it with weight 100: decided is 10, which is not live (deferred: the last reload was "
+    )
+    assert "nginx serves" not in stack.script("explain", "node-b").stdout
+
+
+def test_what_is_not_known_has_no_metric(stack: Stack) -> None:
+    stack.run()
+    stack.stop()
+    for _ in range(2):
+        stack.run(expect=1)
+    text = (stack.directory / "state" / "metrics.prom").read_text()
+    assert "vllm_nginx_lb_node_weight{" in text
+    assert "live_weight" not in text
+    assert "not_live" not in text
+    last = stack.script("explain", "node-a").stdout.splitlines()[-1]
+    assert last.startswith("  it is not known which weight nginx serves (failed: nginx does not answer")
+
+
+def test_explain_names_a_removed_node_that_nginx_serves(stack: Stack) -> None:
+    stack.run()
+    removed = stack.config["pools"][0]["nodes"].pop()["name"]
+    stack.run()
+    assert "nginx serves" not in stack.script("explain", removed).stdout
+    assert stack.script("rollback").returncode == 0
+    assert stack.script("explain", removed).stdout.splitlines()[-1] == (
+        "  nginx serves it with weight 100: not configured any more (rolled_back: rolled back by the operator)"
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause
 from vllm_lb.errors import EXIT_USAGE, FailureError
+from vllm_lb.outcome import LIVE
 from vllm_lb.text import two_digits
 from vllm_lb.view.history_reader import local_time, outcomes, ticks_since
 
@@ -52,7 +53,8 @@ def explain_command(config: Config, state: State, name: str, since: str) -> None
     if not seen:
         print(f"{name}: no tick since {since} is in the history")
         return
-    became, changes = outcomes(before, last_status(state)), 0
+    status = last_status(state)
+    became, changes = outcomes(before, status), 0
     for (_, was), (at, row) in itertools.pairwise([seen[0], *seen]):
         if (was["weight"], was["state"]) != (row["weight"], row["state"]):
             changes += 1
@@ -62,6 +64,23 @@ def explain_command(config: Config, state: State, name: str, since: str) -> None
     period = f"from {local_time(seen[0][0])} to {local_time(seen[-1][0])}"
     print(f"\n{name}: {len(seen)} ticks {period}, {changes} changes")
     print(f"  {', '.join(spans)}")
+    if complaint := decided_not_live(name, status):
+        print(f"  {complaint}")
+
+
+def decided_not_live(name: str, status: Status | None) -> str | None:
+    """Return a line if nginx does not serve a node with its decided weight, or if that is not known."""
+    if status is None:
+        return None
+    why = f"{status.outcome}: {status.error or status.deferred}" if status.error or status.deferred else status.outcome
+    if status.live_weights is None:
+        return f"it is not known which weight nginx serves ({why})"
+    live = next((nodes[name] for nodes in status.live_weights.values() if name in nodes), None)
+    if live is None:
+        return None
+    decided = next((node.weight for pool in status.pools for node in pool.nodes if node.name == name), None)
+    how = "not configured any more" if decided is None else f"decided is {decided}, which is not live"
+    return f"nginx serves it with weight {live}: {how} ({why})"
 
 
 def last_status(state: State) -> Status | None:
@@ -96,7 +115,8 @@ def lines_of_change(
         yield f"                since the tick before: {', '.join(changed)}"
     if outcome:
         why = outcome["error"] or outcome["deferred"]
-        yield f"                {outcome['outcome']}" + (f": {why}" if why else "")
+        what = outcome["outcome"] if outcome["outcome"] in LIVE else f"decided, not live: {outcome['outcome']}"
+        yield f"                {what}" + (f": {why}" if why else "")
 
 
 def shown(value: Any) -> str:
