@@ -27,6 +27,7 @@ def script_config(site: Site, policy: str, *, known: bool = False) -> dict[str, 
     """
     return {
         "state_directory": str(site.directory / "state"),
+        "interval_seconds": INTERVAL_SECONDS * site.scale,
         "scrape": {"timeout_seconds": max(0.5, 5 * site.scale)},
         "health": {"stale_after_seconds": max(1, 180 * site.scale)},
         "pools": [

@@ -17,7 +17,7 @@ from vllm_lb.errors import EXIT_USAGE, FailureError
 from vllm_lb.files import write_atomically
 from vllm_lb.history import History, Tick
 from vllm_lb.journal import NOTICE, WARNING, log
-from vllm_lb.memory import NodeMemory
+from vllm_lb.memory import NodeMemory, stored
 from vllm_lb.memory_file import read_memory
 from vllm_lb.plan import Plan
 from vllm_lb.prometheus import metrics
@@ -40,7 +40,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     tick = scrape_and_decide(config, state)
     log_changes(tick)
     state.write("plan.json", dataclasses.asdict(tick.plan))
-    state.write("memory.json", {name: dataclasses.asdict(each) for name, each in tick.after.items()})
+    state.write("memory.json", {name: stored(each) for name, each in tick.after.items()})
     text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick)
     writers: list[Callable[[], None]] = [
         lambda: write_atomically(state.directory / "metrics.prom", text, 0o644, sync=False),

@@ -38,7 +38,8 @@ def decide(
     `now` is in seconds of the monotonic clock. `applied` says whether the last decision is live. If not, the readings
     do not show its effect.
     """
-    moment = Moment(now, applied, config.nginx.balancer == "upstream", config.nginx.slow_start_seconds)
+    is_ours = config.nginx.balancer == "upstream"
+    moment = Moment(now, applied, is_ours, config.nginx.slow_start_seconds, config.interval_seconds)
     plans: list[PoolPlan] = []
     after: dict[str, NodeMemory] = {}
     for pool in config.pools:
@@ -93,6 +94,7 @@ def decide_pool(
             learned=verdicts[each.name].learned if each.state == "up" else before[each.name].learned,
             host=node.host,
             resolves=samples[each.name].unresolved is None,
+            returned_at=back if moment.is_too_soon(back := after[each.name].returned_at) else None,
             doubt=doubt_of(samples[each.name], each, before[each.name], after[each.name].successes),
         )
         for each, node in zip(plan.nodes, pool.nodes, strict=True)

@@ -26,9 +26,10 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
     reading = sample.reading
     if reading and reading.awake:
         successes = was.successes + 1
+        is_up = was.up is not False or successes >= good_scrapes_needed(was, health)
         is_working = reading.requests > 0 and reading.generation_tokens is not None
         return NodeMemory(
-            up=was.up is not False or successes >= good_scrapes_needed(was, health),
+            up=is_up,
             successes=successes,
             read_at=now,
             preemptions=was.preemptions if reading.preemptions is None else reading.preemptions,
@@ -36,6 +37,7 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
             fingerprint=reading.fingerprint,
             changed_at=changed_at if is_working and reading.fingerprint == was.fingerprint else now,
             address=sample.address,
+            returned_at=now if is_up and was.up is False else was.returned_at,
         )
     failures = 0 if sample.answered else was.failures + 1
     up = False if reading or failures >= health.fall else was.up
@@ -48,6 +50,7 @@ def remembered(was: NodeMemory, sample: Sample, health: Health, now: float) -> N
         fingerprint=was.fingerprint,
         changed_at=changed_at,
         address=sample.address,
+        returned_at=was.returned_at if up else None,
     )
 
 

@@ -16,7 +16,7 @@ from vllm_lb.causes import FailureCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import read_file, write_atomically
-from vllm_lb.memory import NodeMemory
+from vllm_lb.memory import NodeMemory, stored
 from vllm_lb.observation import Reading
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class History:
             previous = f"history-{newest + 1:06d}.jsonl.gz"
             write_atomically(self.directory / previous, gzip.compress(content, 6), 0o644, sync=False)
         self.tidy(keep_bytes=self.max_bytes * 4 // 5)
-        known = {name: dataclasses.asdict(each) for name, each in memory.items()}
+        known = {name: stored(each) for name, each in memory.items()}
         head = {"version": 1, "previous": previous, "columns": COLUMNS, "memory": known}
         write_atomically(self.current, json.dumps(head, separators=(",", ":")) + "\n", 0o644, sync=False)
 

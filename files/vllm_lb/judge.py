@@ -71,6 +71,8 @@ def judge_read(
         if moment.slow_start:
             return Judgement("up", levels.lowest, NodeCause.SLOW_START, f"{back}, starting low")
         return Judgement("up", verdict.weight, NodeCause.RETURNED, f"{back}: {verdict.reason}")
+    if moment.slow_start and moment.is_too_soon(memory.returned_at):
+        return Judgement("up", levels.lowest, NodeCause.SLOW_START, "back for less than an interval, starting low")
     if still := frozen_for_seconds(memory, health):
         reason = f"has requests, and reports nothing new for {still:.0f} s"
         return Judgement("unknown", levels.stale, NodeCause.FROZEN, reason)

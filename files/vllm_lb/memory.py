@@ -56,6 +56,7 @@ class Learned:
     longer: Means = Means()
     earned_weight: int = number(1, MAX_WEIGHT, MAX_WEIGHT)  # its weight, or the one before it left the rotation
     steps: int = number(0, 2, 0)  # of slow start that are left until it has its earned weight
+    stepped_at: float | None = number(0, 2**53, None)  # when the weight of the last step was decided, or was not live
     slow_start_ends_at: float | None = number(0, 2**53, None)  # where nginx's Lua does the slow start
 
 
@@ -73,10 +74,24 @@ class NodeMemory:
     fingerprint: str | None = None  # of its last reading
     changed_at: float | None = number(0, 2**53, None)  # when the fingerprint changed last
     address: str | None = setting("an IP address", is_ip, None)
+    returned_at: float | None = number(0, 2**53, None)  # when it came back, if that is less than an interval ago
     host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
     doubt: str | None = choice(*NodeCause, *ScrapeCause, default=None)  # what is not believed of its readings
     learned: Learned | None = None
+
+
+def stored(record: Any) -> dict[str, Any]:
+    """Return a record of this module as plain data, without the fields that have their defaults.
+
+    So the version before a field came can read it, for as long as the field has nothing to say.
+    """
+    values = {each.name: (getattr(record, each.name), each.default) for each in dataclasses.fields(record)}
+    return {
+        name: stored(value) if dataclasses.is_dataclass(value) else value
+        for name, (value, default) in values.items()
+        if value != default
+    }
 
 
 def memory_of(raw: Any, where: str, problems: list[str]) -> NodeMemory | None:

@@ -51,7 +51,7 @@ class Outcome:
     live_weights: dict[str, dict[str, int]] | None = setting("weights by pool and node", are_weights, None)
     error_cause: str | None = choice(*FailureCause, default=None)
     error: str | None = text(r"[ -~]*", "printable text")
-    interval_seconds: float = number(1, 86400, 10.0)
+    interval_seconds: float = number(0.1, 86400, 10.0)
     succeeded_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick without a fault
     changed_at: str | None = text(TIME, "an RFC 3339 time", None)  # the last tick with one of CHANGES
     changed_outcome: str | None = choice(*CHANGES, default=None)  # the outcome of that tick

@@ -159,7 +159,7 @@ class Config:
     """config.yml as a whole."""
 
     state_directory: str = absolute_path("/var/lib/vllm-nginx-lb")
-    interval_seconds: float = number(1, 86400, 10.0)  # between two ticks; a status of three intervals ago is too old
+    interval_seconds: float = number(0.1, 86400, 10.0)  # between two ticks; a status of three intervals ago is too old
     history_max_bytes: int = number(0, 2**40, 20 * 10**6)  # 0 keeps no history
     scrape: Scrape = Scrape()
     nginx: NginxSettings = NginxSettings()

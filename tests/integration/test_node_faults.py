@@ -31,6 +31,7 @@ GOOD = (
 )
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
 BOMB = gzip.compress(bytes(100_000_000))
+INTERVAL_SECONDS = 0.1  # each tick of a test that has this comes an interval after the one before
 LONG_LINE = f'vllm:num_requests_waiting{{engine="{"0" * 10_000_000}"}} 0\n'
 
 
@@ -291,6 +292,7 @@ def test_a_node_that_answers_in_openmetrics(stack: Stack, content_type: str) -> 
 
 @pytest.mark.parametrize("version", ["0.32.0-api2", "0.33.0-dp2"])
 def test_a_fleet_with_several_api_servers_starts_and_comes_back(stack: Stack, version: str) -> None:
+    stack.config["interval_seconds"] = INTERVAL_SECONDS
     idle, busy = (answer((RECORDINGS / f"vllm-{version}-{state}.txt").read_bytes()) for state in ("idle", "busy"))
     for node in stack.nodes:
         node.answer = idle
@@ -316,6 +318,7 @@ def test_a_fleet_with_several_api_servers_starts_and_comes_back(stack: Stack, ve
     "the weights of the others; it is said once",
 )
 def test_a_node_that_claims_a_speed_that_no_engine_has(stack: Stack) -> None:
+    stack.config["interval_seconds"] = INTERVAL_SECONDS
     stack.config["pools"][0]["policy"] = "capacity"
     now = [0.0]
 
@@ -367,6 +370,7 @@ def test_a_redirect_is_not_followed(stack: Stack) -> None:
 
 @fault("refuses connections, three times in a row", "node-b: down: connection refused, 3 in a row")
 def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
+    stack.config["interval_seconds"] = INTERVAL_SECONDS
     stack.run()
     stack.nodes[1].stop()
     assert "node-b: unknown: connection refused (1 of 3), last weight held" in stack.run()
@@ -381,6 +385,25 @@ def test_a_node_that_goes_away_and_comes_back(stack: Stack) -> None:
     stack.run()
     assert "weight 0 -> 10: back after 2 good scrapes, starting low" in stack.run()
     assert "weight 10 -> 100" in stack.run()
+
+
+@pytest.mark.parametrize("policy", ["capacity", "stepped"])
+def test_more_ticks_do_not_shorten_the_slow_start(stack: Stack, policy: str) -> None:
+    stack.config["interval_seconds"] = 3600
+    stack.config["pools"][0]["policy"] = policy
+    stack.run()
+    stack.nodes[1].stop()
+    for _ in range(3):
+        stack.run()
+    stack.nodes[1] = FakeNode("node-b", port=stack.nodes[1].port)
+    for _ in range(6):
+        stack.run()
+    assert stack.weights() == {"node-a": 100, "node-b": 10, "node-c": 100}
+    assert node_of(stack, "node-b")["cause"] == "slow_start"
+    stack.config["interval_seconds"] = INTERVAL_SECONDS
+    for _ in range(2):
+        stack.run()
+    assert stack.weights()["node-b"] == 100
 
 
 @fault("is a black hole: its packets are dropped", "node-b: down: no answer within 1 s, 3 in a row")
@@ -559,6 +582,7 @@ def test_a_counter_that_starts_again_is_no_preemption(stack: Stack) -> None:
     "it stays away longer each time, nginx is reloaded ever less",
 )
 def test_a_node_that_keeps_falling_asleep_stays_away_longer(stack: Stack) -> None:
+    stack.config["interval_seconds"] = INTERVAL_SECONDS
     stack.config["health"] = {"rise": 1}
     reloads: list[int] = []
     for _ in range(4):

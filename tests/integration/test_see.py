@@ -170,7 +170,8 @@ def test_explain_says_which_inputs_moved_a_weight_and_what_became_of_it(stack: S
     lines = stack.script("explain", "node-a").stdout.splitlines()
     assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d  weight 100 ->  10: kv 0.86 >= 0.85, waiting 3 > 0", lines[0])
     assert lines[1].strip() == "since the tick before: kv 0.10 -> 0.86, waiting 0 -> 3"
-    assert re.fullmatch(r"decided, not live: deferred: the last reload was \d+ s ago, the cooldown is 3600 s", lines[2].strip())
+    waits = r"decided, not live: deferred: the last reload was \d+ s ago, the cooldown is 3600 s"
+    assert re.fullmatch(waits, lines[2].strip())
     assert lines[3].endswith("weight  10 -> 100: kv 0.20 < 0.75")
     assert "3 ticks" in lines[-2]
     assert lines[-1].strip().startswith("weight 10 to 100, kv 0.10 to 0.86, waiting 0 to 3, running 1")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import wait_for
 from tests.soak.clients import Clients
-from tests.soak.disturbed_site import ACCELERATION, FAIL_TIMEOUT_SECONDS, TICKS, DisturbedSite
+from tests.soak.disturbed_site import ACCELERATION, FAIL_TIMEOUT_SECONDS, TICK_SECONDS, TICKS, DisturbedSite
 from tests.soak.schedule import Schedule
 from tests.soak.simulated_site import WORKERS, Site, node_names, start_site
 
@@ -37,6 +37,7 @@ def counted(counts: Counter[Any]) -> str:
 
 def scaled_config(site: Site) -> None:
     """Divide the default times by the acceleration, except time limits that this machine has to keep."""
+    site.config["interval_seconds"] = TICK_SECONDS
     site.config["scrape"] = {"timeout_seconds": 0.5}
     site.config["nginx"] |= {"min_reload_interval_seconds": 30 / ACCELERATION, "confirm_timeout_seconds": 5}
     site.config["health"] = {"stale_after_seconds": 180 / ACCELERATION}

@@ -68,11 +68,11 @@ class Play:
         """Return why a node has its weight."""
         return self.plan[name].reason
 
-    def tick(self, times: int = 1) -> dict[str, int]:
-        """Let the nodes work for 10 s with their present weights, then decide; return the new weights."""
+    def tick(self, times: int = 1, *, seconds: float = TICK_SECONDS) -> dict[str, int]:
+        """Let the nodes work for some seconds with their present weights, then decide; return the new weights."""
         for _ in range(times):
             before = self.weights
-            self.work()
+            self.work(seconds)
             hosts = {name: f"127.0.0.{i}" for i, name in enumerate(self.nodes, 1)}
             pool: dict[str, Any] = {
                 "policy": "capacity",
@@ -82,14 +82,14 @@ class Play:
                 ],
             }
             samples = {name: self.sample(node, hosts[name]) for name, node in self.nodes.items()}
-            self.now += TICK_SECONDS
+            self.now += seconds
             settings = config(pool=pool, policies={"capacity": self.rules}, nginx=self.nginx)
             plans, self.memory = decide(settings, samples, self.memory, self.drained, self.now, applied=self.applied)
             self.plan = {node.name: node for node in plans[0].nodes}
             self.moves += before != self.weights and bool(before)
         return self.weights
 
-    def work(self) -> None:
+    def work(self, seconds: float) -> None:
         """Spread the requests and let the counters grow."""
         decided = self.weights or dict.fromkeys(self.nodes, 1)
         weights = {name: weight * self.ramps.get(name, 1) for name, weight in decided.items()}
@@ -97,10 +97,10 @@ class Play:
             share = self.requests * weights.get(name, 0) / sum(weights.values())
             node.requests = (share + node.hidden) * self.jitter()
             per_engine = node.requests / node.engines
-            tokens = node.fast / (1 + per_engine / BATCH) * self.jitter() * node.requests * TICK_SECONDS
+            tokens = node.fast / (1 + per_engine / BATCH) * self.jitter() * node.requests * seconds
             node.tokens += tokens * node.claims
             node.finished += tokens * node.claims / TOKENS
-            node.running_seconds += node.requests * TICK_SECONDS
+            node.running_seconds += node.requests * seconds
 
     def jitter(self) -> float:
         """Return a factor within the noise."""

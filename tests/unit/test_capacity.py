@@ -96,6 +96,63 @@ def test_a_node_that_returns_has_its_weight_in_three_steps() -> None:
     assert "tokens/s a request" in play.reason("b")
 
 
+def weights_over_time(play: Play, name: str, tick_seconds: float, seconds: float) -> dict[int, float]:
+    """Tick for some time; return for how long a node had each of its weights."""
+    spent: dict[int, float] = {}
+    for _ in range(round(seconds / tick_seconds)):
+        weight = play.tick(seconds=tick_seconds)[name]
+        spent[weight] = spent.get(weight, 0) + tick_seconds
+    return spent
+
+
+TICK_LENGTHS = pytest.mark.parametrize("tick_seconds", [10, 9.5, 2, 0.5])
+
+
+@TICK_LENGTHS
+@pytest.mark.parametrize("way_out", ["down", "drained"])
+def test_each_step_of_slow_start_takes_an_interval_however_many_ticks_it_has(way_out: str, tick_seconds: float) -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    if way_out == "down":
+        play.nodes["b"].fault = refused()
+        play.tick(3)
+        play.nodes["b"].fault = None
+        assert play.tick()["b"] == 0
+    else:
+        play.drained = {"b"}
+        play.tick()
+        play.drained = set()
+    spent = weights_over_time(play, "b", tick_seconds, 60)
+    assert list(spent) == [10, 50, 100]
+    assert 8 <= spent[10] <= 10
+    assert 8 <= spent[50] <= 10
+
+
+@TICK_LENGTHS
+def test_a_step_that_waits_to_be_live_has_its_interval_from_then_on(tick_seconds: float) -> None:
+    play = Play(a=Engine(), b=Engine())
+    play.tick(10)
+    play.drained = {"b"}
+    play.tick()
+    play.drained, play.applied = set(), False
+    assert set(weights_over_time(play, "b", tick_seconds, 60)) == {10}
+    play.applied = True
+    spent = weights_over_time(play, "b", tick_seconds, 60)
+    assert list(spent)[-2:] == [50, 100]
+    assert 8 - tick_seconds <= spent.get(10, 0) < 8
+
+
+@TICK_LENGTHS
+def test_two_readings_are_two_intervals_however_many_ticks_they_have(tick_seconds: float) -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine())
+    play.tick(30)
+    play.nodes["c"].fast = 10
+    began = play.now
+    while play.weights["c"] == 100:
+        play.tick(seconds=tick_seconds)
+    assert 16 <= play.now - began <= 30
+
+
 def test_a_drained_node_returns_the_same_way() -> None:
     play = Play(a=Engine(), b=Engine())
     play.tick(10)

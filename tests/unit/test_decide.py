@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.decide import decide
 from vllm_lb.observation import Sample
@@ -26,10 +28,10 @@ class Fleet:
         self.now = 1000.0
         self.drained = drained
 
-    def tick(self, **samples: Sample) -> dict[str, tuple[str, int]]:
-        """Decide once and return each node's state and weight; nodes not named are idle."""
+    def tick(self, seconds: float = 10, /, **samples: Sample) -> dict[str, tuple[str, int]]:
+        """Decide some seconds later and return each node's state and weight; nodes not named are idle."""
         idle = {node.name: good(node.host) for node in self.config.pools[0].nodes}
-        self.now += 10
+        self.now += seconds
         plans, self.memory = decide(self.config, idle | samples, self.memory, self.drained, self.now)
         self.pool = plans[0]
         return {node.name: (node.state, node.weight) for node in plans[0].nodes}
@@ -58,6 +60,17 @@ def test_refused_three_times_is_down_and_two_good_scrapes_bring_it_back_low() ->
     assert fleet.tick()["b"] == ("up", 10)
     assert fleet.reason("b") == "back after 2 good scrapes, starting low"
     assert fleet.tick()["b"] == ("up", 100)
+
+
+@pytest.mark.parametrize("policy", ["stepped", "static"])
+def test_a_node_that_returns_starts_low_for_an_interval_however_many_ticks_it_has(policy: str) -> None:
+    fleet = Fleet("a", "b", pool={"policy": policy})
+    lowest = 10 if policy == "stepped" else 100
+    for _ in range(3):
+        fleet.tick(b=refused("127.0.0.2"))
+    fleet.tick()
+    assert [fleet.tick(2)["b"] for _ in range(6)] == [("up", lowest)] * 4 + [("up", 100)] * 2
+    assert fleet.memory["b"].returned_at is None, "forgotten as soon as it has nothing to say"
 
 
 def test_a_good_scrape_ends_the_count_of_failures() -> None:

@@ -33,6 +33,7 @@ def configure(site: Site) -> None:
     """Write what the script reads."""
     site.config = {
         "state_directory": str(site.directory / "state"),
+        "interval_seconds": TICK_SECONDS,
         "nginx": {
             "balancer": site.balancer,
             "upstream_file": str(site.upstream),

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vllm_lb.settings import Node, Policies, Pool
 
 
+SHORTEST_INTERVAL = 0.8  # of interval_seconds: the timer and slow nodes shift ticks a little
+
+
 @data()
 class Moment:
     """What is true of a tick as a whole."""
@@ -32,6 +35,14 @@ class Moment:
     applied: bool = True  # what was decided last is live, so what the nodes show can be its effect
     slow_start: bool = True  # the weights have to do it; False: nginx's Lua does
     slow_start_seconds: float = 0.0  # how long the Lua takes for it
+    interval_seconds: float = 0.0  # between two ticks of the timer; an operator or a playbook may run more of them
+
+    def is_too_soon(self, since: float | None) -> bool:
+        """Tell whether no interval has passed since a time: what takes some ticks must not take less with more ticks.
+
+        The monotonic clock starts again at boot: a time in the future is from before it.
+        """
+        return since is not None and 0 <= self.now - since < SHORTEST_INTERVAL * self.interval_seconds
 
 
 @data()

@@ -56,9 +56,9 @@ def weigh(pool: Pool, policies: Policies, seen: Mapping[str, Observation], momen
     }
     changed: dict[str, int] = {}
     if is_running and moment.applied:
-        changed = next_steps(rules, learned, awake) or corrected(rules, learned, weights, pool)
+        changed = next_steps(rules, learned, awake, moment) or corrected(rules, learned, weights, pool)
     verdicts = {
-        name: verdict(each, changed.get(name, weights[name]), has_step=name in changed, forget=bool(changed))
+        name: verdict(each, changed.get(name, weights[name]), moment, has_step=name in changed, forget=bool(changed))
         for name, each in learned.items()
     }
     return with_bounds(verdicts, rules, pool)
@@ -69,17 +69,19 @@ def lowest_weight(_pool: Pool, _node: Node, policies: Policies) -> int:
     return policies.capacity.lowest_weight
 
 
-def verdict(learned: Learned, weight: int, *, has_step: bool, forget: bool) -> Verdict:
+def verdict(learned: Learned, weight: int, moment: Moment, *, has_step: bool, forget: bool) -> Verdict:
     """Return the verdict on a node with its new weight.
 
     `forget` drops what was measured, because a weight of the pool changed. `has_step`: the node took a step of slow
     start.
     """
-    steps = learned.steps - (learned.steps > 0 and has_step)
+    takes_step = learned.steps > 0 and has_step
+    steps = learned.steps - takes_step
     after = dataclasses.replace(
         learned,
         readings=0 if forget else learned.readings,
         steps=steps,
+        stepped_at=(moment.now if takes_step else learned.stepped_at) if steps else None,
         earned_weight=learned.earned_weight if learned.steps else weight,
     )
     if learned.steps:
@@ -128,11 +130,15 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
             token_gap_seconds=reading.token_gap_seconds,
             earned_weight=first_weight,
             steps=steps if is_new else 0,
+            stepped_at=moment.now,
             slow_start_ends_at=ends_at if is_new else None,
         )
     if not returns:
         ends_at = before.slow_start_ends_at
     ramps = is_in_slow_start(ends_at, moment)
+    begins_anew = returns or ramps or not moment.applied
+    if moment.is_too_soon(before.at) and not begins_anew:
+        return before  # an average of some readings must not be one of a moment
     after = dataclasses.replace(
         before,
         at=moment.now,
@@ -142,11 +148,12 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
         waiting=reading.waiting,
         token_gaps=reading.token_gaps,
         token_gap_seconds=reading.token_gap_seconds,
-        readings=before.readings if moment.applied and not returns and not ramps else 0,
+        readings=0 if begins_anew else before.readings,
         steps=steps if returns else before.steps,
+        stepped_at=moment.now if returns or not moment.applied else before.stepped_at,
         slow_start_ends_at=ends_at,
     )
-    means = None if ramps else measured(seen, before, moment.now)
+    means = None if ramps or moment.is_too_soon(before.at) else measured(seen, before, moment.now)
     if means is None:
         return after
     if means.speed > MAX_SPEED:
@@ -167,12 +174,14 @@ def is_in_slow_start(ends_at: float | None, moment: Moment) -> bool:
     return ends_at is not None and 0 < ends_at - moment.now <= moment.slow_start_seconds
 
 
-def next_steps(rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[str, Observation]) -> dict[str, int]:
-    """Return the next weights of nodes in slow start whose present weight has been live for a tick."""
+def next_steps(
+    rules: Capacity, learned: Mapping[str, Learned], seen: Mapping[str, Observation], moment: Moment
+) -> dict[str, int]:
+    """Return the next weights of nodes in slow start whose present weight has been live for an interval."""
     return {
         name: max(rules.lowest_weight, round(each.earned_weight * SLOW_START[-each.steps]))
         for name, each in learned.items()
-        if each.steps and seen[name].was.up and seen[name].was.weight
+        if each.steps and seen[name].was.up and seen[name].was.weight and not moment.is_too_soon(each.stepped_at)
     }
 
 
