@@ -25,7 +25,7 @@ from vllm_lb.scrape import scrape_all
 from vllm_lb.text import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vllm_lb.plan import NodePlan
     from vllm_lb.settings import Config, Scrape
@@ -39,6 +39,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     raise_open_file_limit()
     tick = scrape_and_decide(config, state)
     log_changes(tick)
+    log_membership(state.decided_nodes(), [(pool.name, node.name) for pool in tick.plan.pools for node in pool.nodes])
     state.write("plan.json", dataclasses.asdict(tick.plan))
     state.write("memory.json", {name: stored(each) for name, each in tick.after.items()})
     text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick)
@@ -118,6 +119,21 @@ def log_changes(tick: Tick) -> None:
                 before = "new" if node.previous_weight is None else node.previous_weight
                 line = f"{pool.name}/{node.name}: weight {before} -> {node.weight}: {node.reason}"
                 log(NOTICE, line, previous_weight=node.previous_weight, **fields)
+
+
+def log_membership(before: Iterable[tuple[str, str]], now: Iterable[tuple[str, str]]) -> None:
+    """Log which nodes were removed from config.yml or moved to another pool; both have pools and nodes.
+
+    A node that is new has a line for its first weight. What becomes of a removal is in the line about the publication.
+    """
+    pools_of = dict[str, list[str]]()
+    present = set(now)
+    for pool, node in sorted(present):
+        pools_of.setdefault(node, []).append(pool)
+    for pool, node in sorted(set(before) - present):
+        to = ", ".join(pools_of.get(node, ()))
+        what = f"moved to pool {to}" if to else "removed from the configuration"
+        log(NOTICE, f"{pool}/{node}: {what}", pool=pool, node=node, state="removed")
 
 
 def has_new_trouble(node: NodePlan, memory: Mapping[str, NodeMemory], after: NodeMemory) -> bool:

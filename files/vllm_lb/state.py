@@ -97,6 +97,14 @@ class State:
         except FileNotFoundError as error:
             raise FailureError(FailureCause.PLAN_MISSING, f"{path} is missing: run collect first") from error
 
+    def decided_nodes(self) -> list[tuple[str, str]]:
+        """Return the pools and nodes of the last decision, or none if it is not known."""
+        with contextlib.suppress(FileNotFoundError, FailureError, KeyError, TypeError):
+            raw = read_json(self.directory / "plan.json")
+            names = [(pool["name"], node["name"]) for pool in raw["pools"] for node in pool["nodes"]]
+            return [(printable(pool), printable(node)) for pool, node in names]
+        return []
+
     def status(self) -> Status:
         """Return what the last tick recorded.
 
