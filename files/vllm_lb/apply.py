@@ -19,7 +19,7 @@ from vllm_lb.journal import DEBUG, ERROR, NOTICE, log
 from vllm_lb.live import Live
 from vllm_lb.nginx import Nginx
 from vllm_lb.plan import Plan
-from vllm_lb.publish import failed_lately, finish, live_or_restored, present_of, publish
+from vllm_lb.publish import check_balancer, failed_lately, finish, live_or_restored, present_of, publish
 from vllm_lb.published import differing_weights
 from vllm_lb.reload_limit import Workers, reason_to_wait
 from vllm_lb.render import source_of
@@ -67,6 +67,7 @@ def apply(config: Config, plan: Plan, known: Workers) -> Result:
     if present.record and present.is_live(live) and source.generation == live.generation:
         finish(nginx, Backup(present.content, present.record))
         return Result(outcome="unchanged", generation=source.generation, live_weights={}, workers=workers)
+    check_balancer(nginx, live)
     wanted = source.render()
     if nginx.reloads and present.record and present.is_live(live):
         has_same_members = present.record.membership == wanted.record.membership

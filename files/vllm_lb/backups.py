@@ -19,13 +19,14 @@ from vllm_lb.causes import FailureCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import decoded, put_in_place, read_file, read_json, stage
-from vllm_lb.published import SEED, Record, record_of_json
+from vllm_lb.published import record_of_json
 from vllm_lb.text import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from vllm_lb.published import Record
     from vllm_lb.render import Rendered
 
 MAX_COPIES = 10  # of each kind
@@ -91,8 +92,6 @@ class Backups:
 
     def record_of_generation(self, generation: str | None) -> Record | None:
         """Return the newest record of a generation, or None if there is none."""
-        if generation == SEED:
-            return Record(generation=SEED, sha256="0" * 64, membership="0" * 64, weights={})
         records = (read_record(path) for path in self.copies("json"))
         return next((each for each in records if each and each.generation == generation), None)
 

@@ -90,6 +90,7 @@ class FailureCause(StrEnum):
     STATUS_UNREADABLE = "status_unreadable"
     TICK_OVERDUE = "tick_overdue"
     POOL_HELD = "pool_held"
+    OTHER_BALANCER = "other_balancer"  # nginx runs another one than config.yml has
     NGINX_SILENT = "nginx_silent"
     TEST_FAILED_BEFORE = "test_failed_before"  # nginx -t, before anything was changed
     TEST_FAILED = "test_failed"

@@ -38,6 +38,7 @@ def execute(options: Any) -> None:
     """Run one command."""
     from vllm_lb.config_file import load_config
     from vllm_lb.state import State
+    from vllm_lb.under_way import tidy_up, under_way
 
     config = load_config(options.config)
     state = State(Path(config.state_directory))
@@ -46,11 +47,14 @@ def execute(options: Any) -> None:
             from vllm_lb.collect import collect_command
 
             with state.lock():
-                collect_command(config, state, options.config)
+                tidy_up(state.directory, config.interval_seconds)
+                with under_way(state.directory, "collect"):
+                    collect_command(config, state, options.config)
         case "apply":
             from vllm_lb.apply import apply_command
 
-            apply_command(config, state)
+            with under_way(state.directory, "apply"):
+                apply_command(config, state)
         case "run" if options.dry_run:
             from vllm_lb.check_config import dry_run
 
@@ -60,8 +64,11 @@ def execute(options: Any) -> None:
             from vllm_lb.collect import collect_command
 
             with state.lock():
-                collect_command(config, state, options.config)
-                apply_command(config, state)
+                tidy_up(state.directory, config.interval_seconds)
+                with under_way(state.directory, "collect"):
+                    collect_command(config, state, options.config)
+                with under_way(state.directory, "apply"):
+                    apply_command(config, state)
         case "status":
             from vllm_lb.view.status import status_command
 

@@ -22,6 +22,7 @@ from vllm_lb.text import printable
 
 MAX_ANSWER_BYTES = 4096
 OK = rb"HTTP/1\.[01] 200[ \r]"
+BALANCER = r"(?im)^x-vllm-nginx-lb-balancer: *(upstream|work)\r?$"
 ANSWER = r"([0-9a-z]{1,64})(?: ([0-9]{1,9}))?\s*"
 
 
@@ -31,6 +32,7 @@ class Live:
 
     generation: str | None  # None: nginx serves a configuration that is not ours
     worker: int | None = None  # its process id, if the answer has it
+    balancer: str | None = None  # which of settings.BALANCERS nginx runs, if the answer has it
 
 
 def ask(url: str, timeout_seconds: float) -> Live:
@@ -40,17 +42,20 @@ def ask(url: str, timeout_seconds: float) -> Live:
         FailureError: it does not answer.
     """
     try:
-        body = get(url, timeout_seconds)
+        head, body = get(url, timeout_seconds)
     except (OSError, ValueError) as error:
         why = printable(str(getattr(error, "strerror", None) or error or type(error).__name__)).lower()
         problem = f"nginx does not answer at {url} ({why}): is it running?"
         raise FailureError(FailureCause.NGINX_SILENT, problem) from error
     match = re.fullmatch(ANSWER, body or "")
-    return Live(match[1], int(match[2]) if match[2] else None) if match else Live(None)
+    balancer = re.search(BALANCER, head)
+    if not match:
+        return Live(None)
+    return Live(match[1], int(match[2]) if match[2] else None, balancer[1] if balancer else None)
 
 
-def get(url: str, timeout_seconds: float) -> str | None:
-    """GET a short text; return None for any status but 200.
+def get(url: str, timeout_seconds: float) -> tuple[str, str | None]:
+    """GET a short text; return the head of the answer and the text, which is None for any status but 200.
 
     Raises:
         OSError: no answer within the time.
@@ -76,10 +81,10 @@ def get(url: str, timeout_seconds: float) -> str | None:
     if not answer:
         raise OSError(0, "closed without an answer")
     head, _, body = answer.partition(b"\r\n\r\n")
-    return body.decode("ascii", errors="replace") if re.match(OK, head) else None
+    return head.decode("latin-1"), body.decode("ascii", errors="replace") if re.match(OK, head) else None
 
 
-def get_by_tls(url: str, timeout_seconds: float) -> str | None:
+def get_by_tls(url: str, timeout_seconds: float) -> tuple[str, str | None]:
     """GET a short text over TLS, which is rare here, and loads an HTTP client."""
     import http.client
     import urllib.error
@@ -88,9 +93,9 @@ def get_by_tls(url: str, timeout_seconds: float) -> str | None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout_seconds) as answer:
-            return str(answer.read(100).decode("ascii", errors="replace"))
+            return str(answer.headers), str(answer.read(100).decode("ascii", errors="replace"))
     except urllib.error.HTTPError:
-        return None
+        return "", None
     except http.client.HTTPException as error:
         raise OSError(0, "the answer is not HTTP") from error
 

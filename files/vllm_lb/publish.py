@@ -49,6 +49,20 @@ def present_of(nginx: Nginx, live: Live | None) -> Present:
     return Present(content, record, is_edited=bool(content) or backups.newest() is not None)
 
 
+def check_balancer(nginx: Nginx, live: Live) -> None:
+    """Refuse to publish for a balancer that nginx does not run: it would never take the file.
+
+    So it is between the two plays that change the balancer: nginx has the new one, and config.yml the former one.
+
+    Raises:
+        FailureError: nothing was changed.
+    """
+    configured = nginx.settings.balancer
+    if live.balancer and live.balancer != configured:
+        problem = f"nginx runs the balancer {live.balancer}, and config.yml has {configured}: nothing is published"
+        raise FailureError(FailureCause.OTHER_BALANCER, f"{problem} until site.yml has run to its end")
+
+
 def live_or_restored(nginx: Nginx) -> Live:
     """Ask nginx what it serves. If nginx is down, restore a file with which it can start, but do not start it.
 

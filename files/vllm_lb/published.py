@@ -71,7 +71,7 @@ def differing_weights(
     lacks was removed from config.yml. A node that nginx lacks has the live weight 0. None: it is not known what nginx
     serves, or nothing was decided.
     """
-    if record is None or not pools or not (record.weights or record.generation == SEED):
+    if record is None or not pools or not record.weights:
         return None
     units = {pool.name: unit_of(pool.method, for_lua=config.nginx.balancer == "work") for pool in config.pools}
     decided = {pool.name: {node.name: node.weight for node in pool.nodes} for pool in pools}

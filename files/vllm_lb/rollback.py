@@ -12,7 +12,7 @@ from vllm_lb.causes import FailureCause
 from vllm_lb.errors import FailureError
 from vllm_lb.files import locked
 from vllm_lb.nginx import Nginx
-from vllm_lb.publish import live_or_restored, present_of, publish
+from vllm_lb.publish import check_balancer, live_or_restored, present_of, publish
 from vllm_lb.published import differing_weights
 from vllm_lb.state import Result
 from vllm_lb.text import timestamp
@@ -29,6 +29,7 @@ def rollback_command(config: Config, state: State, *, as_json: bool) -> None:
     nginx = Nginx(config.nginx)
     with locked(nginx.lock, 0o600, LOCK_WAIT_SECONDS):
         live = live_or_restored(nginx)
+        check_balancer(nginx, live)
         present, backups = present_of(nginx, live), list(nginx.backups.all())
         # The generation that nginx runs is skipped, unless the published file has other content.
         running = live.generation if present.is_live(live) else None

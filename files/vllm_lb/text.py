@@ -37,9 +37,9 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def timestamp() -> str:
-    """Return the present time as RFC 3339 has it, in UTC, with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def timestamp(at: float | None = None) -> str:
+    """Return a time in seconds since 1970, or the present one, as RFC 3339 has it, in UTC, with milliseconds."""
+    return (datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)).isoformat(timespec="milliseconds")
 
 
 def seconds_of(time: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def test_the_next_tick_repairs_what_a_killed_one_left(stack: Stack, step: Step) 
 
     done = stack.script("run", JOURNAL_STREAM="8:1")
     assert done.returncode == 0, done.stderr
+    assert "<4>a tick was killed: apply began at 2" in done.stderr
     assert re.search(f"{step.next_tick}: generation {stack.status()['generation']}", done.stderr)
     assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
     stack.await_generation(stack.status()["generation"])
@@ -141,7 +143,8 @@ def test_a_collect_that_is_killed_as_it_writes_things_down_is_repaired(stack: St
     state = stack.directory / "state"
     options = ["-P", str(state / "history.jsonl")] if call == "pread64" else []
     killed_collect(stack, call, "when=1" if call == "pread64" else "when=3", *options)
-    stack.run()
+    assert stack.run().startswith("a tick was killed: collect began at 2")
+    assert "a tick was killed" not in stack.run(), "it is said once"
     assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
     assert len(stack.script("explain", "node-a").stdout.splitlines()) > 2
     assert 'vllm_nginx_lb_node_weight{node="node-a",pool="llm_cluster"} 10.0\n' in (state / "metrics.prom").read_text()
@@ -161,6 +164,42 @@ def test_a_collect_that_is_killed_is_repaired(stack: Stack, number: int) -> None
     stack.run()
     assert stack.weights() == {"node-a": 10, "node-b": 100, "node-c": 100}
     assert not list((stack.directory / "state").glob(".*.new"))
+
+
+@pytest.mark.parametrize("command", ["run", "collect", "apply"])
+def test_a_tick_that_fails_was_not_killed(stack: Stack, command: str) -> None:
+    stack.run()
+    stack.stop()
+    stack.config["scrape"]["api_key_file"] = str(stack.directory / "missing")
+    assert stack.script(command).returncode in (1, 2)
+    stack.config["scrape"]["api_key_file"] = None
+    stack.start()
+    assert "a tick was killed" not in stack.run()
+    assert not list((stack.directory / "state").glob(".*.began"))
+
+
+def test_only_old_temporary_files_of_ours_are_removed(stack: Stack) -> None:
+    stack.run()
+    state = stack.directory / "state"
+    kept = [state / name for name in (".young.json.new", "no.new", ".other", ".link.new", ".folder.new")]
+    old = [state / ".drained.json.new", state / ".history-000001.jsonl.gz.new"]
+    for path in [*kept[:3], *old]:
+        path.touch()
+    kept[3].symlink_to(state / "plan.json")
+    kept[4].mkdir()
+    for path in [*kept[1:], *old]:
+        os.utime(path, (1, 1), follow_symlinks=False)
+    stack.run()
+    assert not [path for path in old if path.exists()]
+    assert all(os.path.lexists(path) for path in kept)
+
+
+def test_a_mark_is_never_written_through_a_link(stack: Stack) -> None:
+    stack.run()
+    target = stack.directory / "target"
+    (stack.directory / "state" / ".apply.began").symlink_to(target)
+    stack.run()
+    assert not target.exists()
 
 
 def test_a_tick_that_changes_nothing_waits_for_no_disk(stack: Stack) -> None:

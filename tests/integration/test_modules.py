@@ -28,6 +28,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 OURS = {
     *("addresses", "apply", "backups", "causes", "commands", "config_file", "data", "errors", "files"),
     *("journal", "live", "nginx", "outcome", "plan", "publish", "published", "reload_limit", "render"),
+    "under_way",
     *("schema", "settings", "state", "text"),
 }
 NEVER = {

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mark of a tick that is under way. A tick that was killed leaves its mark, and the next tick tells of it.
+
+systemd ends a tick that takes too long, and says so in words of its own. What is killed can say nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from vllm_lb.journal import WARNING, log
+from vllm_lb.text import timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HALVES = ("collect", "apply")
+OLD_SECONDS = 3600  # no run takes so long: a temporary file of that age has no owner
+
+
+@contextlib.contextmanager
+def under_way(directory: Path, half: str) -> Iterator[None]:
+    """Keep a mark in the state directory while one of HALVES runs. Whatever ends it but a kill removes the mark.
+
+    The mark is an empty file; its time is the beginning. No link is followed, and no existing file is reused.
+    """
+    mark = mark_of(directory, half)
+    with contextlib.suppress(OSError):  # without the mark, nobody tells of a kill
+        mark.unlink(missing_ok=True)
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            mark.unlink(missing_ok=True)
+
+
+def mark_of(directory: Path, half: str) -> Path:
+    """Return the path of a mark."""
+    return directory / f".{half}.began"
+
+
+def killed(directory: Path) -> dict[str, str]:
+    """Return when each half began that was killed, or is under way, in RFC 3339."""
+    found = {}
+    for half in HALVES:
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            found[half] = timestamp(mark_of(directory, half).lstat().st_mtime)
+    return found
+
+
+def tidy_up(directory: Path, interval_seconds: float) -> None:
+    """Tell of a tick that was killed, and remove what it left. The caller holds the lock of the state directory."""
+    for half, began in killed(directory).items():
+        limit = f"systemd ends a tick after {max(0, interval_seconds - 1):g} s"
+        log(WARNING, f"a tick was killed: {half} began at {began} and did not end; {limit}: is the host overloaded?")
+        with contextlib.suppress(OSError):
+            mark_of(directory, half).unlink()
+    with contextlib.suppress(OSError):
+        for path in directory.glob(".*.new"):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > OLD_SECONDS:
+                path.unlink()
