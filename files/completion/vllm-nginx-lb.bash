@@ -11,7 +11,7 @@ _shtab_vllm_nginx_lb_subparsers=(run collect apply status explain replay check-c
 _shtab_vllm_nginx_lb_run_option_strings=(-h --help --dry-run)
 _shtab_vllm_nginx_lb_collect_option_strings=(-h --help)
 _shtab_vllm_nginx_lb_apply_option_strings=(-h --help)
-_shtab_vllm_nginx_lb_status_option_strings=(-h --help --json --watch)
+_shtab_vllm_nginx_lb_status_option_strings=(-h --help --pool --state --limit --all --json --watch)
 _shtab_vllm_nginx_lb_explain_option_strings=(-h --help --since)
 _shtab_vllm_nginx_lb_replay_option_strings=(-h --help --policy --set)
 _shtab_vllm_nginx_lb_check_config_option_strings=(-h --help)
@@ -20,12 +20,14 @@ _shtab_vllm_nginx_lb_undrain_option_strings=(-h --help --json)
 _shtab_vllm_nginx_lb_rollback_option_strings=(-h --help --json)
 _shtab_vllm_nginx_lb_option_strings=(-h --help --version --config)
 
+_shtab_vllm_nginx_lb_status_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_explain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_replay_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_vllm_nginx_lb_drain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_undrain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb___config_COMPGEN=_shtab_compgen_files
 
+_shtab_vllm_nginx_lb_status___state_choices=(up down unknown drained)
 _shtab_vllm_nginx_lb_replay___policy_choices=(capacity static stepped)
 _shtab_vllm_nginx_lb_pos_0_choices=(run collect apply status explain replay check-config drain undrain rollback)
 
@@ -36,8 +38,10 @@ _shtab_vllm_nginx_lb_collect__h_nargs=0
 _shtab_vllm_nginx_lb_collect___help_nargs=0
 _shtab_vllm_nginx_lb_apply__h_nargs=0
 _shtab_vllm_nginx_lb_apply___help_nargs=0
+_shtab_vllm_nginx_lb_status_pos_0_nargs='*'
 _shtab_vllm_nginx_lb_status__h_nargs=0
 _shtab_vllm_nginx_lb_status___help_nargs=0
+_shtab_vllm_nginx_lb_status___all_nargs=0
 _shtab_vllm_nginx_lb_status___json_nargs=0
 _shtab_vllm_nginx_lb_status___watch_nargs=0
 _shtab_vllm_nginx_lb_explain__h_nargs=0

@@ -63,9 +63,12 @@ def execute(options: Any) -> None:
                 collect_command(config, state, options.config)
                 apply_command(config, state)
         case "status":
-            from vllm_lb.view.status import status_command
+            from vllm_lb.view.fleet import Filter
+            from vllm_lb.view.status import Wanted, status_command
 
-            status_command(state, as_json=options.json, watch=options.watch)
+            shown = Filter(pools=options.pool, states=options.state, names=options.nodes)
+            wanted = Wanted(filter=shown, limit=options.limit, all=options.all)
+            status_command(state, wanted, as_json=options.json, watch=options.watch)
         case "explain":
             from vllm_lb.view.explain import explain_command
 

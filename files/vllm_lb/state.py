@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb import __version__
@@ -144,6 +145,7 @@ class State:
                 "outcome": result.outcome,
                 "deferred_cause": result.deferred_cause,
                 "deferred": result.deferred,
+                "host": printable(os.uname().nodename, 255).replace(" ", "?") or None,
                 "draining_generations": result.workers.draining,
                 "live_weights": result.live_weights,
                 "error_cause": result.error_cause,

@@ -31,6 +31,8 @@ from vllm_lb.render import source_of
 from vllm_lb.schema import build
 from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME, Config, Node
 from vllm_lb.state import State
+from vllm_lb.view.fleet import rows_of
+from vllm_lb.view.status import summary
 from vllm_lb.view.table import table_of_nodes
 from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
 
@@ -424,7 +426,9 @@ STATUS = json_of(PLAN) | {"generation": "0", "applied": True, "outcome": "unchan
 def test_any_status_is_shown_or_refused(content: bytes) -> None:
     with state_with("status.json", content) as state, contextlib.suppress(FailureError):
         found = state.status()
-        assert f"{table_of_nodes(found.pools)} {found.error} {found.deferred}".replace("\n", "").isprintable()
+        rows = rows_of(found.pools, found.live_weights)
+        lines = [*table_of_nodes(rows, 0.0), *summary(found, rows, 0.0)]
+        assert f"{' '.join(lines)} {found.error} {found.deferred}".replace("\n", "").isprintable()
 
 
 @given(files(["a", "b"]))
