@@ -56,8 +56,16 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
     commands.add_parser("check-config", help="validate and print the effective configuration")
     for name, words in (("drain", "take a node out of rotation"), ("undrain", "put it back")):
         drain = commands.add_parser(name, help=words)
-        drain.add_argument("node", metavar="NODE")
-        drain.add_argument("--json", action="store_true", help="say as JSON whether that was a change")
+        drain.add_argument("node", nargs="+", metavar="NODE")
+        drain.add_argument("--reason", metavar="TEXT", help="why, for status, explain and other people")
+        drain.add_argument("--by", metavar="TEXT", help="who, instead of the user who runs this")
+        drain.add_argument("--at", metavar="TIME", help="since when (RFC 3339), instead of now")
+        drain.add_argument("--json", action="store_true", help="say as JSON which nodes that changed")
+    drains = commands.add_parser("drains", help="show which nodes are drained, since when, by whom and why")
+    drains.add_argument(
+        "--merge", action="store_true", help="first take newer words of other hosts from standard input"
+    )
+    drains.add_argument("--json", action="store_true", help="as JSON, with what --merge of other hosts takes")
     rollback = commands.add_parser("rollback", help="make the previous upstream file live again")
     rollback.add_argument("--json", action="store_true", help="say as JSON which generation is live")
     return parser

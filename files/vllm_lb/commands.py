@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130  # the exit code of shells after Ctrl-C
-LOCK_WAIT_SECONDS = 15
 
 
 def options_of(arguments: Sequence[str], description: str) -> Any:
@@ -85,11 +84,10 @@ def execute(options: Any) -> None:
             from vllm_lb.rollback import rollback_command
 
             rollback_command(config, state, as_json=options.json)
-        case command:
-            from vllm_lb.drain import drain_command
+        case _:
+            from vllm_lb.drain import drain_commands
 
-            with state.lock(LOCK_WAIT_SECONDS):
-                drain_command(config, state, options.node, drain=command == "drain", as_json=options.json)
+            drain_commands(config, state, options)
 
 
 def main(arguments: Sequence[str] | None = None, description: str = "") -> int:

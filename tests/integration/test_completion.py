@@ -79,7 +79,7 @@ def test_bash_completes_options(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "takes_several"), [("drain", False), ("undrain", False), ("explain", False), ("status", True)]
+    ("command", "takes_several"), [("drain", True), ("undrain", True), ("explain", False), ("status", True)]
 )
 def test_bash_completes_the_names_of_nodes(here: Path, command: str, *, takes_several: bool) -> None:
     names = {"node-a", "node-b", "gpu.7"}
