@@ -66,7 +66,7 @@ class Terminal:
 def stack_of_all_states(stack: Stack) -> Stack:
     """Have a node that is up, one that cannot be read, and one that is drained."""
     stack.run()
-    stack.script("drain", "node-c")
+    stack.script("drain", "--reason", "new fan", "node-c")
     stack.nodes[1].answer = lambda request: respond(request, b"no", 500)
     stack.nodes[0].load["kv"] = 0.8
     stack.run()
@@ -80,7 +80,7 @@ def test_a_terminal_gets_what_fits(stack_of_all_states: Stack) -> None:
     text = "\n".join(terminal.lines)
     assert re.search(r"node-a +up +0.80 +0 +1 +60 +kv 0.80 >= 0.75\b", text)
     assert re.search(r"node-b +unknown +- +- +- +100 +HTTP 500, last weight held", text)
-    assert re.search(r"node-c +drained +0.10 +0 +1 +0 +drained by the operator", text)
+    assert re.search(r"node-c +drained +0.10 +0 +1 +0 +drained by the operator: new fan \(\d+ s ago\)", text)
     assert re.search(r"reloaded \d+ s ago, at 20\S+, generation [0-9a-f]{16}\n", text)
     assert "2 reloads in the last hour, old workers of 0 reloads still drain" in text
     assert max(map(len, terminal.lines)) <= 120
@@ -102,6 +102,7 @@ def test_status_begins_with_the_outcome_and_the_totals(stack_of_all_states: Stac
     assert lines[0] == f"{os.uname().nodename}, vllm-nginx-lb {__version__}"
     assert re.match(r"reloaded \d+ s ago, ", lines[1])
     assert lines[2] == "3 nodes: 1 up, 1 unknown, 1 drained; 2 running, 0 waiting; highest KV 0.80 (node-a)"
+    assert re.fullmatch(r"1 node drained by hand; for the longest time node-c: \d+ s", lines[3])
     assert stack_of_all_states.status()["host"] == os.uname().nodename
 
 

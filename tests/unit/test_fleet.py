@@ -36,6 +36,7 @@ IDLE: dict[str, Any] = {
 OUT: dict[str, Any] = {"weight": 0, "kv_cache_usage": None, "waiting": None, "running": None}
 DOWN = OUT | {"state": "down", "cause": "unreachable", "reason": "connection refused, 3 in a row"}
 DRAINED = {"state": "drained", "weight": 0, "cause": "drained_by_operator", "reason": "drained by the operator"}
+FOR_POWER = {"reason": "drained by the operator: new power supply", "drain_reason": "new power supply"}
 UNKNOWN = OUT | {"state": "unknown", "weight": 60, "cause": "held", "reason": "HTTP 500, last weight held"}
 
 
@@ -71,7 +72,7 @@ FLEET = (
     node("b", **DRAINED, drained_since="2026-11-28T09:00:00+00:00"),
     node("c", weight=30),
     node("d", **DOWN),
-    node("e", **DRAINED, drained_since="2026-11-25T09:00:00+00:00", drain_reason="new power supply"),
+    node("e", **(DRAINED | FOR_POWER), drained_since="2026-11-25T09:00:00+00:00"),
     node("f", error_cause="metric_implausible", error="x is -1"),
     node("g", **UNKNOWN),
     node("h", **DRAINED),
@@ -207,8 +208,8 @@ def test_a_drain_has_its_age_and_its_reason() -> None:
     )
     said = {row.name: fleet.reason(row, NOW) for row in rows if row.state == "drained"}
     assert said == {
-        "b": "drained by the operator, 60 min ago",
-        "e": "drained by the operator, 3 d ago: new power supply",
+        "b": "drained by the operator (60 min ago)",
+        "e": "drained by the operator: new power supply (3 d ago)",
         "h": "drained by the operator",
     }
 

@@ -182,15 +182,13 @@ def decision(row: Row) -> str:
 
 
 def reason(row: Row, now: float) -> str:
-    """Return why a node has its weight; of a drained one also since when and what for. `now`: seconds since 1970."""
+    """Return why a node has its weight, and how long ago it was drained by hand. `now` is in seconds since 1970."""
     plan = row.plan
     if not plan:
         return "no longer in the configuration, and nginx still sends it requests"
     why = plan.reason
     if plan.drained_since:
-        why += f", {span(now - seconds_of(plan.drained_since))} ago"
-    if plan.drain_reason:
-        why += f": {plan.drain_reason}"
+        why += f" ({span(now - seconds_of(plan.drained_since))} ago)"
     return f"{plan.state}, and nginx still sends it requests: {why}" if row.is_still_live else why
 
 
