@@ -6,28 +6,31 @@
 #    source ~/.local/share/bash_completion/vllm-nginx-lb
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_vllm_nginx_lb_subparsers=(run collect apply status explain replay check-config drain undrain rollback)
+_shtab_vllm_nginx_lb_subparsers=(run collect apply status explain replay check-config drain undrain drains rollback)
 
 _shtab_vllm_nginx_lb_run_option_strings=(-h --help --dry-run)
 _shtab_vllm_nginx_lb_collect_option_strings=(-h --help)
 _shtab_vllm_nginx_lb_apply_option_strings=(-h --help)
-_shtab_vllm_nginx_lb_status_option_strings=(-h --help --json --watch)
+_shtab_vllm_nginx_lb_status_option_strings=(-h --help --pool --state --limit --all --json --watch)
 _shtab_vllm_nginx_lb_explain_option_strings=(-h --help --since)
 _shtab_vllm_nginx_lb_replay_option_strings=(-h --help --policy --set)
 _shtab_vllm_nginx_lb_check_config_option_strings=(-h --help)
-_shtab_vllm_nginx_lb_drain_option_strings=(-h --help --json)
-_shtab_vllm_nginx_lb_undrain_option_strings=(-h --help --json)
+_shtab_vllm_nginx_lb_drain_option_strings=(-h --help --reason --by --at --json)
+_shtab_vllm_nginx_lb_undrain_option_strings=(-h --help --reason --by --at --json)
+_shtab_vllm_nginx_lb_drains_option_strings=(-h --help --merge --json)
 _shtab_vllm_nginx_lb_rollback_option_strings=(-h --help --json)
 _shtab_vllm_nginx_lb_option_strings=(-h --help --version --config)
 
+_shtab_vllm_nginx_lb_status_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_explain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_replay_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_vllm_nginx_lb_drain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_undrain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb___config_COMPGEN=_shtab_compgen_files
 
+_shtab_vllm_nginx_lb_status___state_choices=(up down unknown drained)
 _shtab_vllm_nginx_lb_replay___policy_choices=(capacity static stepped)
-_shtab_vllm_nginx_lb_pos_0_choices=(run collect apply status explain replay check-config drain undrain rollback)
+_shtab_vllm_nginx_lb_pos_0_choices=(run collect apply status explain replay check-config drain undrain drains rollback)
 
 _shtab_vllm_nginx_lb_run__h_nargs=0
 _shtab_vllm_nginx_lb_run___help_nargs=0
@@ -36,8 +39,10 @@ _shtab_vllm_nginx_lb_collect__h_nargs=0
 _shtab_vllm_nginx_lb_collect___help_nargs=0
 _shtab_vllm_nginx_lb_apply__h_nargs=0
 _shtab_vllm_nginx_lb_apply___help_nargs=0
+_shtab_vllm_nginx_lb_status_pos_0_nargs='*'
 _shtab_vllm_nginx_lb_status__h_nargs=0
 _shtab_vllm_nginx_lb_status___help_nargs=0
+_shtab_vllm_nginx_lb_status___all_nargs=0
 _shtab_vllm_nginx_lb_status___json_nargs=0
 _shtab_vllm_nginx_lb_status___watch_nargs=0
 _shtab_vllm_nginx_lb_explain__h_nargs=0
@@ -47,12 +52,18 @@ _shtab_vllm_nginx_lb_replay__h_nargs=0
 _shtab_vllm_nginx_lb_replay___help_nargs=0
 _shtab_vllm_nginx_lb_check_config__h_nargs=0
 _shtab_vllm_nginx_lb_check_config___help_nargs=0
+_shtab_vllm_nginx_lb_drain_pos_0_nargs=+
 _shtab_vllm_nginx_lb_drain__h_nargs=0
 _shtab_vllm_nginx_lb_drain___help_nargs=0
 _shtab_vllm_nginx_lb_drain___json_nargs=0
+_shtab_vllm_nginx_lb_undrain_pos_0_nargs=+
 _shtab_vllm_nginx_lb_undrain__h_nargs=0
 _shtab_vllm_nginx_lb_undrain___help_nargs=0
 _shtab_vllm_nginx_lb_undrain___json_nargs=0
+_shtab_vllm_nginx_lb_drains__h_nargs=0
+_shtab_vllm_nginx_lb_drains___help_nargs=0
+_shtab_vllm_nginx_lb_drains___merge_nargs=0
+_shtab_vllm_nginx_lb_drains___json_nargs=0
 _shtab_vllm_nginx_lb_rollback__h_nargs=0
 _shtab_vllm_nginx_lb_rollback___help_nargs=0
 _shtab_vllm_nginx_lb_rollback___json_nargs=0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import TYPE_CHECKING
 
 import yaml
@@ -14,7 +15,8 @@ from vllm_lb.decide import decide
 from vllm_lb.nginx import Nginx
 from vllm_lb.observation import Sample
 from vllm_lb.render import difference, source_of
-from vllm_lb.view.table import table_of_nodes
+from vllm_lb.view.fleet import rows_of
+from vllm_lb.view.table import held_pools, table_of_nodes
 
 if TYPE_CHECKING:
     from vllm_lb.settings import Config
@@ -34,7 +36,8 @@ def check_config_command(config: Config) -> None:
 def dry_run(config: Config, state: State) -> None:
     """Print what a tick would decide, and the difference it would make to the published file."""
     plan = scrape_and_decide(config, state).plan
-    print(*table_of_nodes(plan.pools), "", sep="\n")
+    held = held_pools(plan.pools)
+    print(*table_of_nodes(rows_of(plan.pools, {}), time.time()), *(["", *held] if held else []), "", sep="\n")
     wanted = source_of(config, plan.pools).render()
     lines = difference(Nginx(config.nginx).read(), wanted.content)
     print("\n".join(lines) or "The upstream file would not change.")

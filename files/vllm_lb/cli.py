@@ -4,13 +4,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from vllm_lb import __version__
+from vllm_lb.plan import STATES
 from vllm_lb.settings import CONFIG_FILE, POLICIES
 
 SINCE = "since when: 30m, 6h, 2d, or a time such as 2026-11-26T10:00 (%(default)s)"
 EXAMPLE = "a setting of config.yml, such as policies.stepped.max_running=16; may come several times"
+
+
+def whole_number(text: str) -> int:
+    """Return a number of at least 1 from a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
 
 
 def make_parser(description: str = "") -> argparse.ArgumentParser:
@@ -24,6 +37,12 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
     commands.add_parser("collect", help="scrape the nodes and write the plan (unprivileged)")
     commands.add_parser("apply", help="validate the plan and make it live (root)")
     status = commands.add_parser("status", help="show the last decision; exit code 1 when it is too old")
+    status.add_argument("nodes", nargs="*", metavar="NODE", help="only these: names, or patterns such as 'gpu-1*'")
+    status.add_argument("--pool", action="append", default=[], metavar="POOL", help="only nodes of this pool")
+    status.add_argument("--state", action="append", default=[], choices=STATES, help="only nodes in this state")
+    limits = status.add_mutually_exclusive_group()
+    limits.add_argument("--limit", type=whole_number, metavar="NUMBER", help="at most so many nodes, the worst first")
+    limits.add_argument("--all", action="store_true", help="all nodes, however many")
     how = status.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="as JSON")
     how.add_argument("--watch", action="store_true", help="go on, until interrupted")
@@ -37,8 +56,16 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
     commands.add_parser("check-config", help="validate and print the effective configuration")
     for name, words in (("drain", "take a node out of rotation"), ("undrain", "put it back")):
         drain = commands.add_parser(name, help=words)
-        drain.add_argument("node", metavar="NODE")
-        drain.add_argument("--json", action="store_true", help="say as JSON whether that was a change")
+        drain.add_argument("node", nargs="+", metavar="NODE")
+        drain.add_argument("--reason", metavar="TEXT", help="why, for status, explain and other people")
+        drain.add_argument("--by", metavar="TEXT", help="who, instead of the user who runs this")
+        drain.add_argument("--at", metavar="TIME", help="since when (RFC 3339), instead of now")
+        drain.add_argument("--json", action="store_true", help="say as JSON which nodes that changed")
+    drains = commands.add_parser("drains", help="show which nodes are drained, since when, by whom and why")
+    drains.add_argument(
+        "--merge", action="store_true", help="first take newer words of other hosts from standard input"
+    )
+    drains.add_argument("--json", action="store_true", help="as JSON, with what --merge of other hosts takes")
     rollback = commands.add_parser("rollback", help="make the previous upstream file live again")
     rollback.add_argument("--json", action="store_true", help="say as JSON which generation is live")
     return parser

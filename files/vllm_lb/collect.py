@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vllm_lb.causes import FailureCause
 from vllm_lb.decide import decide
+from vllm_lb.drains import read_drains, with_drains
 from vllm_lb.errors import EXIT_USAGE, FailureError
 from vllm_lb.files import write_atomically
 from vllm_lb.history import History, Tick
@@ -57,13 +58,15 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
 def scrape_and_decide(config: Config, state: State) -> Tick:
     """Scrape all nodes and decide; write nothing."""
     check_ca_file(config.scrape)
-    memory, last, drained = read_memory(state.directory / "memory.json"), state.last(), state.drained()
+    memory, last, drains = read_memory(state.directory / "memory.json"), state.last(), read_drains(state)
     nodes = [node for pool in config.pools for node in pool.nodes]
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
     addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
     samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
     now, applied = time.monotonic(), last is None or last.applied
+    drained = frozenset(drains.nodes)
     pools, after = decide(config, samples, memory, drained, now, applied=applied)
+    pools = tuple(with_drains(pool, drains) for pool in pools)
     plan = Plan(version=1, decided_at=timestamp(), pools=pools)
     return Tick(now, samples, memory, drained, last, applied, plan, after)
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130  # the exit code of shells after Ctrl-C
-LOCK_WAIT_SECONDS = 15
 
 
 def options_of(arguments: Sequence[str], description: str) -> Any:
@@ -70,9 +69,12 @@ def execute(options: Any) -> None:
                 with under_way(state.directory, "apply"):
                     apply_command(config, state)
         case "status":
-            from vllm_lb.view.status import status_command
+            from vllm_lb.view.fleet import Filter
+            from vllm_lb.view.status import Wanted, status_command
 
-            status_command(state, as_json=options.json, watch=options.watch)
+            shown = Filter(pools=options.pool, states=options.state, names=options.nodes)
+            wanted = Wanted(filter=shown, limit=options.limit, all=options.all)
+            status_command(state, wanted, as_json=options.json, watch=options.watch)
         case "explain":
             from vllm_lb.view.explain import explain_command
 
@@ -89,11 +91,10 @@ def execute(options: Any) -> None:
             from vllm_lb.rollback import rollback_command
 
             rollback_command(config, state, as_json=options.json)
-        case command:
-            from vllm_lb.drain import drain_command
+        case _:
+            from vllm_lb.drain import drain_commands
 
-            with state.lock(LOCK_WAIT_SECONDS):
-                drain_command(config, state, options.node, drain=command == "drain", as_json=options.json)
+            drain_commands(config, state, options)
 
 
 def main(arguments: Sequence[str] | None = None, description: str = "") -> int:

@@ -46,6 +46,7 @@ class Outcome:
     outcome: str = choice(*OUTCOMES)
     deferred_cause: str | None = choice(*DeferredCause, default=None)
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
+    host: str | None = text(r"[!-~]{1,255}", "a host's name", None)  # of the ingress, as its kernel knows it
     draining_generations: int = number(0, 2**22, 0)
     # By pool and node, where the decided weight is another one; None: it is not known what nginx serves.
     live_weights: dict[str, dict[str, int]] | None = setting("weights by pool and node", are_weights, None)

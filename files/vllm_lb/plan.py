@@ -36,6 +36,8 @@ class NodePlan:
     scrape_seconds: float = number(0, 86400)
     error_cause: str | None = choice(*ScrapeCause)
     error: str | None = text(PRINTABLE, "printable text")
+    drained_since: str | None = text(TIME, "an RFC 3339 time", None)  # by the operator
+    drain_reason: str | None = text(PRINTABLE, "printable text", None)  # what the operator gave
 
 
 @data(kw_only=True)

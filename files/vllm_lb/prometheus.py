@@ -126,6 +126,8 @@ def node_metrics(tick: Tick) -> Iterator[Metric]:
     states = {(*each, state): node.state == state for each, node in nodes.items() for state in STATES}
     yield family("node_up", "Whether the node is up.", up, labels)
     yield family("node_state", "The node's state: one of them is 1.", states, [*labels, "state"])
+    since = {each: seconds_of(node.drained_since) for each, node in nodes.items() if node.drained_since}
+    yield family("drained_since_seconds", "When the operator drained the node, in Unix time.", since, labels)
     yield of_nodes("weight", "Decided weight; 0 is out of rotation.", "weight")
     yield of_nodes("scrape_duration_seconds", "How long it took to read the node.", "scrape_seconds")
     yield of_readings("kv_cache_usage_ratio", "Usage of the fullest engine's KV cache.", "kv_cache_usage")

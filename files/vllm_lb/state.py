@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state directory: drained nodes, the plan, the status. An unprivileged user writes there."""
+"""The state directory: the plan, the status. An unprivileged user writes there."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from vllm_lb import __version__
-from vllm_lb.causes import FailureCause, NodeCause
+from vllm_lb.causes import FailureCause
 from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import locked, read_json, write_atomically
-from vllm_lb.journal import WARNING, log
 from vllm_lb.outcome import CHANGES, LIVE, Outcome, Status, Totals
 from vllm_lb.plan import check_plan
 from vllm_lb.reload_limit import Workers
@@ -65,29 +65,6 @@ class State:
     def write(self, name: str, data: Any, *, sync: bool = False) -> None:
         """Write one JSON file, in one line: json.dumps is ten times faster without an indent."""
         write_atomically(self.directory / name, json.dumps(data) + "\n", 0o644, sync=sync)
-
-    def drained(self) -> set[str]:
-        """Return the names drained by `drain`; if their file is damaged, those of the last tick."""
-        path = self.directory / "drained.json"
-        try:
-            raw = read_json(path)
-            if isinstance(raw, list) and all(isinstance(name, str) for name in raw):
-                return set(raw)
-            damage = f"{path} is not a list of node names"
-        except FileNotFoundError:
-            return set()
-        except FailureError as failure:
-            damage = str(failure)
-        kept: set[str] = set()
-        with contextlib.suppress(FileNotFoundError, FailureError):
-            nodes = (node for pool in self.status().pools for node in pool.nodes)
-            kept = {node.name for node in nodes if node.cause == NodeCause.DRAINED_BY_OPERATOR}
-        log(WARNING, f"{damage}: what the last tick knew as drained stays so: {', '.join(sorted(kept)) or 'nothing'}")
-        return kept
-
-    def write_drained(self, names: set[str]) -> None:
-        """Write the names drained by `drain`. No other file has them, so a power cut must not lose them."""
-        self.write("drained.json", sorted(names), sync=True)
 
     def plan(self, config: Config) -> Plan:
         """Return the plan that `collect` left, validated."""
@@ -152,6 +129,7 @@ class State:
                 "outcome": result.outcome,
                 "deferred_cause": result.deferred_cause,
                 "deferred": result.deferred,
+                "host": printable(os.uname().nodename, 255).replace(" ", "?") or None,
                 "draining_generations": result.workers.draining,
                 "live_weights": result.live_weights,
                 "error_cause": result.error_cause,

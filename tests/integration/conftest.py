@@ -191,10 +191,11 @@ class Stack:
         path.write_text(json.dumps(self.config))
         return path
 
-    def script(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def script(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the script; a traceback fails the test."""
         done = subprocess.run(
             [PYTHON, str(SCRIPT), "--config", str(self.write_config()), *arguments],
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 GENERATION = "9f3ac21b04de5566778899aabbccddeeff00112233445566778899aabbccddee"
 
+HOST = "ingress-1"
+
 
 def stamp(at: float) -> str:
     """Return a time as the script writes it."""
@@ -43,6 +45,8 @@ class FakeNode:
     error: str | None = None
     error_cause: str | None = None
     address: str = "192.0.2.1"
+    drained_since: float | None = None
+    drain_reason: str | None = None
     engines: int = 1
     seen: tuple[int, str] | None = None  # weight and state at the tick before
     tokens: int = 0
@@ -97,6 +101,7 @@ class FakeState:
     held: str | None = None
     reword: Callable[[str], str] = str  # changes each sentence before it is written
     has_codes: bool = True  # False: without cause, error_cause and the other codes, as in former versions
+    live: dict[str, dict[str, int]] | None = field(default_factory=dict)  # live weights that are not the decided ones
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -141,8 +146,10 @@ class FakeState:
         plain = outcome == "unchanged" and not result["error"]
         kept = ("outcome", "generation", "error", "error_cause", "deferred", "deferred_cause")
         self.before = None if plain else {"at": stamp(at)} | {k: result[k] for k in kept if k in result}
+        new = {"host": HOST, "package_version": "9.8.7", "live_weights": self.live} if self.has_codes else {}
         status = {
             "version": 1,
+            **new,
             "decided_at": stamp(at),
             "pools": [
                 {"name": pool, **self.sentence("held", self.held), "nodes": [self.told(node) for node in nodes]}
@@ -191,7 +198,12 @@ class FakeState:
 
     def told(self, node: FakeNode) -> dict[str, Any]:
         """Return a node as in a status."""
-        codes = {"cause": node.cause, "error_cause": node.error_cause}
+        new = {
+            "cause": node.cause,
+            "error_cause": node.error_cause,
+            "drained_since": node.drained_since and stamp(node.drained_since),
+            "drain_reason": node.drain_reason,
+        }
         return {
             "name": node.name,
             "address": node.address,
@@ -206,5 +218,5 @@ class FakeState:
             "reason": self.reword(node.reason),
             "scrape_seconds": 0.0042,
             "error": node.error and self.reword(node.error),
-            **(codes if self.has_codes else {}),
+            **(new if self.has_codes else {}),
         }

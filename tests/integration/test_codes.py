@@ -10,7 +10,7 @@ from tests.integration.conftest import SEED, Stack, respond
 if TYPE_CHECKING:
     from pathlib import Path
 
-SENTENCES = {"reason", "error", "held", "deferred"}
+SENTENCES = {"reason", "error", "held", "deferred", "drain_reason"}
 
 
 def reworded(data: Any) -> Any:
@@ -32,7 +32,8 @@ def reword(directory: Path) -> None:
 
 def codes(data: Any) -> Any:
     """Return data without its sentences, and without the values that differ from run to run."""
-    skipped = SENTENCES | {"decided_at", "succeeded_at", "changed_at", "scrape_seconds", "generation", "address"}
+    times = {"decided_at", "succeeded_at", "changed_at", "drained_since", "scrape_seconds"}
+    skipped = SENTENCES | times | {"generation", "address"}
     if isinstance(data, dict):
         return {key: codes(value) for key, value in data.items() if key not in skipped}
     return [codes(each) for each in data] if isinstance(data, list) else data

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import yaml
@@ -127,10 +130,76 @@ def test_drain_and_undrain(stack: Stack) -> None:
 
 def test_the_last_node_cannot_be_drained(stack: Stack) -> None:
     stack.script("drain", "node-a")
+    done = stack.script("drain", "node-b", "node-c")
+    words = "node-b, node-c are the last nodes of pool llm_cluster that serve: undrain or mend another one first\n"
+    assert (done.returncode, done.stderr) == (1, words)
     stack.script("drain", "node-b")
     done = stack.script("drain", "node-c")
-    assert done.returncode == 1
-    assert done.stderr == "node-c is the last node of pool llm_cluster that serves: undrain or mend another one first\n"
+    words = "node-c is the last node of pool llm_cluster that serves: undrain or mend another one first\n"
+    assert (done.returncode, done.stderr) == (1, words)
+
+
+def test_a_drain_has_a_time_a_reason_and_somebody_who_did_it(stack: Stack) -> None:
+    stack.run()
+    before = datetime.now(UTC)
+    assert stack.script("drain", "node-a", "--reason", "fan\n\x1b[2J", USER="alice").returncode == 0
+    stack.run()
+    node = next(each for each in stack.status()["pools"][0]["nodes"] if each["name"] == "node-a")
+    since = datetime.fromisoformat(node["drained_since"])
+    assert before - timedelta(milliseconds=1) <= since <= datetime.now(UTC)
+    assert (node["drain_reason"], node["reason"]) == ("fan??[2J", "drained by the operator: fan??[2J")
+    assert {each["drained_since"] for each in stack.status()["pools"][0]["nodes"]} == {node["drained_since"], None}
+    metrics = (stack.directory / "state" / "metrics.prom").read_text()
+    samples = re.findall(r"^vllm_nginx_lb_drained_since_seconds(\{.*\}) (.*)$", metrics, re.MULTILINE)
+    assert [(labels, float(value)) for labels, value in samples] == [
+        ('{node="node-a",pool="llm_cluster"}', since.timestamp())
+    ]
+    assert (
+        "weight 100 ->   0 (up -> drained): drained by the operator: fan??[2J"
+        in stack.script("explain", "node-a").stdout
+    )
+    shown = stack.script("drains").stdout
+    assert re.fullmatch(rf"node-a: drained since {re.escape(node['drained_since'])} by alice@\S+: fan\?\?\[2J\n", shown)
+
+    # Again: the node keeps its time, and gets a new reason if there is one.
+    assert "node-a is already drained" in stack.script("drain", "node-a").stdout
+    assert "already drained; the reason is now: disk" in stack.script("drain", "node-a", "--reason", "disk").stdout
+    stack.script("undrain", "node-a")
+    stack.script("drain", "node-a", "--by", "bob", "--at", "2020-01-01T00:00:00Z")
+    stack.run()
+    node = next(each for each in stack.status()["pools"][0]["nodes"] if each["name"] == "node-a")
+    assert datetime.fromisoformat(node["drained_since"]) > since  # after the word that undrained it, whatever --at says
+    assert (node["drain_reason"], node["reason"]) == (None, "drained by the operator")
+    done = stack.script("drain", "node-b", "--at", "yesterday")
+    assert (done.returncode, done.stderr) == (2, "--at: 'yesterday': expected an RFC 3339 time\n")
+
+
+def test_a_host_takes_newer_words_of_another_host(stack: Stack) -> None:
+    def state(*arguments: str, name: str, **given: str) -> dict[str, Any]:
+        stack.config["state_directory"] = str(stack.directory / name)
+        done = stack.script(*arguments, **given)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    state("drain", "node-a", "node-b", "--json", name="here")
+    state("undrain", "node-b", "--json", name="here")
+    here = state("drains", "--json", name="here")["drains"]
+    assert (sorted(here["nodes"]), sorted(here["undrained"])) == (["node-a"], ["node-b"])
+    stack.config["state_directory"] = str(stack.directory / "there")
+    assert "no node is drained by drain" in stack.script("drains").stdout
+    for changed in (["node-a"], []):
+        there = state("drains", "--merge", "--json", name="there", stdin=json.dumps([here]))
+        assert (there["changed"], there["drains"]) == (changed, here)
+    there = state("undrain", "node-a", "--json", name="there")
+    assert there == {"nodes": ["node-a"], "drained": False, "changed": ["node-a"]}
+    there = state("drains", "--merge", "--json", name="there", stdin=json.dumps([here]))
+    assert (there["changed"], there["drains"]["nodes"]) == ([], {})  # its own word is newer
+
+    for words in ("{", "{}", "[7]"):
+        stack.config["state_directory"] = str(stack.directory / "there")
+        done = stack.script("drains", "--merge", stdin=words)
+        assert done.returncode in {1, 2}
+        assert done.stderr.startswith("standard input is not ")
 
 
 def test_an_unknown_node_is_named_with_the_known_ones(stack: Stack) -> None:

@@ -71,17 +71,22 @@ def test_bash_completes_commands(here: Path) -> None:
 def test_bash_completes_options(here: Path) -> None:
     assert completed(here, "--") == {"--help", "--version", "--config"}
     assert completed(here, "run", "--") == {"--help", "--dry-run"}
-    assert completed(here, "status", "--") == {"--help", "--json", "--watch"}
+    options = {"--help", "--json", "--watch", "--pool", "--state", "--limit", "--all"}
+    assert completed(here, "status", "--") == options
+    assert completed(here, "status", "--state", "d") == {"down", "drained"}
     assert completed(here, "explain", "node-a", "--s") == {"--since"}
     assert completed(here, "replay", "--policy", "st") == {"static", "stepped"}
 
 
-@pytest.mark.parametrize("command", ["drain", "undrain", "explain"])
-def test_bash_completes_the_names_of_nodes(here: Path, command: str) -> None:
-    write_status(here, "node-a", "node-b", "gpu.7")
-    assert completed(here, command, "") == {"node-a", "node-b", "gpu.7"}
+@pytest.mark.parametrize(
+    ("command", "takes_several"), [("drain", True), ("undrain", True), ("explain", False), ("status", True)]
+)
+def test_bash_completes_the_names_of_nodes(here: Path, command: str, *, takes_several: bool) -> None:
+    names = {"node-a", "node-b", "gpu.7"}
+    write_status(here, *names)
+    assert completed(here, command, "") == names
     assert completed(here, command, "node-") == {"node-a", "node-b"}
-    assert completed(here, command, "node-a", "") == set()
+    assert completed(here, command, "node-a", "") == (names if takes_several else set())
 
 
 def test_bash_completes_files(here: Path) -> None:

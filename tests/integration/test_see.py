@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.conftest import PYTHON, SCRIPT, Stack, respond, wait_for
+from vllm_lb import __version__
 from vllm_lb import journal as journal_module
 from vllm_lb.journal import NOTICE, is_stderr_the_journal, log
 
@@ -65,7 +66,7 @@ class Terminal:
 def stack_of_all_states(stack: Stack) -> Stack:
     """Have a node that is up, one that cannot be read, and one that is drained."""
     stack.run()
-    stack.script("drain", "node-c")
+    stack.script("drain", "--reason", "new fan", "node-c")
     stack.nodes[1].answer = lambda request: respond(request, b"no", 500)
     stack.nodes[0].load["kv"] = 0.8
     stack.run()
@@ -79,19 +80,83 @@ def test_a_terminal_gets_what_fits(stack_of_all_states: Stack) -> None:
     text = "\n".join(terminal.lines)
     assert re.search(r"node-a +up +0.80 +0 +1 +60 +kv 0.80 >= 0.75\b", text)
     assert re.search(r"node-b +unknown +- +- +- +100 +HTTP 500, last weight held", text)
-    assert re.search(r"node-c +drained +0.10 +0 +1 +0 +drained by the operator", text)
+    assert re.search(r"node-c +drained +0.10 +0 +1 +0 +drained by the operator: new fan \(\d+ s ago\)", text)
     assert re.search(r"reloaded \d+ s ago, at 20\S+, generation [0-9a-f]{16}\n", text)
     assert "2 reloads in the last hour, old workers of 0 reloads still drain" in text
     assert max(map(len, terminal.lines)) <= 120
 
 
-def test_a_narrow_terminal_gets_reasons_below(stack_of_all_states: Stack) -> None:
-    terminal = Terminal(stack_of_all_states, "status", COLUMNS="60")
+@pytest.mark.parametrize("columns", ["60", "50"])
+def test_a_narrow_terminal_gets_reasons_below(stack_of_all_states: Stack, columns: str) -> None:
+    terminal = Terminal(stack_of_all_states, "status", COLUMNS=columns)
     assert terminal.ended() == 0
-    table = terminal.lines[: terminal.lines.index("")]
-    assert max(map(len, table)) <= 60
-    assert re.fullmatch(r"node-b +unknown +- +- +- +100", table[2])
-    assert "node-b: HTTP 500, last weight held" in terminal.lines
+    head, table, reasons, tail = "\n".join(terminal.lines).split("\n\n")
+    assert max(map(len, f"{head}\n{table}\n{tail}".splitlines())) <= int(columns)
+    assert "1 up, 1 unknown, 1 drained;" in " ".join(head.split())
+    assert re.fullmatch(r"node-b +unknown +- +- +- +100", table.splitlines()[2])
+    assert "node-b: HTTP 500, last weight held" in reasons
+
+
+def test_status_begins_with_the_outcome_and_the_totals(stack_of_all_states: Stack) -> None:
+    lines = stack_of_all_states.script("status").stdout.splitlines()
+    assert lines[0] == f"{os.uname().nodename}, vllm-nginx-lb {__version__}"
+    assert re.match(r"reloaded \d+ s ago, ", lines[1])
+    assert lines[2] == "3 nodes: 1 up, 1 unknown, 1 drained; 2 running, 0 waiting; highest KV 0.80 (node-a)"
+    assert re.fullmatch(r"1 node drained by hand; for the longest time node-c: \d+ s", lines[3])
+    assert stack_of_all_states.status()["host"] == os.uname().nodename
+
+
+FILTERS: list[tuple[list[str], int, list[str]]] = [
+    (["node-b"], 0, ["node-b"]),
+    (["node-[ab]", "node-c"], 0, ["node-a", "node-b", "node-c"]),
+    (["--state", "drained", "--state", "unknown"], 0, ["node-b", "node-c"]),
+    (["--pool", "llm_cluster", "--state", "up", "node-*"], 0, ["node-a"]),
+    (["--limit", "2"], 0, ["node-b", "node-c"]),
+    (["--state", "down"], 0, []),
+    (["node-z"], 2, []),
+    (["--pool", "embeddings"], 2, []),
+    (["--state", "gone"], 2, []),
+    (["--limit", "0"], 2, []),
+    (["--limit", "2", "--all"], 2, []),
+]
+
+
+def test_status_shows_the_nodes_that_are_asked_for(stack_of_all_states: Stack) -> None:
+    for options, code, names in FILTERS:
+        done = stack_of_all_states.script("status", *options)
+        assert (done.returncode, re.findall(r"^llm_cluster +(\S+)", done.stdout, re.MULTILINE)) == (code, names), (
+            options
+        )
+        done = stack_of_all_states.script("status", "--json", *options)
+        assert done.returncode == code, options
+        if code == 0:
+            pools = json.loads(done.stdout)["pools"]
+            assert [node["name"] for pool in pools for node in pool["nodes"]] == names, options
+    assert "no node 'node-z' in the last decision" in stack_of_all_states.script("status", "node-z").stderr
+
+
+def test_status_tells_live_weights_from_decided_ones(stack: Stack) -> None:
+    stack.run()
+    stack.nodes[0].load["kv"] = 0.95
+    stack.run()
+    assert "nginx runs" not in stack.script("status").stdout
+    stack.script("rollback")
+    said = stack.script("status").stdout
+    runs = f"nginx runs the weights of generation {stack.generation()[:12]}: "
+    assert f"\n{runs}1 node differs; node-a (live 100, decided 10)\n" in said
+    assert re.search(r"^llm_cluster +node-a +up +0.95 +0 +1 +10 +100 +kv 0.95 >= 0.92$", said, re.MULTILINE)
+
+
+def test_a_drained_node_that_still_gets_requests_is_not_shown_as_drained(stack: Stack) -> None:
+    stack.run()
+    stack.write_nginx("broken;")
+    stack.script("drain", "node-c")
+    stack.run(expect=1)
+    said = stack.script("status").stdout
+    assert ": 1 node differs; node-c still gets requests (live 100, decided 0)\n" in said
+    assert "3 nodes: 2 up, 1 drained (1 still live);" in said
+    (row,) = [line for line in said.splitlines() if line.startswith("llm_cluster  node-c ")]
+    assert re.search(r"node-c +still live +0.10 +0 +1 +0 +100 +drained, and nginx still sends it requests: ", row)
 
 
 def test_a_pipe_gets_plain_lines_of_any_length(stack_of_all_states: Stack) -> None:

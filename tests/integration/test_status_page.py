@@ -162,7 +162,7 @@ def test_each_node_of_each_pool_has_its_state_its_numbers_and_why(site: Site) ->
     expect(page.locator("#generation")).to_have_text("9f3ac21b04de")
     expect(page.locator("#tick-age")).to_contain_text("s ago")
     expect(page.locator("#alert")).to_be_empty()
-    assert page.title() == "2/3 up · vllm-nginx-lb"
+    assert page.title() == "2/3 up · ingress-1 · vllm-nginx-lb"
 
 
 def test_the_page_says_why_a_change_waits_and_why_weights_are_held(site: Site) -> None:
@@ -348,6 +348,8 @@ def test_what_former_versions_wrote_without_codes_is_shown(site: Site) -> None:
     expect(card(page, "node-a").locator(".move")).to_contain_text("up → down, weight 100 → 0: connection refused")
     expect(page.locator(".chart canvas")).to_have_count(7)
     assert sorted(kind for kind, _ in events(page)) == ["fault", "node", "wait"]
+    assert page.locator("h1").text_content() == "127.0.0.1"
+    expect(page.locator("#live")).to_be_hidden()
     assert site.complaints == []
 
 
@@ -423,7 +425,7 @@ def test_old_data_is_marked_until_there_is_new(site: Site) -> None:
     expect(alert).to_contain_text("Old data. The last tick was at")
     expect(page.locator("body")).to_have_class("old")
     expect(page.locator("#tick-age")).to_have_text("5 min ago")
-    assert page.title() == "OLD DATA · vllm-nginx-lb"
+    assert page.title() == "OLD DATA · ingress-1 · vllm-nginx-lb"
 
     stop = threading.Event()
 
@@ -436,7 +438,7 @@ def test_old_data_is_marked_until_there_is_new(site: Site) -> None:
     try:
         expect(alert).to_be_empty()
         expect(page.locator("body")).not_to_have_class("old")
-        expect(page).to_have_title("3/3 up · vllm-nginx-lb")
+        expect(page).to_have_title("3/3 up · ingress-1 · vllm-nginx-lb")
     finally:
         stop.set()
         writer.join()
@@ -456,13 +458,13 @@ def test_a_fault_of_the_last_tick_is_said(site: Site) -> None:
     site.fill(60, outcome="rolled_back", error="nginx -t failed: unknown directive")
     page = site.open()
     expect(page.get_by_role("alert")).to_have_text("Last tick rolled back. nginx -t failed: unknown directive")
-    expect(page).to_have_title("LAST TICK ROLLED BACK · vllm-nginx-lb")
+    expect(page).to_have_title("LAST TICK ROLLED BACK · ingress-1 · vllm-nginx-lb")
 
 
 def test_before_the_first_tick_the_page_says_so_and_then_shows_it(site: Site) -> None:
     page = site.open()
     expect(page.get_by_role("alert")).to_contain_text("No tick has ended yet")
-    expect(page).to_have_title("NO DATA · vllm-nginx-lb")
+    expect(page).to_have_title("NO DATA · 127.0.0.1 · vllm-nginx-lb")
     site.state.tick(time.time())
     expect(card(page, "node-a")).to_be_visible()
     expect(page.locator("#alert")).to_be_empty()
@@ -495,7 +497,7 @@ def test_what_was_known_stays_when_the_status_breaks_or_goes_or_nginx_ends(
         (state.directory / "status.json").unlink()
         expect(alert).to_contain_text("status.json is gone")
     expect(alert).to_contain_text("nginx does not answer")
-    expect(page).to_have_title("NO NEWS · vllm-nginx-lb")
+    expect(page).to_have_title("NO NEWS · ingress-1 · vllm-nginx-lb")
     expect(card(page, "node-a")).to_be_visible()
     with ingress(tmp_path, hosts["work"], [9]):
         state.tick(time.time())
@@ -607,10 +609,10 @@ def test_an_hour_of_four_nodes_weighs_less_than_150_kb(site: Site) -> None:
     assert len(page.evaluate("statusPage.page.history.times")) >= 359
 
 
-def test_what_the_page_is_made_of_weighs_less_than_100_kib_without_its_comments() -> None:
+def test_what_the_page_is_made_of_weighs_less_than_108_kib_without_its_comments() -> None:
     files = [PAGE / name.removeprefix("/") for name in LOADED if name != "/"]
     text = "".join(file.read_text(encoding="utf-8") for file in (PAGE / "index.html", *files))
-    assert len(re.sub(r"^ *(//|/\*\*|\*).*\n", "", text, flags=re.MULTILINE).encode()) < 100 * 1024
+    assert len(re.sub(r"^ *(//|/\*\*|\*).*\n", "", text, flags=re.MULTILINE).encode()) < 108 * 1024
 
 
 def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -> None:
@@ -619,6 +621,9 @@ def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -
     site.state.pools["llm_cluster"][299].fail("connection refused, 3 in a row")
     site.fill(360)
     page = site.open()
+    expect(page.locator("article")).to_have_count(30)
+    expect(page.locator("article h3").first).to_have_text("n299")
+    page.get_by_role("button", name="Show all 301").click()
     expect(page.locator("article")).to_have_count(301)
     expect(page.locator("article canvas").first).to_be_visible()
     assert page.locator("article canvas").count() < 40
@@ -632,6 +637,92 @@ def test_hundreds_of_nodes_are_shown_with_charts_for_those_in_view(site: Site) -
     page.get_by_role("searchbox").fill("n29 kv_level")
     expect(page.locator("article:visible")).to_have_count(9)
     expect(page.locator("#find output")).to_have_text("9 of 301 nodes")
+
+
+def test_of_a_thousand_nodes_the_worst_are_shown_and_the_others_are_found(site: Site) -> None:
+    nodes = [FakeNode(f"gpu-{number:03}", weight=20 + number % 80) for number in range(1000)]
+    site.state.pools = {"llm_cluster": nodes[:900], "embeddings": nodes[900:]}
+    nodes[950].fail("connection refused, 3 in a row")
+    nodes[7].state, nodes[7].weight, nodes[7].cause = "drained", 0, "drained_by_operator"
+    nodes[7].reason, nodes[7].drained_since = "drained by the operator: new fan", time.time() - 3 * 86400
+    nodes[8].kv = 0.97
+    site.state.interval = 60
+    site.fill(300)
+    page = site.open()
+    expect(page.locator("#summary")).to_have_text(
+        "998 up, 1 down, 1 drained · 3996 running · 0 waiting · highest KV 97 % (gpu-008)"
+    )
+    expect(page.locator("article")).to_have_count(30)
+    expect(page.locator(".pool").nth(0).locator("h3").first).to_have_text("gpu-007")
+    expect(page.locator(".pool").nth(1).locator("h3").first).to_have_text("gpu-950")
+    expect(page.locator(".pool").nth(1).locator("header p").first).to_have_text(
+        "99 up, 1 down · 396 running, 0 waiting"
+    )
+    expect(card(page, "gpu-007").locator(".reason")).to_have_text("drained by the operator: new fan (3 d ago)")
+    expect(page.locator("#rest span")).to_have_text("30 of 1000 nodes, the worst first; not shown: 970 up.")
+
+    search = page.get_by_role("searchbox", name="Show")
+    search.fill("embeddings gpu-99")
+    expect(page.locator("article h3")).to_have_text([f"gpu-99{digit}" for digit in range(10)])
+    expect(page.locator("#find output")).to_have_text("10 of 1000 nodes")
+    expect(page.locator("#rest")).to_be_hidden()
+    search.fill("nothing of that kind")
+    expect(page.locator("article")).to_have_count(0)
+    search.fill("gpu-1")
+    expect(page.locator("#rest span")).to_contain_text("30 of 100 nodes")
+
+    # With the keyboard alone.
+    search.press("Tab")
+    expect(page.get_by_role("button", name="Show all 100")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("article")).to_have_count(100)
+    assert page.locator("article canvas").count() < 40
+    button = page.get_by_role("button", name="Show the 30 worst")
+    expect(button).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.locator("article")).to_have_count(30)
+    assert site.complaints == []
+
+
+def test_the_page_names_the_host_and_the_version(site: Site) -> None:
+    site.fill(60)
+    page = site.open()
+    expect(page.get_by_role("heading", level=1)).to_have_text("ingress-1")
+    expect(page).to_have_title("3/3 up · ingress-1 · vllm-nginx-lb")
+    expect(page.locator(".top .muted")).to_have_text(re.compile(r"^vllm-nginx-lb 9\.8\.7 at 127\.0\.0\.1:\d+$"))
+
+
+def test_live_weights_are_told_from_decided_ones(site: Site) -> None:
+    site.nodes["node-a"].state, site.nodes["node-a"].weight = "drained", 0
+    site.nodes["node-a"].cause, site.nodes["node-a"].reason = "drained_by_operator", "drained by the operator"
+    site.state.live = {"llm_cluster": {"node-b": 100, "node-a": 90, "node-x": 7}}
+    site.fill(60, outcome="deferred", deferred="the last reload was 5 s ago")
+    page = site.open()
+    expect(page.get_by_role("status").first).to_have_text(
+        "Still live. nginx runs the weights of generation 9f3ac21b04de: 3 nodes differ; "
+        "node-a still gets requests (live 90, decided 0), node-x still gets requests (live 7, no longer in the "
+        "configuration), node-b (live 100, decided 60)."
+    )
+    expect(page.locator("#summary")).to_contain_text("2 up, 1 drained (1 still live), 1 gone (1 still live)")
+    expect(card(page, "node-a").locator(".state")).to_have_text("still live")
+    expect(card(page, "node-a").locator(".weight dd")).to_have_text("0 decided, 90 live")
+    expect(card(page, "node-a").locator(".reason")).to_have_text(
+        "drained, and nginx still sends it requests: drained by the operator"
+    )
+    expect(card(page, "node-b").locator(".weight dd")).to_have_text("60 decided, 100 live")
+    expect(card(page, "node-b").locator(".state")).to_have_text("up")
+    expect(card(page, "node-x").locator(".state")).to_have_text("still live")
+    light = sorted(
+        luminance(page, text, name)
+        for text, name in (("[data-state=live] .state", "color"), ("[data-state=live]", "backgroundColor"))
+    )
+    assert (light[1] + 0.05) / (light[0] + 0.05) >= 4.5
+
+    site.state.live = {}
+    site.state.tick(time.time())
+    expect(page.locator("#live")).to_be_hidden()
+    expect(card(page, "node-a").locator(".state")).to_have_text("drained")
+    assert site.complaints == []
 
 
 def test_the_codes_that_the_page_knows_are_the_scripts() -> None:

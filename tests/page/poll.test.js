@@ -57,7 +57,7 @@ test("the first time the history is asked for too, with the segments before it t
   files.set("history-000001.jsonl.gz", segmentOf(end - 4000, end - 2010, "history-000000.jsonl.gz"));
   await start(room);
   assert.deepEqual(asked, ["status.json", "history.jsonl", "history-000002.jsonl.gz", "history-000001.jsonl.gz"]);
-  assert.deepEqual(drawn, ["all"]);
+  assert.deepEqual(drawn, ["all", "all"], "the status is shown before the history is there");
   assert.equal(page.trouble, null);
   assert.equal(page.history.times.length, 360);
 });
@@ -108,7 +108,7 @@ test("a history that cannot be read is asked for again at the next tick", async 
   files.set("status.json", statusAt(end));
   files.set("history.jsonl", () => Promise.reject(new TypeError("fetch failed")));
   assert.deepEqual(await tick(), ["status.json", "history.jsonl"]);
-  assert.deepEqual(drawn, ["all"]);
+  assert.deepEqual(drawn, ["all", "all"]);
   files.set("history.jsonl", segmentOf(end - 3650, end));
   assert.deepEqual(await tick(), ["status.json", "history.jsonl"]);
   assert.deepEqual(await tick(), ["status.json"]);

@@ -8,12 +8,12 @@ import { PAGE } from "./samples.js";
 
 // Lowest first: a module imports only what stands above it.
 const ROOMS = [
-  "format", "status", "events", "history", // pure
+  "format", "status", "fleet", "events", "history", // pure
   "state", "poll",
   "dom", "marks", "charts", "nodes", "view",
   "main",
 ];
-const PURE = ["format", "status", "events", "history"];
+const PURE = ["format", "status", "fleet", "events", "history"];
 const WITHOUT_DOM = [...PURE, "state", "poll"];
 const WITHOUT_NETWORK = ROOMS.filter((name) => name !== "poll");
 const SENTENCES = /\b(reason|error|held|deferred|why)\??\.(includes|startsWith|endsWith|match|indexOf|replace|slice)\b/;

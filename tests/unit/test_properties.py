@@ -20,6 +20,7 @@ from vllm_lb.addresses import bracketed, canonical, is_host, is_ip
 from vllm_lb.causes import ScrapeCause
 from vllm_lb.config_file import problems_across_fields
 from vllm_lb.decide import POLICIES, decide
+from vllm_lb.drains import read_drains
 from vllm_lb.errors import FailureError
 from vllm_lb.judge import Judgement, judge
 from vllm_lb.memory import NodeMemory
@@ -31,6 +32,9 @@ from vllm_lb.render import source_of
 from vllm_lb.schema import build
 from vllm_lb.settings import MAX_ENGINES, MAX_WEIGHT, NAME, POOL_NAME, Config, Node
 from vllm_lb.state import State
+from vllm_lb.text import seconds_of
+from vllm_lb.view.fleet import rows_of
+from vllm_lb.view.status import summary
 from vllm_lb.view.table import table_of_nodes
 from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
 
@@ -424,13 +428,21 @@ STATUS = json_of(PLAN) | {"generation": "0", "applied": True, "outcome": "unchan
 def test_any_status_is_shown_or_refused(content: bytes) -> None:
     with state_with("status.json", content) as state, contextlib.suppress(FailureError):
         found = state.status()
-        assert f"{table_of_nodes(found.pools)} {found.error} {found.deferred}".replace("\n", "").isprintable()
+        rows = rows_of(found.pools, found.live_weights)
+        lines = [*table_of_nodes(rows, 0.0), *summary(found, rows, 0.0)]
+        assert f"{' '.join(lines)} {found.error} {found.deferred}".replace("\n", "").isprintable()
 
 
-@given(files(["a", "b"]))
-def test_any_list_of_drained_nodes_is_used_or_refused(content: bytes) -> None:
-    with state_with("drained.json", content) as state, contextlib.suppress(FailureError):
-        assert all(isinstance(name, str) for name in state.drained())
+WORD = {"since": NOW, "reason": "a fan", "by": None}
+
+
+@given(files(["a", "b"]) | files({"version": 2, "nodes": {"a": WORD, "b": WORD}, "undrained": {"c": WORD}}))
+def test_any_drained_nodes_are_used_or_those_of_the_last_tick(content: bytes) -> None:
+    with state_with("drained.json", content) as state:
+        drains = read_drains(state)
+    for name, _, word in drains.words():
+        assert f"{name} {word.since} {word.reason} {word.by}".isprintable()
+        assert 0 < seconds_of(word.since) < 2**32
 
 
 @given(files({"group": 1, "generations": [[1, 2], [3]]}))

@@ -1,42 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `status`: what the last tick decided, and the result."""
+"""The command `status`: what the last tick decided, what nginx runs, and the nodes, the worst first."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING
 
+from vllm_lb import __version__
 from vllm_lb.causes import FailureCause
+from vllm_lb.data import data
 from vllm_lb.errors import FailureError
 from vllm_lb.files import read_json
 from vllm_lb.outcome import LIVE, overdue
 from vllm_lb.text import seconds_of
+from vllm_lb.view.fleet import (
+    Filter,
+    counted,
+    differences,
+    rows_of,
+    span,
+    states,
+    totals,
+    totals_of_pools,
+    worst_first,
+)
 from vllm_lb.view.history_reader import outcomes, ticks_since
-from vllm_lb.view.table import table_of_nodes
+from vllm_lb.view.table import held_pools, table_of_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vllm_lb.outcome import Outcome, Status
     from vllm_lb.state import State
+    from vllm_lb.view.fleet import Row
 
 HOUR_SECONDS = 3600
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
+MOST_NODES = 30  # that are all shown, in the order of the configuration
+LIMIT = 20  # nodes that are shown of more than that
+LEAST_NODES = 3  # that are shown on the lowest terminal
 
 
-def status_command(state: State, *, as_json: bool, watch: bool) -> None:
-    """Print the last decision; raise a FailureError when the last tick without a fault is too old."""
+@data(kw_only=True)
+class Wanted:
+    """Which nodes are shown, and how many of them."""
+
+    filter: Filter = Filter()
+    limit: int | None = None  # None: the usual limits
+    all: bool = False
+
+
+def status_command(state: State, wanted: Wanted, *, as_json: bool, watch: bool) -> None:
+    """Print the last decision; raise a FailureError when the last tick without a fault is too old.
+
+    Raises:
+        FailureError: as above; or with exit code 2, the filter names a pool or a node that is not there.
+    """
     path = state.directory / "status.json"
     try:
         if as_json:
-            print(json.dumps(read_json(path), indent=1))
+            print_json(state, wanted)
             last = state.last()
         else:
-            show(state, watch=watch)
+            show(state, wanted, watch=watch)
             last = state.status()
     except FileNotFoundError as error:
         problem = f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)"
@@ -53,22 +85,39 @@ def check_age(last: Outcome | None, path: str) -> None:
         raise FailureError(FailureCause.TICK_OVERDUE, complaint)
 
 
-def show(state: State, *, watch: bool) -> None:
+def print_json(state: State, wanted: Wanted) -> None:
+    """Print status.json as it is, whatever its version; with a filter or a limit, only with the nodes that it takes."""
+    if not wanted.filter and wanted.limit is None:
+        print(json.dumps(read_json(state.directory / "status.json"), indent=1))
+        return
+    status = state.status()
+    rows = rows_of(status.pools, status.live_weights)
+    wanted.filter.check(rows)
+    taken = [row for row in rows if row.plan and wanted.filter.takes(row)]
+    kept = {(row.pool, row.name) for row in worst_first(taken)[: wanted.limit]}
+    pools = [
+        dataclasses.replace(pool, nodes=tuple(node for node in pool.nodes if (pool.name, node.name) in kept))
+        for pool in status.pools
+    ]
+    print(json.dumps(dataclasses.asdict(dataclasses.replace(status, pools=tuple(pools))), indent=1))
+
+
+def show(state: State, wanted: Wanted, *, watch: bool) -> None:
     """Print the status; with `watch`, again whenever a tick has ended, until interrupted.
 
     Raises:
         FileNotFoundError: no tick has ended yet.
     """
     is_terminal = sys.stdout.isatty()
-    shown, reloads = "", 0
+    seen, reloads = "", 0
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             status = state.status()
-            if is_new := status.decided_at != shown:
-                shown, reloads = status.decided_at, reloads_in_the_last_hour(state, status)
+            if is_new := status.decided_at != seen:
+                seen, reloads = status.decided_at, reloads_in_the_last_hour(state, status)
             if is_new or is_terminal:  # on a terminal each second, because ages grow
-                width = shutil.get_terminal_size().columns if is_terminal else None
-                lines = [*table_of_nodes(status.pools, width), "", *summary(status, time.time(), reloads)]
+                size = shutil.get_terminal_size() if is_terminal else None
+                lines = lines_that_fit(status, wanted, reloads, time.time(), size, watch=watch)
                 print(CLEAR_SCREEN if watch and is_terminal else "", end="")
                 print(*lines, sep="\n", flush=True)
             if not watch:
@@ -83,13 +132,69 @@ def reloads_in_the_last_hour(state: State, status: Status) -> int:
     return sum(each["outcome"] in LIVE and seconds_of(at) >= start for at, each in found.items())
 
 
-def summary(status: Status, now: float, reloads: int) -> Iterator[str]:
-    """Yield the lines below the table. `now` is in seconds since 1970."""
+def lines_that_fit(
+    status: Status, wanted: Wanted, reloads: int, now: float, size: tuple[int, int] | None, *, watch: bool
+) -> list[str]:
+    """Return all lines; of a large fleet, and with `watch`, only as many nodes as a terminal of this size has room for.
+
+    `size` has columns and lines, or is None for what is no terminal; `now` is in seconds since 1970.
+    """
+    width = size[0] if size else None
+    rows = rows_of(status.pools, status.live_weights)
+    wanted.filter.check(rows)
+    taken = [row for row in rows if wanted.filter.takes(row)]
+    head = [part for line in summary(status, rows, now) for part in wrapped(line, width)]
+    tail = wrapped(work_of_nginx(status, reloads), width)
+    is_large = len(taken) > MOST_NODES
+    limit = len(taken) if wanted.all else wanted.limit or (LIMIT if is_large else len(taken))
+    is_flexible = not wanted.all and not wanted.limit and size and (watch or is_large)
+    while True:
+        lines = [*head, "", *nodes_within(taken, limit, now, width), "", *tail]
+        if not is_flexible or not size or len(lines) < size[1] or limit <= LEAST_NODES:
+            return lines
+        limit = min(limit, len(taken)) - 1
+
+
+def wrapped(line: str, width: int | None) -> list[str]:
+    """Return a line in parts of at most `width` columns."""
+    return textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else [line]
+
+
+def nodes_within(taken: Sequence[Row], limit: int, now: float, width: int | None) -> list[str]:
+    """Return the table, the worst nodes first if not all of a few are shown, and how many more there are."""
+    if not taken:
+        return ["no node is in such a state"]
+    is_cut = len(taken) > limit
+    ordered = worst_first(taken) if is_cut or len(taken) > MOST_NODES else taken
+    table = table_of_nodes(ordered[:limit], now, width)
+    rest = ordered[limit:]
+    return [*table, *([f"... and {counted(len(rest), 'more node')} (--all): {states(rest)}"] if rest else [])]
+
+
+def summary(status: Status, rows: Sequence[Row], now: float) -> Iterator[str]:
+    """Yield the lines above the table. `now` is in seconds since 1970."""
     why = f": {status.error or status.deferred}" if status.error or status.deferred else ""
     age = now - seconds_of(status.decided_at)
+    yield f"{status.host or 'this host'}, vllm-nginx-lb {status.package_version or __version__}"
     yield f"{status.outcome} {age:.0f} s ago, at {status.decided_at}, generation {status.generation}{why}"
     if status.error and status.succeeded_at:
         yield f"last tick without a fault: {status.succeeded_at}"
+    if status.live_weights is None:
+        yield "it is not known which weights nginx runs"
+    elif found := differences(rows):
+        yield f"nginx runs the weights of generation {(status.generation or 'unknown')[:12]}: {found}"
+    yield totals(rows)
+    yield from totals_of_pools(rows)
+    yield from held_pools(status.pools)
+    drained = [(seconds_of(row.plan.drained_since), row.name) for row in rows if row.plan and row.plan.drained_since]
+    if drained:
+        since, name = min(drained)
+        longest = f"{name}: {span(now - since)}"
+        yield f"{counted(len(drained), 'node')} drained by hand; for the longest time {longest}"
+
+
+def work_of_nginx(status: Status, reloads: int) -> str:
+    """Return the line below the table."""
     changes = "reload" if status.totals.published == 0 else "change"
-    draining = f"{status.draining_generations} reload{'s' * (status.draining_generations != 1)}"
-    yield f"{reloads} {changes}{'s' * (reloads != 1)} in the last hour, old workers of {draining} still drain"
+    draining = counted(status.draining_generations, "reload")
+    return f"{counted(reloads, changes)} in the last hour, old workers of {draining} still drain"

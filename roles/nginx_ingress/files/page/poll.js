@@ -40,7 +40,10 @@ async function poll() {
       addStatus(page.history, page.status, interval(), !gap);
     }
     // A hidden page reads no history: its timers come once a minute, and each would find ticks missing.
-    if (gap && !view.isHidden()) await readHistory();
+    if (gap && !view.isHidden()) {
+      if (isNew) view.draw(); // of many nodes the history takes its time
+      await readHistory();
+    }
     trim(page.history, now() - HOUR);
     view.draw();
   } catch (error) {

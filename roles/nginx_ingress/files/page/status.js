@@ -32,10 +32,10 @@ export const keyOf = (pool, node) => `${pool}\n${node}`;
 /** Return the nodes of all pools. */
 export const nodesOf = (status) => status.pools.flatMap((pool) => pool.nodes);
 
-/** Return "2 up, 1 down". */
-export function countedStates(nodes) {
-  const counts = STATES.map((state) => [nodes.filter((node) => node.state === state).length, state]);
-  return counts.filter(([count]) => count).map((pair) => pair.join(" ")).join(", ");
+/** Return "2 up, 1 down"; `note` returns what follows the count of a state. */
+export function countedStates(nodes, note = () => "") {
+  const counts = [...STATES, "gone"].map((state) => [nodes.filter((node) => node.state === state).length, state]);
+  return counts.filter(([count]) => count).map(([count, state]) => `${count} ${state}${note(state)}`).join(", ");
 }
 
 /** Return "12 running, 3 waiting" of the nodes that could be read. */

@@ -4,10 +4,11 @@
 import { drawCharts } from "./charts.js";
 import { $, made, notice, say } from "./dom.js";
 import { collapsed, toldInFull } from "./events.js";
-import { clock, duration, seconds, shortened, whenever, worded } from "./format.js";
-import { drawPools, find } from "./nodes.js";
+import { differences, fullest, rowsOf, statesOf } from "./fleet.js";
+import { clock, duration, percent, seconds, shortened, shown, whenever, worded } from "./format.js";
+import { drawPools } from "./nodes.js";
 import { age, interval, isOld, now, page, problems } from "./state.js";
-import { codeOf, countedStates, isFault, load, nodesOf } from "./status.js";
+import { codeOf, isFault, load, nodesOf } from "./status.js";
 
 const MOST_EVENTS = 100; // in the list of all
 const MANY_NODES = 12; // from so many on there is a field to search them
@@ -17,16 +18,25 @@ const SIGNS = { change: "▲", wait: "◷", fault: "✕", gap: "…", node: "◆
 export function draw() {
   drawProblems();
   if (!page.status) return;
+  const rows = rowsOf(page.status);
   const nodes = nodesOf(page.status);
+  const most = fullest(rows);
   for (const id of ["#facts", "#hour"]) $(id).hidden = false;
-  say($("#summary"), `${countedStates(nodes)} · ${load(nodes, " · ")}`);
+  say($("h1"), host());
+  const kv = most && `highest KV ${shown(percent(most.kv_cache_usage), " %")} (${most.name})`;
+  say($("#summary"), [statesOf(rows), load(nodes, " · "), kv].filter(Boolean).join(" · "));
+  const differing = differences(page.status, rows);
+  const headline = rows.some((row) => row.isStillLive) ? "Still live." : "Not as decided.";
+  notice($("#live"), differing && "differs", headline, differing);
   $("#find").hidden = nodes.length < MANY_NODES;
   drawFacts(page.status);
   drawPools();
-  find();
   drawEvents();
   drawCharts();
 }
+
+/** Return the name of the ingress, or, of a former version, the address, which several hosts may share. */
+const host = () => page.status?.host ?? location.hostname;
 
 /** Say what is wrong, in the banner and in the title. */
 export function drawProblems() {
@@ -41,7 +51,8 @@ export function drawProblems() {
   const nodes = page.status ? nodesOf(page.status) : [];
   const up = nodes.filter((node) => node.state === "up").length;
   const title = found.length ? found[0][0].replace(".", "").toUpperCase() : `${up}/${nodes.length} up`;
-  if (document.title !== `${title} · vllm-nginx-lb`) document.title = `${title} · vllm-nginx-lb`;
+  const whole = `${title} · ${host()} · vllm-nginx-lb`;
+  if (document.title !== whole) document.title = whole;
 }
 
 /** Return one line of the banner. */
@@ -78,6 +89,7 @@ function drawFacts(status) {
     "change-note": status.changed_at ? `${worded(status.changed_outcome)} at ${whenever(status.changed_at)}` : "",
     generation: shortened(status.generation),
     "generation-note": status.applied ? "live in nginx" : "not what was decided",
+    version: status.package_version ?? "",
     draining: String(draining),
     "draining-note": draining ? "generations still finish their streams" : "all have ended",
     ticks: Object.values(totals).reduce((sum, count) => sum + count, 0).toLocaleString("en"),
