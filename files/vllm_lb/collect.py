@@ -19,6 +19,7 @@ from vllm_lb.history import History, Tick
 from vllm_lb.journal import NOTICE, WARNING, log
 from vllm_lb.memory import NodeMemory
 from vllm_lb.memory_file import read_memory
+from vllm_lb.own_host import look
 from vllm_lb.plan import Plan
 from vllm_lb.prometheus import metrics
 from vllm_lb.scrape import scrape_all
@@ -41,7 +42,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     log_changes(tick)
     state.write("plan.json", dataclasses.asdict(tick.plan))
     state.write("memory.json", {name: dataclasses.asdict(each) for name, each in tick.after.items()})
-    text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick)
+    text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick, look(config.own_host))
     writers: list[Callable[[], None]] = [
         lambda: write_atomically(state.directory / "metrics.prom", text, 0o644, sync=False),
         lambda: History(state.directory, config.history_max_bytes).add(tick),
