@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vllm_lb.settings import OwnHostSettings
 
 TIMEOUT_SECONDS = 1  # for the handshake, over loopback
-DISCARD_PORT = 9  # any would do: a datagram socket that is connected sends nothing
 # The two times of a certificate in DER (RFC 5280, 4.1.2.5), until 2049 and from 2050 on. What stands before them is
 # names and numbers, which cannot have this form: a text has no control characters.
 TIME = rb"(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)"
@@ -91,15 +90,17 @@ def seconds(short: bytes | None, long: bytes | None) -> float:
 
 
 def has_address(address: str) -> bool:
-    """Tell whether an interface of this host has an address: only then the kernel would send to it from itself."""
+    """Tell whether an interface of this host has an address: the kernel lets a socket have no other.
+
+    With net.ipv4.ip_nonlocal_bind it lets a socket have any address.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((address, DISCARD_PORT))
-            source = probe.getsockname()[0]
+            probe.bind((address, 0))
         except OSError:
             return False
-    return socket.inet_pton(family, source) == socket.inet_pton(family, address)
+    return True
 
 
 def is_running(pid_file: Path) -> bool:

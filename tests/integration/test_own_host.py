@@ -85,7 +85,14 @@ def test_a_server_without_tls_and_no_server_have_no_certificate() -> None:
 
 @pytest.mark.parametrize(
     ("address", "own"),
-    [("127.0.0.1", True), ("::1", True), ("0:0::1", True), ("192.0.2.100", False), ("2001:db8::100", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),  # not the first one of its interface
+        ("::1", True),
+        ("0:0::1", True),
+        ("192.0.2.100", False),
+        ("2001:db8::100", False),
+    ],
 )
 def test_the_addresses_of_this_host(address: str, own: bool) -> None:  # noqa: FBT001 - a row of a table
     assert has_address(address) is own
