@@ -5,4 +5,4 @@ docs/architecture.md lists the modules, lowest first. A module imports only what
 `make lint` checks that. `apply` runs as root: it loads nothing that scrapes, decides or speaks TLS.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -20,6 +20,7 @@ from vllm_lb.history import History, Tick
 from vllm_lb.journal import NOTICE, WARNING, log
 from vllm_lb.memory import NodeMemory, stored
 from vllm_lb.memory_file import read_memory
+from vllm_lb.own_host import look
 from vllm_lb.plan import Plan
 from vllm_lb.prometheus import metrics
 from vllm_lb.scrape import scrape_all
@@ -43,7 +44,7 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
     log_membership(state.decided_nodes(), [(pool.name, node.name) for pool in tick.plan.pools for node in pool.nodes])
     state.write("plan.json", dataclasses.asdict(tick.plan))
     state.write("memory.json", {name: stored(each) for name, each in tick.after.items()})
-    text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick)
+    text = metrics(config, hashlib.sha256(config_file.read_bytes()).hexdigest(), tick, look(config.own_host))
     writers: list[Callable[[], None]] = [
         lambda: write_atomically(state.directory / "metrics.prom", text, 0o644, sync=False),
         lambda: History(state.directory, config.history_max_bytes).add(tick),

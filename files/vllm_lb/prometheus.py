@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
     from vllm_lb.history import Tick
     from vllm_lb.outcome import Outcome
+    from vllm_lb.own_host import OwnHost
     from vllm_lb.plan import Plan
-    from vllm_lb.settings import Config
+    from vllm_lb.settings import Config, OwnHostSettings
 
 
-def metrics(config: Config, config_sha256: str, tick: Tick) -> str:
-    """Return a tick in Prometheus' text format."""
+def metrics(config: Config, config_sha256: str, tick: Tick, own_host: OwnHost) -> str:
+    """Return a tick, and what was found of this host, in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Collected:
@@ -41,6 +42,7 @@ def metrics(config: Config, config_sha256: str, tick: Tick) -> str:
             yield from pool_metrics(config, tick.plan)
             yield from live_metrics(tick)
             yield from node_metrics(tick)
+            yield from own_host_metrics(config.own_host, own_host)
 
     registry = CollectorRegistry()
     registry.register(Collected())
@@ -134,3 +136,20 @@ def node_metrics(tick: Tick) -> Iterator[Metric]:
     yield of_readings("requests_waiting", "Requests queued.", "waiting")
     yield of_readings("requests_running", "Requests in a batch.", "running")
     yield of_readings("preemptions", "Preemptions since the node started.", "preemptions", counter=True)
+
+
+def own_host_metrics(settings: OwnHostSettings, found: OwnHost) -> Iterator[Metric]:
+    """Yield the metrics of this host; what it does not have, or does not answer, is left out."""
+    not_before, not_after = found.certificate or (None, None)
+    begins = "When the certificate that clients are shown begins."
+    ends = "When the certificate that clients are shown ends."
+    yield family("certificate_not_before_timestamp_seconds", begins, known((), not_before))
+    yield family("certificate_not_after_timestamp_seconds", ends, known((), not_after))
+    held = known((settings.floating_address,), found.holds_floating_address)
+    yield family("floating_address_held", "Whether this host has the floating address.", held, ["address"])
+    yield family("keepalived_running", "Whether keepalived runs.", known((), found.keepalived_runs))
+
+
+def known(labels: Any, value: float | None) -> dict[Any, float]:
+    """Return the value of a metric by its labels, or no value."""
+    return {} if value is None else {labels: value}

@@ -4,7 +4,7 @@
 import itertools
 import re
 
-from vllm_lb.addresses import is_host
+from vllm_lb.addresses import is_host, is_ip
 from vllm_lb.data import data
 from vllm_lb.schema import absolute_path, at_least_one, choice, number, setting, text
 
@@ -155,6 +155,16 @@ class Policies:
 
 
 @data(kw_only=True)
+class OwnHostSettings:
+    """What of this host is told to Prometheus besides the tick: the certificate for clients, the floating address."""
+
+    tls_port: int | None = number(1, 65535, None)
+    tls_name: str | None = setting("a host name, or null", is_host, None)
+    floating_address: str | None = setting("an IP address, or null", is_ip, None)
+    keepalived_pid_file: str = absolute_path("/run/keepalived.pid")
+
+
+@data(kw_only=True)
 class Config:
     """config.yml as a whole."""
 
@@ -164,5 +174,6 @@ class Config:
     scrape: Scrape = Scrape()
     nginx: NginxSettings = NginxSettings()
     health: Health = Health()
+    own_host: OwnHostSettings = OwnHostSettings()
     pools: tuple[Pool, ...] = at_least_one("pool")
     policies: Policies = Policies()

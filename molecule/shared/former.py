@@ -1,4 +1,4 @@
-"""The version before the script became a package: its tree, its inventory, and the files on an ingress.
+"""Former versions: their trees, their inventories, and the files on an ingress.
 
 Run as a program, it lists the files that are on the ingress now: `former.py LIST`.
 """
@@ -12,15 +12,19 @@ from pathlib import Path
 
 import stack
 
-COMMIT = "59effa1b804a958bc31f6af73e49d9a60073d338"
+# The last commit before the version has a number of its own: the interrupted play, keys that rotate, and so on.
+LAST = "c64d245b8161c66183533f0055bfbb8fbec50cd8"
+# The version before the script became a package.
+OLDEST = "59effa1b804a958bc31f6af73e49d9a60073d338"
 # The balancer keeps copies of what was live beside the published file; their names change with each tick.
 COPIES = ".upstream.conf.*", ".weights.json.*"
-# Only the former version has these.
+LIBRARY = "/usr/local/lib/vllm-nginx-lb"  # a link to the modules of one version; the oldest one has none
+# Only the oldest version has the second.
 SCRIPT, VIEW = "/usr/local/bin/vllm_nginx_lb.py", "/usr/local/bin/vllm_nginx_lb_view.py"
 
 
-def check_out(folder: Path) -> Path:
-    """Write the tree of the former version below a folder, and return where it is.
+def check_out(folder: Path, commit: str) -> Path:
+    """Write the tree of a commit below a folder, and return where it is.
 
     Raises:
         AssertionError: this clone does not have the commit.
@@ -30,9 +34,9 @@ def check_out(folder: Path) -> Path:
     # Root runs the tests, and the clone may be somebody else's.
     git = ["git", "-c", "safe.directory=*", "-C", str(stack.PROJECT)]
     archive = folder / "former.tar"
-    made = subprocess.run([*git, "archive", f"--output={archive}", COMMIT], check=False, capture_output=True, text=True)
+    made = subprocess.run([*git, "archive", f"--output={archive}", commit], check=False, capture_output=True, text=True)
     assert made.returncode == 0, (
-        f"the upgrade is tested from commit {COMMIT}, which this clone does not have: {made.stderr.strip()}; "
+        f"the upgrade is tested from commit {commit}, which this clone does not have: {made.stderr.strip()}; "
         "a shallow clone gets it with `git fetch --unshallow`, CI with `fetch-depth: 0`"
     )
     subprocess.run(["tar", "--extract", f"--file={archive}", f"--directory={tree}"], check=True)  # noqa: S607
@@ -40,7 +44,7 @@ def check_out(folder: Path) -> Path:
 
 
 def inventory(tree: Path, scenario: Path) -> Path:
-    """Write a scenario's inventory with the variables of the former version, and return its hosts.yml.
+    """Write a scenario's inventory with the variables of a former version, and return its hosts.yml.
 
     Args:
         tree: what check_out() returned.
@@ -62,6 +66,11 @@ def files() -> set[str]:
     """
     unnamed = " ".join(f"! -name '{pattern}'" for pattern in COPIES)
     return set(stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}").splitlines())
+
+
+def modules() -> str:
+    """Return the directory of the live modules, whose name has their checksum."""
+    return stack.on_ingress("readlink", LIBRARY).strip()
 
 
 def assert_script(tree: Path) -> None:

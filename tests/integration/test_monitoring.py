@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 MONITORING = ROOT / "monitoring"
 RULES = yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-TESTS = yaml.safe_load((MONITORING / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+CASES = ("alerts_test.yml", "alerts_days_test.yml")
+TESTS = [test for name in CASES for test in yaml.safe_load((MONITORING / name).read_text(encoding="utf-8"))["tests"]]
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
@@ -53,7 +54,7 @@ def names(expression: str) -> set[str]:
     """Return the metrics of an expression."""
     bare = re.sub(r'"[^"]*"|\[[^]]*\]|\b(?:by|without|on|ignoring|group_left|group_right) *\([^)]*\)', "", expression)
     bare = re.sub(r"\{[^}]*\}", "", bare)
-    words = re.findall(r"(?<![\w.$])[a-zA-Z_][\w:]*(?!\w| *\()", bare)
+    words = re.findall(r"(?<![\w.$])[a-zA-Z_][\w:]*(?!\w|\s*\()", bare)
     return set(words) - {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "bool", "offset"}
 
 
@@ -86,8 +87,9 @@ def test_promtool_accepts(arguments: tuple[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_fire_when_they_should_and_only_then() -> None:
-    done = promtool("test", "rules", MONITORING / "alerts_test.yml")
+@pytest.mark.parametrize("cases", CASES)
+def test_alerts_fire_when_they_should_and_only_then(cases: str) -> None:
+    done = promtool("test", "rules", MONITORING / cases)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -56,6 +56,11 @@ FORMER_WEIGHTS = json.dumps(
         ]
     }
 ).encode()
+SHOWN = {
+    "nginx_ingress_tls_enabled": True,
+    "nginx_ingress_server_names": ["*.llm.example"],
+    "keepalived_address": "192.0.2.100/24",
+}
 SECRET = {"vllm_nginx_lb_api_key": "s3cret", "vllm_nginx_lb_upstream_template_file": "mine.j2"}
 
 
@@ -76,7 +81,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
         "tuned": STOCK | TUNED,
         "work": WORK,
         "work-tuned": WORK_TUNED,
-        "secret": STOCK | SECRET,
+        "secret": STOCK | SECRET | SHOWN,
         "tls": STOCK | tls,
         "work-tls": tls,
         "back": STOCK | {"__nginx_ingress_former_weights": {"content": base64.b64encode(FORMER_WEIGHTS).decode()}},
@@ -120,6 +125,18 @@ def test_secrets_and_templates_are_referred_to_by_path(hosts: dict[str, Host]) -
     assert "s3cret" not in written
     assert yaml.safe_load(written)["scrape"]["api_key_file"] == "/etc/vllm-nginx-lb/api_key"
     assert yaml.safe_load(written)["nginx"]["upstream_template"] == "/etc/vllm-nginx-lb/upstream.conf.j2"
+
+
+def test_the_script_knows_what_to_ask_of_its_own_host(hosts: dict[str, Host]) -> None:
+    asked = {name: yaml.safe_load(hosts[name].text(CONFIG))["own_host"] for name in ("plain", "secret")}
+    nothing = {"tls_port": None, "tls_name": None, "floating_address": None}
+    shown = {
+        "tls_port": hosts["secret"].tls_port,
+        "tls_name": "any.llm.example",
+        "floating_address": "192.0.2.100",
+    }
+    pid_file = {"keepalived_pid_file": "/run/keepalived.pid"}
+    assert asked == {"plain": nothing | pid_file, "secret": shown | pid_file}
 
 
 # --- units --------------------------------------------------------------------------------------------------------

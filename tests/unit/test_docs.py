@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_lb import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     page for pattern in ("*.md", "docs/*.md", "roles/*/README.md", "simulator/README.md") for page in ROOT.glob(pattern)
@@ -51,6 +53,13 @@ def test_links_are_found() -> None:
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     linked = {link.partition("#")[0] for link in links(ROOT / "README.md")}
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_the_changelog_begins_with_the_version_of_the_script() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    newest = re.fullmatch(r"(\d+\.\d+\.\d+) (?:\(not released yet\)|- \d{4}-\d\d-\d\d)", headings[0])
+    assert newest
+    assert newest[1] == __version__
 
 
 def test_the_page_of_real_engines_names_all_of_their_tests() -> None:

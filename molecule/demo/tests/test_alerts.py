@@ -25,6 +25,9 @@ def test_all_that_is_to_be_scraped_is_up() -> None:
     stack.wait_until(lambda: all(each["health"] == "up" for each in targets()), 60, "all targets are up")
     jobs = Counter(each["labels"]["job"] for each in targets())
     assert jobs == {"vllm-nginx-lb": 1, "vllm-nginx-lb-nginx": 1, "vllm-nginx-lb-work": 1, "vllm": 3}
+    # By the inventory, through playbooks/targets.yml
+    names = {(each["labels"].get("node"), each["labels"].get("pool")) for each in targets()} - {(None, None)}
+    assert names == {(name, "llm_cluster") for name in stack.ADDRESSES if name != "node-d"}
 
 
 def test_the_rules_are_loaded_and_can_be_evaluated() -> None:

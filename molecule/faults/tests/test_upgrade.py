@@ -1,4 +1,4 @@
-"""Back to the former version and up again with the balancer `upstream`; the scenario `default` has the other one."""
+"""Back to the oldest version and up again with the balancer `upstream`; the scenario `default` has the other one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_the_way_back_and_the_upgrade_fail_no_request(tmp_path: Path) -> None:
-    tree = former.check_out(tmp_path)
+    tree = former.check_out(tmp_path, former.OLDEST)
     hosts = former.inventory(tree, ticks.INVENTORY)
     fresh = former.files()
 
