@@ -29,6 +29,7 @@ GROUPS = {
     12: "Rollback",
     13: "Long streams",
     14: "Attackers",
+    15: "A play is interrupted, or nginx does not take its configuration",
 }
 
 

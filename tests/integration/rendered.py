@@ -170,6 +170,7 @@ def install_parts(rendered: Path, root: Path, places: dict[str, str] | None = No
     }
     texts = {f"{PARTS}/{name}": text for name, text in json.loads(rendered.read_text(encoding="utf-8")).items()}
     texts |= {f"{PARTS}/{file.name}": file.read_text(encoding="utf-8") for file in ROLE.glob("files/nginx/*.conf")}
+    texts[f"{PARTS}/set.conf"] = 'return 200 "a set\\n";\n'
     texts[SERVER] = (ROLE / "files" / "conf.d" / Path(SERVER).name).read_text(encoding="utf-8")
     for name, text in texts.items():
         file = root / name

@@ -5,26 +5,44 @@ Each run has a mount namespace of its own, in which folders of the test stand fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import LOAD_LUA, free_port
-from tests.integration.rendered import BODIES_UNIT, PARTS, ROLE, SERVER
+from tests.integration.conftest import LOAD_LUA, free_port, wait_for
+from tests.integration.rendered import BODIES_UNIT, NGINX, PARTS, ROLE, SERVER, ask
 from tests.playbook import play
 
 if TYPE_CHECKING:
-    import subprocess
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 PAGE = ROLE / "files" / "page"
 FORMER = "log_format former 'of the layout before the parts'; include /etc/nginx/vllm-nginx-lb/clients.conf;\n"
 CLIENTS = [{"name": "team-a", "key": "key-of-team-a-0123456789"}]
+PID_FILE = "/var/log/nginx/nginx.pid"
+# It reloads a real nginx, or starts one. nginx goes on after a run, and sees the folders of the test as the host's.
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >> {root}/systemctl.log
+echo LoadState=loaded
+echo ActiveState=active
+echo UnitFileState=enabled
+test "$*" = 'reload nginx.service' || exit 0
+if test -e {root}/hold; then echo $$ > {root}/held; exec sleep 300; fi
+if test -s {pid}; then kill -HUP "$(cat {pid})"; else nginx >/dev/null 2>&1; fi
+"""
 # A pool whose upstream another file has: nginx refuses a second one.
 REFUSED: dict[str, Any] = {
     "nginx_ingress_pools": {"taken": {"path_prefix": "/taken"}},
@@ -44,18 +62,19 @@ class Machine:
         for folder in (*self.WRITTEN, "etc/nginx/conf.d", "etc/nginx/vllm-nginx-lb"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         (root / "etc/nginx/nginx.conf").write_text(
-            f"{LOAD_LUA} pid /var/log/nginx/nginx.pid; events {{ }} http {{ include /etc/nginx/conf.d/*.conf; }}\n"
+            f"{LOAD_LUA} pid {PID_FILE}; events {{ }} http {{ include /etc/nginx/conf.d/*.conf; }}\n"
         )
         (root / "etc/nginx/conf.d/other.conf").write_text("upstream taken { server 127.0.0.1:9; }\n")
         (root / "bin").mkdir()
         systemctl = root / "bin" / "systemctl"
-        systemctl.write_text(
-            f'#!/bin/sh\necho "$*" >> {root}/systemctl.log\necho LoadState=loaded\necho ActiveState=active\n'
-        )
+        systemctl.write_text(SYSTEMCTL.format(root=root, pid=PID_FILE))
         systemctl.chmod(0o755)
         tmpfiles = root / "bin" / "systemd-tmpfiles"  # the namespace of the test has no www-data
         tmpfiles.write_text(f'#!/bin/sh\necho "tmpfiles $* $(cat)" >> {root}/systemctl.log\n')
         tmpfiles.chmod(0o755)
+        findmnt = root / "bin" / "findmnt"  # nothing is mounted
+        findmnt.write_text(f"#!/bin/sh\necho {1024 << 20}\n")
+        findmnt.chmod(0o755)
         no_container = root / "bin" / "systemd-detect-virt"
         no_container.write_text("#!/bin/sh\nexit 1\n")
         no_container.chmod(0o755)
@@ -95,6 +114,47 @@ class Machine:
         log = self.root / "systemctl.log"
         return log.read_text().count("reload nginx.service") if log.exists() else 0
 
+    def within(self) -> tuple[str, ...]:
+        """Return the command that runs another one on the host."""
+        binds = "".join(f"mount --bind '{self.root}/{path}' '/{path}' && " for path in self.WRITTEN)
+        return ("unshare", "--map-root-user", "--mount", "sh", "-c", f'{binds} exec "$@"', "sh")
+
+    def start(self) -> None:
+        """Start nginx."""
+        assert NGINX
+        subprocess.run([*self.within(), NGINX], check=True)
+
+    def stop(self) -> None:
+        """End nginx, if it runs."""
+        pid = self.root / PID_FILE.lstrip("/")
+        if pid.exists() and (process := pid.read_text().strip()):
+            os.kill(int(process), signal.SIGTERM)
+            wait_for(lambda: not pid.exists())
+
+    def ask(self, path: str = "/v1/models", key: str = "", port: int = 0) -> int:
+        """Return the status that nginx answers to a client; 0 if nobody answers."""
+        url = f"http://127.0.0.1:{port or self.settings['nginx_ingress_listen_port']}{path}"
+        try:
+            return ask(url, None, {"Authorization": f"Bearer {key}"}).status
+        except urllib.error.URLError:
+            return 0
+
+    def interrupt(self, **settings: Any) -> None:
+        """Run the tasks and end them with SIGINT in the moment before nginx reloads."""
+        (self.root / "hold").touch()
+        held = self.root / "held"
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                running = pool.submit(self.configure, **settings)
+                wait_for(lambda: held.exists() and bool(held.read_text().strip()), seconds=250)
+                for process in children_with(f"{self.root}/ansible/play.yml"):
+                    os.kill(process, signal.SIGINT)
+                assert running.result().returncode != 0
+        finally:
+            (self.root / "hold").unlink()
+            os.kill(int(held.read_text()), signal.SIGKILL)
+            held.unlink()
+
     def configure(self, *, tasks: str = "configure.yml", **settings: Any) -> subprocess.CompletedProcess[str]:
         """Run the tasks that configure the ingress, or others of the role."""
         folder = self.root / "ansible"
@@ -103,14 +163,35 @@ class Machine:
         role = {"import_role": {"name": "nginx_ingress", "tasks_from": tasks}}
         wanted = {"hosts": "ingress", "gather_facts": False, "tasks": [role]}
         playbook.write_text(json.dumps([wanted]))
-        binds = "".join(f"mount --bind '{self.root}/{path}' '/{path}' && " for path in self.WRITTEN)
         return play(
             folder,
             {"ingress": {"hosts": {"entry": {**self.settings, **settings}}}},
             playbook,
-            within=("unshare", "--map-root-user", "--mount", "sh", "-c", f'{binds} exec "$@"', "sh"),
+            within=self.within(),
             path=os.pathsep.join([str(self.root / "bin"), "/usr/sbin", "/sbin"]),
+            __nginx_ingress_log_group="root",  # the namespace of the test has no other group
         )
+
+
+def children_with(word: str) -> list[int]:
+    """Return the processes of ansible-playbook with a word in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_text().split("\0")
+            if word in words and any(each.endswith("/ansible-playbook") for each in words):
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """Return a host with nginx; what runs there ends with the test."""
+    it = Machine(tmp_path)
+    try:
+        yield it
+    finally:
+        it.stop()
 
 
 def changed(done: subprocess.CompletedProcess[str]) -> int:
@@ -118,9 +199,8 @@ def changed(done: subprocess.CompletedProcess[str]) -> int:
     return int(done.stdout.rpartition("changed=")[2].split()[0])
 
 
-def with_the_former_layout(root: Path) -> Machine:
-    """Return a host that has the layout before the parts."""
-    it = Machine(root)
+def give_the_former_layout(it: Machine) -> None:
+    """Give a host the layout before the parts."""
     (it.root / SERVER).write_text(FORMER)
     former = it.root / "etc/nginx/vllm-nginx-lb"
     (former / "lua/vllm_nginx_lb").mkdir(parents=True)
@@ -129,7 +209,6 @@ def with_the_former_layout(root: Path) -> Machine:
     (it.page / "vendor").mkdir(parents=True)
     (it.page / "page.js").write_text("// of a former page\n")
     (former / "upstream.conf").write_text("# what vllm-nginx-lb wrote\n")
-    return it
 
 
 def refuse_an_upgrade(machine: Machine) -> None:
@@ -206,26 +285,24 @@ def change(machine: Machine) -> None:
     assert "server 192.0.2.9:8000 weight=55;" in found["etc/nginx/vllm-nginx-lb/upstream.conf"]
 
 
-def test_a_host_always_has_one_whole_set(tmp_path: Path) -> None:
-    machine = with_the_former_layout(tmp_path)
+def test_a_host_always_has_one_whole_set(machine: Machine) -> None:
+    give_the_former_layout(machine)
     for step in (refuse_an_upgrade, upgrade, change_the_place_for_bodies, repeat, refuse_a_change, change):
         step(machine)
 
 
 def test_nginx_can_write_to_the_directory_under_the_file_system_for_bodies_from_the_first_mount_on(
-    tmp_path: Path,
+    machine: Machine,
 ) -> None:
-    machine = Machine(tmp_path)
     done = machine.configure(tasks="bodies.yml")
     assert done.returncode == 0, done.stdout
     log = (machine.root / "systemctl.log").read_text().splitlines()
     given = "tmpfiles --create - d /var/lib/nginx/vllm_nginx_lb_bodies 0700 www-data www-data"
-    mount = f"show {BODIES_UNIT.rpartition('/')[2]}"  # Ansible looks at the unit, and mounts
-    assert log.index(given) < log.index(mount), "a run that is interrupted after an unmount leaves what nginx can use"
+    mount = next(number for number, line in enumerate(log) if line.endswith(BODIES_UNIT.rpartition("/")[2]))
+    assert log.index(given) < mount, "a run that is interrupted after an unmount leaves what nginx can use"
 
 
-def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(machine: Machine) -> None:
     before = machine.files()
     done = machine.configure(**REFUSED)
     assert done.returncode != 0
@@ -233,3 +310,117 @@ def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(tmp_path: Path) ->
     after = machine.files()
     assert "seed" in after.pop("etc/nginx/vllm-nginx-lb/upstream.conf")
     assert after == before
+
+
+@pytest.mark.fault(
+    15,
+    "a play that removes a client's key is interrupted before nginx reloads",
+    sees="TASK [nginx_ingress : Take | Reload nginx]",
+    keeps="what nginx runs; the next play makes the whole change again, and reports it",
+)
+@pytest.mark.parametrize("balancer", ["work", "upstream"])
+def test_a_key_that_an_interrupted_run_removed_is_refused_after_the_next_run(
+    machine: Machine, heard: list[str], balancer: str
+) -> None:
+    former = {"name": "b", "key": "key-of-team-b-0123456789"}
+    wanted: dict[str, Any] = {"nginx_ingress_balancer": balancer, "nginx_ingress_clients": CLIENTS}
+    done = machine.configure(**wanted | {"nginx_ingress_clients": [*CLIENTS, former]})
+    assert done.returncode == 0, done.stdout
+    assert machine.ask(key=former["key"]) != 401
+    machine.interrupt(**wanted)
+    assert former["key"] not in (machine.parts / "clients.conf").read_text()
+    assert machine.ask(key=former["key"]) != 401, "the interrupted run has not reloaded nginx"
+
+    done = machine.configure(**wanted)
+    assert done.returncode == 0, done.stdout
+    heard.append(done.stdout)
+    assert changed(done) > 0
+    assert machine.ask(key=former["key"]) == 401
+    assert machine.ask(key=CLIENTS[0]["key"]) != 401
+    reloads = machine.reloads()
+    done = machine.configure(**wanted)
+    assert (done.returncode, changed(done), machine.reloads()) == (0, 0, reloads), done.stdout
+
+
+def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_force(machine: Machine) -> None:
+    main = machine.root / "etc/nginx/nginx.conf"
+    main.write_text(main.read_text().replace("events { }", "\nevents {\n worker_connections 512;\n}\n"))
+    assert machine.configure().returncode == 0
+    machine.interrupt(nginx_ingress_worker_connections=1024)
+    assert "worker_connections 1024;" in main.read_text()
+    reloads = machine.reloads()
+    done = machine.configure(nginx_ingress_worker_connections=1024)
+    assert (done.returncode, machine.reloads()) == (0, reloads + 1), done.stdout
+
+
+@pytest.mark.fault(
+    15,
+    "a port of the ingress is held by another program",
+    sees="(process …) listens on …",
+    keeps="everything: the former parts and the former file in conf.d are back, and nginx can be restarted",
+)
+@pytest.mark.parametrize("new", [True, False], ids=["a new host", "an ingress"])
+def test_a_port_that_another_program_holds_costs_the_host_nothing(
+    machine: Machine, heard: list[str], *, new: bool
+) -> None:
+    (machine.root / "etc/nginx/conf.d/site.conf").write_text(
+        f"server {{ listen 127.0.0.1:{(site := free_port())}; return 204; }}\n"
+    )
+    if not new:
+        assert machine.configure().returncode == 0
+    before = machine.files()
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        done = machine.configure(nginx_ingress_listen_port=port)
+    heard.append(done.stdout)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert f"(process {os.getpid()}) listens on 127.0.0.1:{port}" in said
+    assert "change nginx_ingress_listen_port" in said
+    assert ("It is removed again" if new else "The former one is back in its place") in said
+    after = machine.files()
+    assert not new or "seed" in after.pop("etc/nginx/vllm-nginx-lb/upstream.conf")
+    assert after == before
+    machine.stop()
+    assert machine.ask("/health") == 0
+    machine.start()
+    assert machine.ask(port=site) == 204, "nginx starts, and the host's other sites are there"
+    assert machine.ask("/health") == (0 if new else 200)
+
+
+@pytest.mark.fault(
+    15,
+    "nginx.conf does not include conf.d",
+    sees="nginx.conf does not include /etc/nginx/conf.d/vllm-nginx-lb.conf",
+    keeps="everything: nothing is reloaded",
+)
+def test_an_nginx_conf_without_conf_d_is_named(machine: Machine, heard: list[str]) -> None:
+    main = machine.root / "etc/nginx/nginx.conf"
+    main.write_text(main.read_text().replace("include /etc/nginx/conf.d/*.conf;", ""))
+    done = machine.configure()
+    heard.append(done.stdout)
+    assert done.returncode != 0
+    assert not (machine.root / SERVER).exists()
+    assert machine.reloads() == 0
+
+
+@pytest.mark.fault(
+    15,
+    "nginx has no Lua, for instance nginx.org's package",
+    sees="set nginx_ingress_balancer: upstream and nginx_ingress_answer_guard_enabled: false",
+    keeps="everything: nothing is reloaded",
+)
+def test_an_nginx_without_lua_gets_a_line_that_names_the_settings(machine: Machine, heard: list[str]) -> None:
+    main = machine.root / "etc/nginx/nginx.conf"
+    main.write_text(re.sub(r"load_module [^;]*;", "", main.read_text()))
+    before = machine.files()
+    done = machine.configure()
+    heard.append(done.stdout)
+    assert done.returncode != 0
+    after = machine.files()
+    after.pop("etc/nginx/vllm-nginx-lb/upstream.conf")
+    assert after == before
+    without: dict[str, Any] = {"nginx_ingress_balancer": "upstream", "nginx_ingress_answer_guard_enabled": False}
+    done = machine.configure(**without)
+    assert done.returncode == 0, done.stdout
+    assert machine.ask("/health") == 200

@@ -220,6 +220,28 @@ def nginx_ingress_networks(networks: Sequence[str], version: int) -> list[str]:
     return [value for value in networks if ipaddress.ip_network(value).version == version]
 
 
+# What helps against what nginx or tasks/take.yml says. The first pattern that is found counts.
+ADVICE = {
+    r"listens on": """Another program holds that port. Stop it, or change nginx_ingress_listen_port,
+        nginx_ingress_tls_listen_port or nginx_ingress_status_port.""",
+    r"does not run the parts|answers at": """/var/log/nginx/error.log says why. If nginx_ingress_status_addresses now
+        has 0.0.0.0, or no longer has, nginx needs a new start, which ends streams: systemctl stop nginx, and run the
+        play again.""",
+    r"duplicate default server": """Another site is the default server of that port. If it is Debian's example, set
+        nginx_ingress_default_site_enabled: false; if it must be, set nginx_ingress_refuse_unknown_names_enabled:
+        false.""",
+    r'directive "[a-z_]*lua|ndk_http|http_lua|not binary compatible|resty\.|cjson': """This nginx has no Lua that works.
+        If it is Debian's, install libnginx-mod-http-lua and lua-cjson of the same release, and see that
+        /etc/nginx/modules-enabled has the module. If it is not Debian's, for instance nginx.org's, set
+        nginx_ingress_balancer: upstream and nginx_ingress_answer_guard_enabled: false.""",
+}
+
+
+def nginx_ingress_advice(said: str) -> str:
+    """Return what helps against what nginx says; empty where nginx says it all."""
+    return next((" ".join(advice.split()) for pattern, advice in ADVICE.items() if re.search(pattern, said)), "")
+
+
 def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, str]]:
     """Return the name below a folder, and the checksum, of each file that ansible.builtin.find has found there."""
     return [{"name": file["path"].removeprefix(f"{folder}/"), "checksum": file["checksum"]} for file in files]
@@ -239,6 +261,7 @@ class FilterModule:
             nginx_ingress_address_problems,
             nginx_ingress_ipv6_mask,
             nginx_ingress_limits,
+            nginx_ingress_advice,
             nginx_ingress_named_files,
             nginx_ingress_networks,
             nginx_ingress_problems,
