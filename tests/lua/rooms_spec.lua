@@ -5,7 +5,7 @@ local LAYERS = {
     { "model", "node_keys", "outcome", "output", "work_row" },
     { "ejection_limit", "ending", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "mark_shares", "node_counts", "pending" },
-    { "large_bodies", "request_body", "router", "weights_file" },
+    { "large_bodies", "request_body", "router", "unfit_requests", "weights_file" },
     { "ejection", "error_share", "held_work", "outlier", "stall", "verdict" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },

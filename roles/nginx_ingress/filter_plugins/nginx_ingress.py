@@ -19,8 +19,6 @@ POOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 # These words are keywords in nginx's maps, so they cannot be names.
 WORDS = r"(?!(default|hostnames|include|volatile)\Z)"
 CLIENT = re.compile(WORDS + r"[A-Za-z0-9._-]{1,63}")
-# In a map, a text that begins with ~ is a regular expression.
-KEY = re.compile(r"[A-Za-z0-9._+/=-][A-Za-z0-9._~+/=-]{15,127}")
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SERVER_NAME = re.compile(r"[A-Za-z0-9*._-]{1,253}")
 X_MODEL = re.compile(WORDS + r"[A-Za-z0-9._:/@+-]{1,200}")
@@ -58,24 +56,15 @@ def duplicates(where: str, what: str, values: Sequence[str]) -> Iterator[str]:
 
 
 def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
-    """Yield the problems of the clients. A problem never shows a key."""
+    """Yield the problems of the clients, but those of their keys (nginx_ingress_keys.py)."""
     for index, client in enumerate(clients):
         where = f"nginx_ingress_clients[{index}]"
-        name, key = client.get("name"), client.get("key")
-        yield from unknown_keys(where, client, ("name", "key", *LIMITS))
+        name = client.get("name")
+        yield from unknown_keys(where, client, ("name", "key", "expires", "keys", *LIMITS))
         if not isinstance(name, str) or not CLIENT.fullmatch(name):
             yield f"{where}.name is {name!r}; allowed are 1 to 63 of A-Z a-z 0-9 . _ -; correct it"
-        if not isinstance(key, str) or not KEY.fullmatch(key):
-            yield (
-                f"{where}.key (not shown): allowed is a text of 16 to 128 of A-Z a-z 0-9 . _ ~ + / = -, "
-                "without ~ at its beginning and a line break at its end; correct it, or make a new one"
-            )
         yield from limit_problems(f"{where}.", client)
     yield from duplicates("nginx_ingress_clients", "name", [str(client.get("name")) for client in clients])
-    keys = Counter(str(client.get("key")).lower() for client in clients)
-    for client in clients:
-        if keys[str(client.get("key")).lower()] > 1:
-            yield f"nginx_ingress_clients: {client.get('name')} has the key of another client; give each one of its own"
 
 
 SELECTORS = {"server_names": (SERVER_NAME, "host names"), "x_models": (X_MODEL, "names of models")}
@@ -125,7 +114,7 @@ def nginx_ingress_problems(clients: Sequence[Settings], pools: Mapping[str, Sett
     """Return one line per problem of the role's clients, pools and limits; an empty list means that they are sound.
 
     Args:
-        clients: dicts with ``name``, ``key`` and any of LIMITS.
+        clients: dicts with ``name``, keys and any of LIMITS.
         pools: by name, dicts with ``path_prefix``, ``server_names``, ``x_models`` and any of LIMITS.
         limits: LIMITS of every client that has none of its own.
     """

@@ -23,14 +23,15 @@ function admin.work()
     ngx.say('{"generation":"', worker.weights:generation(), '","nodes":', nodes, "}")
 end
 
---- /work/metrics: the state of each node for Prometheus, and the writes that did not fit into shared memory.
+--- /work/metrics: the state of each node for Prometheus, the writes that did not fit into shared memory, and requests
+-- that lack a key, TLS or a known name.
 function admin.metrics()
     local dicts = {}
     for i, dict in ipairs(worker.dicts) do
         dicts[i] = { dict = dict.name, full = dict:count_full() }
     end
     ngx.header["Content-Type"] = "text/plain; version=0.0.4"
-    ngx.print(node_report.prometheus(rows(), dicts))
+    ngx.print(node_report.prometheus(rows(), dicts), worker.unfit:prometheus())
 end
 
 return admin

@@ -144,6 +144,7 @@ function phases.log()
         request.body:close()
     end
     worker.large_bodies:leave(var.vllm_nginx_lb_id)
+    worker.unfit:see(var)
     local number = tonumber(var.vllm_nginx_lb_request)
     if number then
         worker.requests:finish(number, outcome.read(var, 0))
@@ -151,6 +152,11 @@ function phases.log()
     if (var.vllm_nginx_lb_choice or "") ~= "" then
         worker.free_places:freed(var.vllm_nginx_lb_pool_name)
     end
+end
+
+--- log_by_lua of the server for unknown names: count a request.
+function phases.log_unknown_name()
+    worker.unfit:count("unknown_name", true)
 end
 
 return phases

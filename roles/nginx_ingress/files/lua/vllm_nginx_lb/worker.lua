@@ -21,6 +21,7 @@ local request = require "vllm_nginx_lb.request"
 local session = require "vllm_nginx_lb.affinity.session"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local unfit_requests = require "vllm_nginx_lb.unfit_requests"
 local verdict = require "vllm_nginx_lb.verdict"
 local weights_file = require "vllm_nginx_lb.weights_file"
 
@@ -47,6 +48,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field free_places FreePlaces
 ---@field bodies BodyQueue
 ---@field large_bodies LargeBodies
+---@field unfit UnfitRequests
 ---@field dicts SharedDict[] all of them
 local worker = {}
 
@@ -161,6 +163,7 @@ function worker.start()
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }
     worker.counts = node_counts.new(dict)
+    worker.unfit = unfit_requests.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name, function(pid)
         worker.large_bodies:forget(pid)
