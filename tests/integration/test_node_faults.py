@@ -400,6 +400,8 @@ def test_more_ticks_do_not_shorten_the_slow_start(stack: Stack, policy: str) -> 
         stack.run()
     assert stack.weights() == {"node-a": 100, "node-b": 10, "node-c": 100}
     assert node_of(stack, "node-b")["cause"] == "slow_start"
+    replayed = [line.split() for line in stack.script("replay").stdout.splitlines() if re.match(r"node-\w ", line)]
+    assert [row[-1] for row in replayed] == ["0", "0", "0"], "a replay decides the same"
     stack.config["interval_seconds"] = INTERVAL_SECONDS
     for _ in range(2):
         stack.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.unit.play import Engine, Play
 from tests.unit.samples import config, good, refused, unreadable
 from vllm_lb.decide import decide
-from vllm_lb.memory import Means, NodeMemory
+from vllm_lb.memory import Means, NodeMemory, memory_of, stored
 from vllm_lb.policies.fair_share import corrections, credible_requests, fair_shares, room_for
 from vllm_lb.schema import build
 from vllm_lb.settings import Capacity
@@ -151,6 +152,20 @@ def test_two_readings_are_two_intervals_however_many_ticks_they_have(tick_second
     while play.weights["c"] == 100:
         play.tick(seconds=tick_seconds)
     assert 16 <= play.now - began <= 30
+
+
+def test_memory_is_stored_without_what_says_nothing() -> None:
+    play = Play(a=Engine(), b=Engine(), c=Engine(fault=refused()))
+    play.tick(10)
+    for name, memory in play.memory.items():
+        plain = json.loads(json.dumps(stored(memory)))
+        problems: list[str] = []
+        assert memory_of(plain, name, problems) == memory
+        assert problems == []
+        # Fields that the version before does not know: it must read a memory of this one, except during slow start.
+        assert "returned_at" not in plain
+        assert "stepped_at" not in plain.get("learned", {})
+    assert stored(NodeMemory()) == {}
 
 
 def test_a_drained_node_returns_the_same_way() -> None:
