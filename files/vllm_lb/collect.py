@@ -63,7 +63,7 @@ def scrape_and_decide(config: Config, state: State) -> Tick:
     nodes = [node for pool in config.pools for node in pool.nodes]
     known = {node.name: memory.get(node.name, NodeMemory()) for node in nodes}
     addresses = {node.name: known[node.name].address for node in nodes if known[node.name].host == node.host}
-    samples = scrape_all(nodes, config.scrape, read_api_key(config.scrape), addresses)
+    samples = scrape_all(nodes, config.scrape, read_api_keys(config.scrape), addresses)
     now, applied = time.monotonic(), last is None or last.applied
     drained = frozenset(drains.nodes)
     pools, after = decide(config, samples, memory, drained, now, applied=applied)
@@ -81,13 +81,17 @@ def raise_open_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def read_api_key(settings: Scrape) -> str | None:
-    """Return the bearer token for /metrics. No message ever shows it."""
-    if not settings.api_key_file:
-        return None
-    where = f"scrape.api_key_file: {settings.api_key_file}"
+def read_api_keys(settings: Scrape) -> list[str]:
+    """Return the bearer tokens for /metrics: the present one, then the former one, where there are any."""
+    names = ("api_key_file", "former_api_key_file")
+    return [read_key(name, path) for name in names if (path := getattr(settings, name))]
+
+
+def read_key(name: str, path: str) -> str:
+    """Return the key in the file of a setting. No message ever shows it."""
+    where = f"scrape.{name}: {path}"
     try:
-        key = Path(settings.api_key_file).read_text(encoding="ascii").strip()
+        key = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not ASCII"
         raise FailureError(FailureCause.SECRET_UNREADABLE, f"{where}: {why}", EXIT_USAGE) from error

@@ -60,12 +60,13 @@ Results = queue.SimpleQueue[tuple[Job, Sample]]
 
 
 def scrape_all(
-    nodes: Sequence[Node], settings: Scrape, api_key: str | None, known: Mapping[str, str | None]
+    nodes: Sequence[Node], settings: Scrape, api_keys: Sequence[str], known: Mapping[str, str | None]
 ) -> dict[str, Sample]:
     """Scrape every node in threads; return a sample of each, whatever happens.
 
     A thread whose node still drips bytes at the deadline is left behind; it is a daemon and ends with the process.
-    `known` has the last addresses, for names that do not resolve now.
+    `api_keys` has the present key and the former one, as far as there are any. `known` has the last addresses, for
+    names that do not resolve now.
     """
     import requests  # noqa: F401 - imported here once, not in many threads at once
 
@@ -82,7 +83,7 @@ def scrape_all(
             address = canonical(node.host) if is_ip(node.host) else known.get(node.name)
             job = active[node.name] = Job(node, address, now)
             try:
-                threading.Thread(target=scrape_one, args=(job, settings, api_key, results), daemon=True).start()
+                threading.Thread(target=scrape_one, args=(job, settings, api_keys, results), daemon=True).start()
             except RuntimeError:
                 job.mark_answered()  # a limit of this host is no fault of the node
                 results.put((job, job.sample(None, (ScrapeCause.OWN_LIMIT, "no thread can be started"))))
@@ -96,7 +97,22 @@ def scrape_all(
     return samples
 
 
-def scrape_one(job: Job, settings: Scrape, api_key: str | None, results: Results) -> None:
+def fetch_with_keys(job: Job, address: str, settings: Scrape, api_keys: Sequence[str]) -> bytes:
+    """GET the metrics of a node. One that refuses the present key is asked once more with the former one.
+
+    Raises:
+        Exception: see fetch_metrics.
+    """
+    present, *former = api_keys or (None,)
+    try:
+        return fetch_metrics(job.node, address, settings, present, job.mark_answered)
+    except UnreadableError as unreadable:
+        if not former or unreadable.cause != ScrapeCause.UNAUTHORIZED:
+            raise
+    return fetch_metrics(job.node, address, settings, former[0], job.mark_answered)
+
+
+def scrape_one(job: Job, settings: Scrape, api_keys: Sequence[str], results: Results) -> None:
     """Resolve and scrape one node, and put its sample on the queue, whatever happens."""
     import requests
     import urllib3
@@ -105,7 +121,7 @@ def scrape_one(job: Job, settings: Scrape, api_key: str | None, results: Results
     fault: Fault | tuple[None, None] = (None, None)
     try:
         job.address, job.unresolved = resolve(job.node, job.address, settings.timeout_seconds / 3)
-        page = fetch_metrics(job.node, job.address, settings, api_key, job.mark_answered)
+        page = fetch_with_keys(job, job.address, settings, api_keys)
         reading, left_out = parse_metrics(page)
         fault = left_out or fault
     except UnreadableError as unreadable:

@@ -29,6 +29,7 @@ class Scrape:
     max_bytes: int = number(1024, 2**28, 4 * 2**20)
     workers: int = number(1, 1024, 32)
     api_key_file: str | None = absolute_path(None)
+    former_api_key_file: str | None = absolute_path(None)
     ca_file: str | None = absolute_path(None)
 
 

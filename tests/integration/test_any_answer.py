@@ -101,7 +101,7 @@ ANSWERS = st.one_of(
 @given(st.tuples(ANSWERS, ANSWERS, ANSWERS))
 def test_any_bytes_make_one_sample_a_node(parrots: Parrots, says: tuple[bytes, bytes, bytes]) -> None:
     parrots.says = list(says)
-    samples = scrape_all(parrots.nodes, Scrape(timeout_seconds=1), None, {})
+    samples = scrape_all(parrots.nodes, Scrape(timeout_seconds=1), (), {})
     assert sorted(samples) == ["node-0", "node-1", "node-2"]
     for node in parrots.nodes:
         sample = samples[node.name]

@@ -18,6 +18,7 @@ import trustme
 from roles.nginx_ingress.filter_plugins.nginx_ingress_keys import nginx_ingress_digits_below, nginx_ingress_seconds
 from tests.integration.conftest import wait_for
 from tests.integration.rendered import PARTS, Answer, Host, Ingress, Node, ask, ingress, render, serve
+from tests.playbook import play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,6 +213,23 @@ def test_a_key_expires_without_a_reload(tmp_path: Path, hosts: dict[str, Host], 
             assert with_key(entry.url, NEW).status == 200
 
 
+def test_each_run_says_what_expires_and_that_the_grace_time_is_on_and_shows_no_key(tmp_path: Path) -> None:
+    settings = {**GRACE, **KEYS, "ansible_connection": "local"}
+    playbook = tmp_path / "play.yml"
+    tasks = [{"import_role": {"name": "nginx_ingress", "tasks_from": "preflight.yml"}}]
+    playbook.write_text(json.dumps([{"hosts": "ingress", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    done = play(tmp_path, {"ingress": {"hosts": {"ingress-1": settings}}}, playbook, "--diff", "-vvv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = " ".join(done.stdout.split())  # Ansible breaks lines
+    for line in (
+        "GRACE: requests without a good key are served, until 2031-05-06T05:08:09Z",
+        "GRACE: requests without TLS are served, until 2031-05-06T05:08:09Z",
+        "client team-a: its key 3 of 4 has expired (2024-02-29T00:00:00Z), and nginx refuses it; remove it",
+    ):
+        assert line in shown
+    assert [key for key in (OLD, NEW, OTHER, EXPIRED, LATER) if key in done.stdout + done.stderr] == []
+
+
 # --- the grace time -----------------------------------------------------------------------------------------------
 
 
@@ -278,6 +296,8 @@ def test_the_grace_time_ends_without_a_reload(
             assert len(node.seen) == seen
             assert with_key(tls_url, NEW, trust=trust).status == 200
             assert ask(f"{url}/health").body == b"ok\n"
+            assert ask(f"{url}/v1/models?api_key=sk-1", follow=False).status == 400, "no secret is sent on"
+            assert ask(f"{url}/v1/{'x' * 40000}", follow=False).status == 414
             assert ask(f"{url}/.well-known/acme-challenge/none", follow=False).status == 404
             assert json.loads(ask(f"{entry.status_url}/access").body)["tls"] == "required"
             if balancer == "work":

@@ -82,7 +82,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> dict[str, Host]:
-    """Render an ingress with everything for each balancer, with limits by address, and without Lua."""
+    """Render an ingress with everything for each balancer, in a grace time, with limits by address, and without Lua."""
     settings = {name: {**FULL, "nginx_ingress_balancer": name} for name in BALANCERS}
     grace = {
         f"grace-{name}": {
@@ -90,6 +90,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> di
             "nginx_ingress_clients_grace_enabled": True,
             "nginx_ingress_tls_grace_enabled": True,
             "nginx_ingress_grace_until": "2031-05-06",
+            "nginx_ingress_upstream_former_api_key": f"former-{NODE_KEY}",
         }
         for name in BALANCERS
     }

@@ -2,6 +2,7 @@
 
 local answer_guard = require "vllm_nginx_lb.answer_guard"
 local ending = require "vllm_nginx_lb.ending"
+local former_key = require "vllm_nginx_lb.former_key"
 local meter = require "vllm_nginx_lb.meter"
 local outcome = require "vllm_nginx_lb.outcome"
 local request_body = require "vllm_nginx_lb.request_body"
@@ -108,6 +109,12 @@ function phases.balance(pool_name)
     var.vllm_nginx_lb_choice = why
 end
 
+--- access_by_lua where a node is asked again with its former key: go on with the record of the request, which nginx has
+-- lost in the redirect.
+function phases.ask_again()
+    ngx.ctx.vllm_nginx_lb = worker.requests:under_way(tonumber(ngx.var.vllm_nginx_lb_request))
+end
+
 --- header_filter_by_lua: check the headers of an answer, and see them.
 function phases.header_filter()
     local request = ngx.ctx.vllm_nginx_lb
@@ -115,6 +122,8 @@ function phases.header_filter()
         -- log_by_lua would see the node's status, which is 200 for what is not HTTP.
         worker.requests:finish(request and request.number, outcome.NO_ANSWER)
         return answer_guard.refuse()
+    elseif former_key.is_wanted(ngx.status, ngx.var) then
+        return former_key.ask_again()
     end
     if request then
         worker.requests:see_headers(request, ngx.header["Content-Type"], ngx.header["Content-Encoding"])

@@ -90,6 +90,13 @@ function Requests:begin(it, bytes)
     self.by_number[it.number] = it
 end
 
+--- The record of a request that has begun and has not ended.
+---@param number integer|nil of the request
+---@return Request|nil
+function Requests:under_way(number)
+    return number and self.by_number[number]
+end
+
 --- Let nginx try a request once more if another node is left. If none is, the client gets the answer of this try. After
 -- a kept connection that breaks, nginx asks for a node in any case.
 function Requests:allow_another_try(it, pool)
@@ -173,7 +180,7 @@ end
 ---@param number integer|nil of the request
 ---@param try Try what became of the last try
 function Requests:finish(number, try)
-    local it = number and self.by_number[number]
+    local it = self:under_way(number)
     if not it then
         return
     end
