@@ -28,7 +28,7 @@ _shtab_vllm_nginx_lb_drain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb_undrain_pos_0_COMPGEN=_vllm_nginx_lb_nodes
 _shtab_vllm_nginx_lb___config_COMPGEN=_shtab_compgen_files
 
-_shtab_vllm_nginx_lb_status___state_choices=(up down unknown drained)
+_shtab_vllm_nginx_lb_status___state_choices=(up down unknown drained ejected gone)
 _shtab_vllm_nginx_lb_replay___policy_choices=(capacity static stepped)
 _shtab_vllm_nginx_lb_pos_0_choices=(run collect apply status explain replay check-config drain undrain drains rollback)
 

@@ -11,6 +11,7 @@ from vllm_lb import __version__
 from vllm_lb.plan import STATES
 from vllm_lb.settings import CONFIG_FILE, POLICIES
 
+STATES_SHOWN = (*STATES, "ejected", "gone")  # those of view/fleet.py
 SINCE = "since when: 30m, 6h, 2d, or a time such as 2026-11-26T10:00 (%(default)s)"
 EXAMPLE = "a setting of config.yml, such as policies.stepped.max_running=16; may come several times"
 
@@ -39,7 +40,7 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show the last decision; exit code 1 when it is too old")
     status.add_argument("nodes", nargs="*", metavar="NODE", help="only these: names, or patterns such as 'gpu-1*'")
     status.add_argument("--pool", action="append", default=[], metavar="POOL", help="only nodes of this pool")
-    status.add_argument("--state", action="append", default=[], choices=STATES, help="only nodes in this state")
+    status.add_argument("--state", action="append", default=[], choices=STATES_SHOWN, help="only nodes in this state")
     limits = status.add_mutually_exclusive_group()
     limits.add_argument("--limit", type=whole_number, metavar="NUMBER", help="at most so many nodes, the worst first")
     limits.add_argument("--all", action="store_true", help="all nodes, however many")

@@ -74,7 +74,7 @@ def execute(options: Any) -> None:
 
             shown = Filter(pools=options.pool, states=options.state, names=options.nodes)
             wanted = Wanted(filter=shown, limit=options.limit, all=options.all)
-            status_command(state, wanted, as_json=options.json, watch=options.watch)
+            status_command(config, state, wanted, as_json=options.json, watch=options.watch)
         case "explain":
             from vllm_lb.view.explain import explain_command
 

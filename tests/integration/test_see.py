@@ -115,7 +115,7 @@ FILTERS: list[tuple[list[str], int, list[str]]] = [
     (["--state", "down"], 0, []),
     (["node-z"], 2, []),
     (["--pool", "embeddings"], 2, []),
-    (["--state", "gone"], 2, []),
+    (["--state", "away"], 2, []),
     (["--limit", "0"], 2, []),
     (["--limit", "2", "--all"], 2, []),
 ]

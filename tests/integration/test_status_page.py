@@ -356,13 +356,13 @@ def test_what_former_versions_wrote_without_codes_is_shown(site: Site) -> None:
 # --- Changes while the page is open -------------------------------------------------------------------------------
 
 
-def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_line(site: Site) -> None:
+def test_each_tick_takes_two_requests_and_is_added_to_the_charts_and_the_time_line(site: Site) -> None:
     site.state.interval = 2
     site.fill(60)
     page = site.open()
     expect(page.locator(".chart canvas")).to_have_count(7)
     loaded = site.paths()
-    assert sorted(loaded) == sorted([*LOADED, "/history.jsonl", "/status.json"])
+    assert sorted(loaded) == sorted([*LOADED, "/history.jsonl", "/status.json", "/work/ejected"])
     site.nodes["node-a"].weight = 30
     ticks = [time.time()]
     site.state.tick(ticks[0], "published")
@@ -382,8 +382,10 @@ def test_each_tick_takes_one_request_and_is_added_to_the_charts_and_the_time_lin
         done.set()
         writer.join()
     asked = site.paths()[len(loaded) :]
-    assert set(asked) == {"/status.json"}, "a tick was missed for so long that the history was read again"
-    assert 6 <= len(asked) <= len(ticks) + 1
+    assert set(asked) == {"/status.json", "/work/ejected"}, (
+        "a tick was missed for so long that the history was read again"
+    )
+    assert 12 <= len(asked) <= 2 * len(ticks) + 2
     expect(card(page, "node-a").locator(".weight b")).to_have_text("30")
     assert sorted(kind for kind, _ in events(page)) == ["change", "weight"]
     last = page.evaluate("[...statusPage.plots.values()].map((plot) => plot.data[0].at(-1))")
@@ -413,8 +415,7 @@ def test_after_a_gap_the_history_is_read_again(site: Site) -> None:
     site.fill(29)
     expect(page.locator("#alert")).to_be_empty()
     wait_for(lambda: site.paths().count("/history.jsonl") == 2)
-    known = page.evaluate("statusPage.page.history.times.length")
-    assert known >= 90
+    wait_for(lambda: bool(page.evaluate("statusPage.page.history.times.length") >= 90))
 
 
 def test_old_data_is_marked_until_there_is_new(site: Site) -> None:
@@ -528,7 +529,7 @@ def test_what_nodes_say_stays_text(site: Site) -> None:
     assert page.locator("img, main script").count() == 0
     assert "owned" not in page.title()
     assert site.complaints == []
-    assert len(site.paths()) == len(LOADED) + 2
+    assert len(site.paths()) == len(LOADED) + 3
 
 
 @pytest.mark.parametrize("width", [360, 1280])
@@ -725,6 +726,18 @@ def test_live_weights_are_told_from_decided_ones(site: Site) -> None:
     assert site.complaints == []
 
 
+def test_an_ejected_node_is_not_shown_as_up(site: Site) -> None:
+    site.fill(60)
+    page = site.browser.new_context().new_page()
+    nodes = [{"pool": "llm_cluster", "node": "node-b", "cause": "errors", "seconds": 3}]
+    page.route("**/work/ejected", lambda route: route.fulfill(json={"generation": "0a", "nodes": nodes}))
+    page.goto(f"{site.url}/")
+    expect(card(page, "node-b").locator(".state")).to_have_text("ejected")
+    expect(card(page, "node-b").locator(".reason")).to_contain_text("ejected by nginx for a short time (errors); ")
+    expect(page.locator("#summary")).to_contain_text("2 up, 1 ejected")
+    expect(page).to_have_title("2/3 up · ingress-1 · vllm-nginx-lb")
+
+
 def test_the_codes_that_the_page_knows_are_the_scripts() -> None:
     text = (PAGE / "status.js").read_text(encoding="utf-8")
     lists = re.findall(r"const ([A-Z_]+) = \[(.*)\]", text)
@@ -804,7 +817,17 @@ def test_of_the_state_only_what_the_page_reads_is_served(tmp_path: Path, hosts: 
                 assert get(host, path, method=method)[0] == 405
 
 
-ALL = ("/", "/main.js", "/status.json", "/work", "/work/metrics", "/generation", "/stub_status", "/nothing")
+ALL = (
+    "/",
+    "/main.js",
+    "/status.json",
+    "/work",
+    "/work/metrics",
+    "/work/ejected",
+    "/generation",
+    "/stub_status",
+    "/nothing",
+)
 
 
 def test_only_this_host_and_those_that_the_inventory_allows_see_anything(
@@ -842,7 +865,7 @@ def test_the_status_server_can_listen_everywhere_and_still_answer_this_host_alon
 ) -> None:
     host = hosts["everywhere"]
     with ingress(tmp_path, host, [9]):
-        for path in ("/work", "/work/metrics", "/generation", "/stub_status", "/main.js"):
+        for path in ("/work", "/work/metrics", "/work/ejected", "/generation", "/stub_status", "/main.js"):
             assert get(host, path, to="127.0.0.9")[0] == 200
             assert get(host, path, "127.0.0.9", "127.0.0.9")[0] == 403
             assert get(host, path, "::1", "::1")[0] == 200

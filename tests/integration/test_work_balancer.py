@@ -679,3 +679,34 @@ def test_a_client_that_sends_noise_loses_its_own_oldest_prefix_marks(work: WorkS
         ask("127.0.0.8", topic)
         assert is_found("127.0.0.8", topic)
     wait_for(work.idle)
+
+
+def test_status_shows_which_nodes_nginx_has_ejected(work: WorkStack) -> None:
+    work.settings = {"backoff": {"first": 600, "longest": 600}}
+    work.write_nginx()
+    work.stop()
+    work.start()
+    work.run()
+    assert json.loads(fetch(work.status_port, "/work/ejected"))["nodes"] == []
+    assert "3 nodes: 3 up;" in work.script("status").stdout
+
+    streaming(work, "node-4").status = 502
+    wait_for(lambda: work.post().status == 502, 30)
+    wait_for(lambda: bool(json.loads(fetch(work.status_port, "/work/ejected"))["nodes"]))
+    (found,) = json.loads(fetch(work.status_port, "/work/ejected"))["nodes"]
+    assert {name: found[name] for name in ("pool", "node", "cause")} == {
+        "pool": POOL,
+        "node": "node-4",
+        "cause": "gateway",
+    }
+    assert 0 < found["seconds"] <= 600
+    said = work.script("status").stdout
+    assert "3 nodes: 2 up, 1 ejected;" in said
+    (row,) = [line.split() for line in said.splitlines() if " node-4 " in line]
+    assert row[2] == "ejected"
+    assert "ejected by nginx for a short time (gateway);" in " ".join(row)
+    said = work.script("status", "--state", "ejected", "--json").stdout
+    assert [node["name"] for pool in json.loads(said)["pools"] for node in pool["nodes"]] == ["node-4"]
+
+    work.stop()
+    assert "it is not known which nodes nginx has ejected" in work.script("status").stdout

@@ -52,6 +52,21 @@ describe("node_report", function()
         assert.same({ "node-b", 0, 0 }, { rows[2].node, rows[2].weight, rows[2].streams })
     end)
 
+    it("names the nodes that are ejected now, and no other", function()
+        local ejections = {
+            seconds_left = function(_, peer)
+                return peer == "127.0.0.3:8000" and 4 or 0
+            end,
+            cause = function() -- a cause lasts longer than the ejection
+                return "errors"
+            end,
+        }
+        local a = { name = "node-a", peer = "127.0.0.2:8000" }
+        local b = { name = "node-b", peer = "127.0.0.3:8000" }
+        local rows = node_report.ejected({ llm_cluster = { nodes = { a, b } } }, ejections)
+        assert.same({ { pool = "llm_cluster", node = "node-b", cause = "errors", seconds = 4 } }, rows)
+    end)
+
     it("is what Prometheus reads", function()
         local text = node_report.prometheus({
             { pool = "llm_cluster", node = "node-a", weight = 100, streams = 2, picks = 7, score = 0.5 },

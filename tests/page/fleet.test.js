@@ -35,6 +35,20 @@ test("what is wrong comes first, the worst of it before all", () => {
   assert.equal(names(worstFirst(rowsOf(status(0, FLEET)))), "dgfebhcia");
 });
 
+test("a node that is up and ejected is not shown as up", () => {
+  const ejected = [["llm_cluster", "c", "errors"], ["llm_cluster", "d", "broken"], ["other", "a", "errors"]];
+  const rows = rowsOf(status(0, FLEET), ejected.map(([pool, name, cause]) => ({ pool, node: name, cause })));
+  assert.equal(names(worstFirst(rows)), "dgcfebhia");
+  assert.equal(statesOf(rows), "3 up, 1 unknown, 1 down, 3 drained, 1 ejected");
+  assert.equal(reasonOf(rows[2], START), "ejected by nginx for a short time (errors); kv 0.40 < 0.75");
+  assert.deepEqual([rows[2].shown, rows[3].shown], ["ejected", "down"]);
+  assert.equal(names(rows.filter((row) => has(row, ["ejected", "errors"]))), "c");
+});
+
+test("ejections that are none do no harm", () => {
+  for (const it of [null, 7, {}, "x"]) assert.equal(rowsOf(status(0, FLEET), [it]).length, FLEET.length);
+});
+
 const WANTED = {
   "": "abcdefghi",
   "drained": "beh",

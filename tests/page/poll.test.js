@@ -7,7 +7,8 @@ import { node, status } from "./samples.js";
 
 const COLUMNS = ["state", "weight", "reason", "cause"];
 const files = new Map(); // what the server has: texts, or a function that fails
-const asked = [];
+const asked = []; // besides work/ejected
+let askedForEjected = 0;
 const drawn = [];
 const timers = [];
 let hidden = false;
@@ -24,7 +25,8 @@ function segmentOf(from, to, previous = null) {
 }
 
 globalThis.fetch = async (path) => {
-  asked.push(path);
+  if (path === "work/ejected") askedForEjected += 1;
+  else asked.push(path);
   const file = files.get(path);
   if (typeof file === "function") return file();
   const headers = { Date: new Date().toUTCString() };
@@ -56,18 +58,22 @@ test("the first time the history is asked for too, with the segments before it t
   files.set("history-000002.jsonl.gz", segmentOf(end - 2000, end - 510, "history-000001.jsonl.gz"));
   files.set("history-000001.jsonl.gz", segmentOf(end - 4000, end - 2010, "history-000000.jsonl.gz"));
   await start(room);
-  assert.deepEqual(asked, ["status.json", "history.jsonl", "history-000002.jsonl.gz", "history-000001.jsonl.gz"]);
+  const history = ["history.jsonl", "history-000002.jsonl.gz", "history-000001.jsonl.gz"];
+  assert.deepEqual(asked, ["status.json", ...history]);
+  assert.equal(askedForEjected, 1);
   assert.deepEqual(drawn, ["all", "all"], "the status is shown before the history is there");
+  assert.equal(page.historyWasRead, true);
   assert.equal(page.trouble, null);
   assert.equal(page.history.times.length, 360);
 });
 
-test("then each tick takes one request", async () => {
+test("then each tick takes two requests", async () => {
   for (let ticks = 0; ticks < 3; ticks += 1) {
     files.set("status.json", statusAt(page.history.times.at(-1) + 10));
     const known = page.history.times.at(-1);
     assert.deepEqual(await tick(), ["status.json"]);
     assert.ok(page.history.times.at(-1) > known);
+    assert.equal(askedForEjected, 2 + ticks);
   }
 });
 
@@ -101,6 +107,19 @@ test("only names of segments are followed, and not without end", async () => {
   files.set("history.jsonl", segmentOf(end, end + 100, "history-000001.jsonl.gz"));
   files.set("history-000001.jsonl.gz", segmentOf(end, end + 100, "history-000001.jsonl.gz"));
   assert.equal((await tick()).length, 21);
+});
+
+test("ejected nodes are asked for at each tick, and are known while nginx does not answer", async () => {
+  const nodes = [{ pool: "llm_cluster", node: "node-a", cause: "errors", seconds: 3 }];
+  files.set("work/ejected", JSON.stringify({ generation: "0a", nodes }));
+  await tick();
+  assert.deepEqual(page.ejected, nodes);
+  files.set("work/ejected", () => Promise.reject(new TypeError("fetch failed")));
+  await tick();
+  assert.deepEqual(page.ejected, nodes);
+  files.delete("work/ejected");
+  await tick();
+  assert.deepEqual(page.ejected, []);
 });
 
 test("a history that cannot be read is asked for again at the next tick", async () => {

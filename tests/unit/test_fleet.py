@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from vllm_lb.cli import STATES_SHOWN
 from vllm_lb.errors import FailureError
 from vllm_lb.outcome import Status
-from vllm_lb.plan import NodePlan, PoolPlan
+from vllm_lb.plan import STATES, NodePlan, PoolPlan
 from vllm_lb.view import fleet
+from vllm_lb.view.ejected import checked
 from vllm_lb.view.fleet import Filter, rows_of
-from vllm_lb.view.status import Wanted, lines_that_fit, summary
+from vllm_lb.view.status import Seen, Wanted, lines_that_fit, summary
 from vllm_lb.view.table import table_of_nodes
 
 NOW = 1_795_860_000.0
@@ -57,7 +59,8 @@ def status_of(*pools: PoolPlan, **changes: Any) -> Status:
 
 def lines_of(found: Status, size: tuple[int, int] | None = None, **options: Any) -> list[str]:
     watch = options.pop("watch", False)
-    return lines_that_fit(found, Wanted(**options), 0, NOW + 9, size, watch=watch)
+    seen = Seen(status=found, reloads=0, ejected=options.pop("ejected", {}))
+    return lines_that_fit(seen, Wanted(**options), NOW + 9, size, watch=watch)
 
 
 def shown(lines: list[str]) -> list[str]:
@@ -82,8 +85,9 @@ FLEET = (
 
 def test_what_is_wrong_comes_first_and_the_worst_of_it_before_all() -> None:
     live = {"llm_cluster": {"h": 100, "a": 80, "i": 0, "away": 50}}
-    found = fleet.worst_first(rows_of([pool_of(*FLEET)], live))
-    assert [row.name for row in found] == ["h", "away", "d", "g", "i", "f", "e", "b", "c", "a"]
+    ejected = {("llm_cluster", "c"): "errors", ("llm_cluster", "g"): "broken", ("other", "a"): "errors"}
+    found = fleet.worst_first(rows_of([pool_of(*FLEET)], live, ejected))
+    assert [row.name for row in found] == ["h", "away", "d", "g", "c", "i", "f", "e", "b", "a"]
 
 
 def many(count: int, *first: NodePlan) -> Status:
@@ -126,6 +130,25 @@ def test_as_many_nodes_are_shown_as_are_wanted_and_fit(
     assert more == ([f"... and {left} more nodes (--all): {left} up"] if left else [])
     if size == WINDOW and expected == 15:
         assert len(lines) == WINDOW[1] - 1, "the last line is the shell's"
+
+
+@pytest.mark.parametrize(
+    ("ejected", "states", "line"),
+    [
+        ({}, "3 nodes: 2 up, 1 down;", None),
+        (None, "3 nodes: 2 up, 1 down;", "it is not known which nodes nginx has ejected"),
+        ({("llm_cluster", "a"): "errors"}, "3 nodes: 1 up, 1 down, 1 ejected;", None),
+        ({("llm_cluster", "d"): "errors"}, "3 nodes: 2 up, 1 down;", None),
+    ],
+)
+def test_an_ejected_node_is_not_shown_as_up(
+    ejected: dict[tuple[str, str], str] | None, states: str, line: str | None
+) -> None:
+    lines = lines_of(status_of(pool_of(node("a"), node("b"), node("d", **DOWN))), ejected=ejected)
+    assert lines[2].startswith(states)
+    assert [each for each in lines if "ejected" in each and "it is not known" in each] == ([line] if line else [])
+    rows = [each for each in lines if "ejected by nginx for a short time (errors); 800 tokens/s" in each]
+    assert len(rows) == (1 if "ejected" in states else 0)
 
 
 FILTERS: list[tuple[dict[str, list[str]], list[str]]] = [
@@ -240,3 +263,24 @@ def test_each_of_several_pools_has_its_totals() -> None:
         "  llm_cluster: 9 nodes: 4 up, 1 down, 1 unknown, 3 drained; 7 running, 0 waiting; highest KV 0.90 (i)",
         "  batch: 1 node: 1 up; 1 running, 7 waiting; highest KV 0.50 (x)",
     ]
+
+
+NODES: list[tuple[Any, dict[tuple[str, str], str] | None]] = [
+    ({"nodes": []}, {}),
+    ({"nodes": [{"pool": "p", "node": "n", "cause": "errors", "seconds": 2.5}]}, {("p", "n"): "errors"}),
+    ({"nodes": [{"pool": "p", "node": "n", "cause": "\x1b[2J", "seconds": 2.5}]}, None),
+    ({"nodes": [{"pool": "p", "node": 7, "cause": "errors", "seconds": 2.5}]}, None),
+    ({"nodes": [7]}, None),
+    ({}, None),
+    ([], None),
+    ("nodes", None),
+]
+
+
+@pytest.mark.parametrize(("answer", "expected"), NODES)
+def test_of_ejections_only_what_can_be_is_believed(answer: Any, expected: dict[tuple[str, str], str] | None) -> None:
+    assert checked(answer) == expected
+
+
+def test_the_states_of_the_command_line_are_those_that_are_shown() -> None:
+    assert (*STATES, fleet.EJECTED, fleet.GONE) == STATES_SHOWN

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from vllm_lb.plan import NodePlan, PoolPlan
 
 STILL_LIVE = "still live"  # shown as the state of a node that is out by decision, and still gets requests
+EJECTED = "ejected"  # the state of a node that is up, and that nginx's Lua leaves out for seconds
 GONE = "gone"  # the state of a node that nginx knows and the plan does not
-RANKS = ("down", "unknown", "up", "drained")  # states, the worst first; "up" here is a node with an error
+RANKS = ("down", "unknown", EJECTED, "up", "drained")  # states, the worst first; "up" here is a node with an error
 MOST_NAMES = 3  # that one line names
 
 
@@ -32,11 +33,14 @@ class Row:
     name: str
     plan: NodePlan | None
     live: int | None  # the weight that nginx runs, 0 to 100; None: it is not known
+    ejected: str | None = None  # the cause of an ejection that lasts
 
     @property
     def state(self) -> str:
-        """The decided state, or GONE."""
-        return self.plan.state if self.plan else GONE
+        """The decided state, or EJECTED or GONE."""
+        if self.plan is None:
+            return GONE
+        return EJECTED if self.ejected and self.plan.state == "up" else self.plan.state
 
     @property
     def decided(self) -> int:
@@ -93,17 +97,23 @@ class Filter:
                 raise FailureError(FailureCause.NODE_UNKNOWN, problem, EXIT_USAGE)
 
 
-def rows_of(pools: Sequence[PoolPlan], differing: Mapping[str, Mapping[str, int]] | None = None) -> list[Row]:
+def rows_of(
+    pools: Sequence[PoolPlan],
+    differing: Mapping[str, Mapping[str, int]] | None = None,
+    ejected: Mapping[tuple[str, str], str] | None = None,
+) -> list[Row]:
     """Return the nodes in the order of the plan, then those that only nginx still knows.
 
     `differing` has the live weights, by pool and node, where they are not the decided ones; None: none is known.
+    `ejected` has the causes of ejections, by pool and node.
     """
-    rows, known = [], differing or {}
+    rows, known, causes = [], differing or {}, ejected or {}
     for pool in pools:
         for node in pool.nodes:
             same = None if differing is None else node.weight
             live = known.get(pool.name, {}).get(node.name, same)
-            rows.append(Row(pool=pool.name, name=node.name, plan=node, live=live))
+            cause = causes.get((pool.name, node.name))
+            rows.append(Row(pool=pool.name, name=node.name, plan=node, live=live, ejected=cause))
     planned = {(row.pool, row.name) for row in rows}
     for pool_name, nodes in known.items():
         gone = [(name, live) for name, live in nodes.items() if live and (pool_name, name) not in planned]
@@ -112,7 +122,7 @@ def rows_of(pools: Sequence[PoolPlan], differing: Mapping[str, Mapping[str, int]
 
 
 def worst_first(rows: Sequence[Row]) -> list[Row]:
-    """Sort: still live, down, unknown, with an error, drained (the longest first), then by weight, the lowest first."""
+    """Sort: still live, down, unknown, ejected, with an error, drained (the longest first), then the lowest weight."""
 
     def key(row: Row) -> tuple[float, ...]:
         plan = row.plan
@@ -142,7 +152,7 @@ def totals(rows: Sequence[Row]) -> str:
 def states(rows: Sequence[Row]) -> str:
     """Return how many nodes have which state, such as "2 up, 1 drained (1 still live)"."""
     found = []
-    for state in (*STATES, GONE):
+    for state in (*STATES, EJECTED, GONE):
         those = [row for row in rows if row.state == state]
         live = sum(row.is_still_live for row in those)
         found += [f"{len(those)} {state}" + (f" ({live} still live)" if live else "")] if those else []
@@ -189,6 +199,8 @@ def reason(row: Row, now: float) -> str:
     why = plan.reason
     if plan.drained_since:
         why += f" ({span(now - seconds_of(plan.drained_since))} ago)"
+    if row.state == EJECTED:
+        why = f"ejected by nginx for a short time ({row.ejected}); {why}"
     return f"{plan.state}, and nginx still sends it requests: {why}" if row.is_still_live else why
 
 

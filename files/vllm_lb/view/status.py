@@ -19,6 +19,7 @@ from vllm_lb.errors import FailureError
 from vllm_lb.files import read_json
 from vllm_lb.outcome import LIVE, overdue
 from vllm_lb.text import seconds_of
+from vllm_lb.view.ejected import ejected_nodes
 from vllm_lb.view.fleet import (
     Filter,
     counted,
@@ -34,9 +35,10 @@ from vllm_lb.view.history_reader import outcomes, ticks_since
 from vllm_lb.view.table import held_pools, table_of_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_lb.outcome import Outcome, Status
+    from vllm_lb.settings import Config
     from vllm_lb.state import State
     from vllm_lb.view.fleet import Row
 
@@ -56,7 +58,16 @@ class Wanted:
     all: bool = False
 
 
-def status_command(state: State, wanted: Wanted, *, as_json: bool, watch: bool) -> None:
+@data(kw_only=True)
+class Seen:
+    """The status, and what nginx and the history say beside it."""
+
+    status: Status
+    reloads: int  # publications of the last hour that went live
+    ejected: Mapping[tuple[str, str], str] | None  # the causes of ejections, by pool and node; None: not known
+
+
+def status_command(config: Config, state: State, wanted: Wanted, *, as_json: bool, watch: bool) -> None:
     """Print the last decision; raise a FailureError when the last tick without a fault is too old.
 
     Raises:
@@ -65,10 +76,10 @@ def status_command(state: State, wanted: Wanted, *, as_json: bool, watch: bool) 
     path = state.directory / "status.json"
     try:
         if as_json:
-            print_json(state, wanted)
+            print_json(config, state, wanted)
             last = state.last()
         else:
-            show(state, wanted, watch=watch)
+            show(config, state, wanted, watch=watch)
             last = state.status()
     except FileNotFoundError as error:
         problem = f"{path} is missing: no tick has ended yet (systemctl start vllm-nginx-lb)"
@@ -85,13 +96,13 @@ def check_age(last: Outcome | None, path: str) -> None:
         raise FailureError(FailureCause.TICK_OVERDUE, complaint)
 
 
-def print_json(state: State, wanted: Wanted) -> None:
+def print_json(config: Config, state: State, wanted: Wanted) -> None:
     """Print status.json as it is, whatever its version; with a filter or a limit, only with the nodes that it takes."""
     if not wanted.filter and wanted.limit is None:
         print(json.dumps(read_json(state.directory / "status.json"), indent=1))
         return
     status = state.status()
-    rows = rows_of(status.pools, status.live_weights)
+    rows = rows_of(status.pools, status.live_weights, ejected_nodes(config.nginx))
     wanted.filter.check(rows)
     taken = [row for row in rows if row.plan and wanted.filter.takes(row)]
     kept = {(row.pool, row.name) for row in worst_first(taken)[: wanted.limit]}
@@ -102,22 +113,24 @@ def print_json(state: State, wanted: Wanted) -> None:
     print(json.dumps(dataclasses.asdict(dataclasses.replace(status, pools=tuple(pools))), indent=1))
 
 
-def show(state: State, wanted: Wanted, *, watch: bool) -> None:
+def show(config: Config, state: State, wanted: Wanted, *, watch: bool) -> None:
     """Print the status; with `watch`, again whenever a tick has ended, until interrupted.
 
     Raises:
         FileNotFoundError: no tick has ended yet.
     """
     is_terminal = sys.stdout.isatty()
-    seen, reloads = "", 0
+    seen = None
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             status = state.status()
-            if is_new := status.decided_at != seen:
-                seen, reloads = status.decided_at, reloads_in_the_last_hour(state, status)
+            is_new = seen is None or status.decided_at != seen.status.decided_at
+            if seen is None or is_new:
+                reloads = reloads_in_the_last_hour(state, status)
+                seen = Seen(status=status, reloads=reloads, ejected=ejected_nodes(config.nginx))
             if is_new or is_terminal:  # on a terminal each second, because ages grow
                 size = shutil.get_terminal_size() if is_terminal else None
-                lines = lines_that_fit(status, wanted, reloads, time.time(), size, watch=watch)
+                lines = lines_that_fit(seen, wanted, time.time(), size, watch=watch)
                 print(CLEAR_SCREEN if watch and is_terminal else "", end="")
                 print(*lines, sep="\n", flush=True)
             if not watch:
@@ -132,19 +145,18 @@ def reloads_in_the_last_hour(state: State, status: Status) -> int:
     return sum(each["outcome"] in LIVE and seconds_of(at) >= start for at, each in found.items())
 
 
-def lines_that_fit(
-    status: Status, wanted: Wanted, reloads: int, now: float, size: tuple[int, int] | None, *, watch: bool
-) -> list[str]:
+def lines_that_fit(seen: Seen, wanted: Wanted, now: float, size: tuple[int, int] | None, *, watch: bool) -> list[str]:
     """Return all lines; of a large fleet, and with `watch`, only as many nodes as a terminal of this size has room for.
 
     `size` has columns and lines, or is None for what is no terminal; `now` is in seconds since 1970.
     """
     width = size[0] if size else None
-    rows = rows_of(status.pools, status.live_weights)
+    rows = rows_of(seen.status.pools, seen.status.live_weights, seen.ejected)
     wanted.filter.check(rows)
     taken = [row for row in rows if wanted.filter.takes(row)]
-    head = [part for line in summary(status, rows, now) for part in wrapped(line, width)]
-    tail = wrapped(work_of_nginx(status, reloads), width)
+    unknown = ["it is not known which nodes nginx has ejected"] if seen.ejected is None else []
+    head = [part for line in (*summary(seen.status, rows, now), *unknown) for part in wrapped(line, width)]
+    tail = wrapped(work_of_nginx(seen.status, seen.reloads), width)
     is_large = len(taken) > MOST_NODES
     limit = len(taken) if wanted.all else wanted.limit or (LIMIT if is_large else len(taken))
     is_flexible = not wanted.all and not wanted.limit and size and (watch or is_large)

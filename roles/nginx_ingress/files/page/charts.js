@@ -60,7 +60,7 @@ const dashed = (name) => line(name, { width: 1.5, dash: [5, 3] });
 function plotInto(element, data, settings) {
   const known = plots.get(element);
   if (known) known.setData(data);
-  else if (element.clientWidth) {
+  else if (element.clientWidth && page.historyWasRead) {
     plots.set(element, new uPlot(options(element, settings), data, element));
     sizes.observe(element);
   }

@@ -5,17 +5,23 @@ import { duration, seconds, shortened } from "./format.js";
 import { codeOf, countedStates, keyOf } from "./status.js";
 
 const STILL_LIVE = "still live"; // shown as the state of a node that is out by decision, and still gets requests
-const RANKS = ["down", "unknown", "up", "drained"]; // states, the worst first; "up" here is a node with an error
+const EJECTED = "ejected"; // the state of a node that is up, and that nginx's Lua leaves out for seconds
+const RANKS = ["down", "unknown", EJECTED, "up", "drained"]; // the worst first; "up" here is a node with an error
 const MOST_NAMES = 3; // that one sentence names
 
 /**
- * `live`: the weight that nginx runs; undefined where it is not known. `shown`: the state, or STILL_LIVE.
+ * `live`: the weight that nginx runs; undefined where it is not known. `state`: as decided, or "ejected" or "gone".
+ * `shown`: the state, or STILL_LIVE. `cause`: of an ejection that lasts.
  * @typedef {{key: string, pool: string, node: object, live: ?number, differs: boolean, isStillLive: boolean,
- *   shown: string}} Row
+ *   state: string, shown: string, cause: ?string}} Row
  */
 
-/** Return the nodes in the order of the status, each pool's with those of it that only nginx still knows. */
-export function rowsOf(status) {
+/**
+ * Return the nodes in the order of the status, each pool's with those of it that only nginx still knows.
+ * @param {object} status @param {{pool: string, node: string, cause: string}[]} ejected
+ */
+export function rowsOf(status, ejected = []) {
+  const causes = new Map(ejected.map((each) => [keyOf(each?.pool, each?.node), each?.cause]));
   const live = status.live_weights;
   const names = new Set([...status.pools.map((pool) => pool.name), ...Object.keys(live ?? {})]);
   return [...names].flatMap((pool) => {
@@ -24,7 +30,7 @@ export function rowsOf(status) {
     const planned = new Set(nodes.map((node) => node.name));
     const gone = [...weights].filter(([name, weight]) => weight && !planned.has(name)).map(([name]) => goneNode(name));
     const liveOf = (node) => weights.get(node.name) ?? (live ? node.weight : undefined);
-    return [...nodes, ...gone].map((node) => rowOf(pool, node, liveOf(node)));
+    return [...nodes, ...gone].map((node) => rowOf(pool, node, liveOf(node), causes.get(keyOf(pool, node.name))));
   });
 }
 
@@ -35,11 +41,12 @@ const goneNode = (name) => ({
 });
 
 /** @returns {Row} */
-function rowOf(pool, node, live) {
+function rowOf(pool, node, live, cause) {
   const differs = live !== undefined && live !== node.weight;
   const isStillLive = differs && node.weight === 0;
-  const shown = isStillLive ? STILL_LIVE : node.state;
-  return { key: keyOf(pool, node.name), pool, node, live, differs, isStillLive, shown };
+  const state = cause && node.state === "up" ? EJECTED : node.state;
+  const shown = isStillLive ? STILL_LIVE : state;
+  return { key: keyOf(pool, node.name), pool, node, live, differs, isStillLive, state, shown, cause };
 }
 
 /** Return a function that compares rows by a list of numbers for each. */
@@ -50,33 +57,34 @@ const by = (numbersOf) => (a, b) => {
 };
 
 /** Return how bad a node's state is: the lower, the worse. */
-function badness({ node, live, differs, isStillLive }) {
+function badness({ node, live, differs, isStillLive, state }) {
   if (isStillLive) return [-1, -live];
-  const isWell = node.state === "up" && codeOf(node, "error") === null && !(differs && live === 0);
-  const since = node.state === "drained" && node.drained_since ? seconds(node.drained_since) : Infinity;
-  return [isWell ? RANKS.length : RANKS.indexOf(node.state), since, node.weight, -(node.kv_cache_usage ?? 0)];
+  const isWell = state === "up" && codeOf(node, "error") === null && !(differs && live === 0);
+  const since = state === "drained" && node.drained_since ? seconds(node.drained_since) : Infinity;
+  return [isWell ? RANKS.length : RANKS.indexOf(state), since, node.weight, -(node.kv_cache_usage ?? 0)];
 }
 
-/** Sort: still live, down, unknown, with an error, drained (the longest first), then by weight, the lowest first. */
+/** Sort: still live, down, unknown, ejected, with an error, drained (the longest first), then the lowest weight. */
 export const worstFirst = (rows) => rows.toSorted(by(badness));
 
 /** Tell whether a node has all the words (in lower case) that the user looks for. */
-export function has({ pool, node, shown }, words) {
-  const text = [node.name, shown, pool, node.cause, node.reason].join(" ").toLowerCase();
+export function has({ pool, node, shown, cause }, words) {
+  const text = [node.name, shown, cause, pool, node.cause, node.reason].join(" ").toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
 /** Return why a node has its weight; of one that was drained by hand also how long ago. `now` is in seconds. */
-export function reasonOf({ node, isStillLive }, now) {
+export function reasonOf({ node, isStillLive, state, cause }, now) {
   const age = node.drained_since ? ` (${duration(now - seconds(node.drained_since))} ago)` : "";
-  const why = `${node.reason}${age}`;
+  const ejection = state === EJECTED ? `ejected by nginx for a short time (${cause}); ` : "";
+  const why = `${ejection}${node.reason}${age}`;
   return isStillLive ? `${node.state}, and nginx still sends it requests: ${why}` : why;
 }
 
 /** Return "988 up, 12 down (1 still live)". */
 export const statesOf = (rows) =>
-  countedStates(rows.map((row) => row.node), (state) => {
-    const live = rows.filter((row) => row.isStillLive && row.node.state === state).length;
+  countedStates(rows, (state) => {
+    const live = rows.filter((row) => row.isStillLive && row.state === state).length;
     return live ? ` (${live} still live)` : "";
   });
 

@@ -16,7 +16,7 @@ let showsAll = false;
 
 /** Show the pools and the nodes that are looked for. */
 export function drawPools() {
-  const rows = rowsOf(page.status);
+  const rows = rowsOf(page.status, page.ejected);
   const words = $("#find input").value.toLowerCase().split(/\s+/).filter(Boolean);
   const taken = rows.filter((row) => has(row, words));
   const isLarge = rows.length > MOST_CARDS;
@@ -94,7 +94,7 @@ function drawNode(card, row, move) {
     node.preemptions_delta > 0 ? `${node.preemptions_delta} new preemptions` : "",
     node.scrape_seconds === null ? "" : `read in ${Math.round(1000 * node.scrape_seconds)} ms`,
   ];
-  card.dataset.state = row.isStillLive ? "live" : node.state;
+  card.dataset.state = row.isStillLive ? "live" : row.state;
   const texts = {
     h3: node.name,
     ".state": row.shown,

@@ -33,7 +33,7 @@ export function wake() {
 async function poll() {
   clearTimeout(timer);
   asking = true;
-  const isNew = await readStatus();
+  const [isNew] = await Promise.all([readStatus(), readEjected()]);
   try {
     if (isNew) {
       gap ||= seconds(page.status.decided_at) - page.history.times.at(-1) > 2 * interval();
@@ -78,6 +78,16 @@ async function readStatus() {
   return page.status?.decided_at !== before;
 }
 
+/** Read which nodes nginx has ejected. What is known stays while nginx does not answer: readStatus() tells that. */
+async function readEjected() {
+  try {
+    const { nodes } = parsed(await ask("work/ejected", "no-cache")) ?? {};
+    page.ejected = Array.isArray(nodes) ? nodes : [];
+  } catch {
+    // The next tick tries again.
+  }
+}
+
 /** Return what is wrong with an answer for status.json, or null. */
 function troubleOf(text, status) {
   if (text === null) return { cause: "missing", text: "status.json is gone" };
@@ -101,6 +111,7 @@ async function readHistory() {
   } catch {
     gap = true; // the next tick tries again
   }
+  page.historyWasRead = true;
   if (page.status) addStatus(page.history, page.status, interval(), !gap);
 }
 

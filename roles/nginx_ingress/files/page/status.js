@@ -34,7 +34,8 @@ export const nodesOf = (status) => status.pools.flatMap((pool) => pool.nodes);
 
 /** Return "2 up, 1 down"; `note` returns what follows the count of a state. */
 export function countedStates(nodes, note = () => "") {
-  const counts = [...STATES, "gone"].map((state) => [nodes.filter((node) => node.state === state).length, state]);
+  const all = [...STATES, "ejected", "gone"];
+  const counts = all.map((state) => [nodes.filter((node) => node.state === state).length, state]);
   return counts.filter(([count]) => count).map(([count, state]) => `${count} ${state}${note(state)}`).join(", ");
 }
 

@@ -18,7 +18,7 @@ const SIGNS = { change: "▲", wait: "◷", fault: "✕", gap: "…", node: "◆
 export function draw() {
   drawProblems();
   if (!page.status) return;
-  const rows = rowsOf(page.status);
+  const rows = rowsOf(page.status, page.ejected);
   const nodes = nodesOf(page.status);
   const most = fullest(rows);
   for (const id of ["#facts", "#hour"]) $(id).hidden = false;
@@ -48,9 +48,9 @@ export function drawProblems() {
     banner.replaceChildren(...found.map(([headline, sentence]) => problemLine(headline, sentence)));
   }
   document.body.classList.toggle("old", isOld() || page.trouble !== null);
-  const nodes = page.status ? nodesOf(page.status) : [];
-  const up = nodes.filter((node) => node.state === "up").length;
-  const title = found.length ? found[0][0].replace(".", "").toUpperCase() : `${up}/${nodes.length} up`;
+  const rows = page.status ? rowsOf(page.status, page.ejected) : [];
+  const up = rows.filter((row) => row.state === "up").length;
+  const title = found.length ? found[0][0].replace(".", "").toUpperCase() : `${up}/${rows.length} up`;
   const whole = `${title} · ${host()} · vllm-nginx-lb`;
   if (document.title !== whole) document.title = whole;
 }
@@ -107,7 +107,8 @@ export function drawEvents() {
   const events = collapsed(page.history.events, interval());
   const latest = events.filter((event) => event.kind !== "weight").slice(0, 5).map(eventLine);
   const all = $("#all");
-  $("#latest").replaceChildren(...(latest.length ? latest : [made("li", "Nothing happened.", "muted")]));
+  const nothing = page.historyWasRead ? "Nothing happened." : "The history of the last hour is being read.";
+  $("#latest").replaceChildren(...(latest.length ? latest : [made("li", nothing, "muted")]));
   say($("summary", all), `${events.length} events in the last hour`);
   if (all.open) $("ol", all).replaceChildren(...events.slice(0, MOST_EVENTS).map(eventLine));
 }

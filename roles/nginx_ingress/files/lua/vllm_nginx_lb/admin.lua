@@ -15,12 +15,21 @@ function admin.generation()
     ngx.say(worker.weights:generation(), " ", ngx.worker.pid())
 end
 
---- /work: the state of each node, as JSON.
-function admin.work()
-    local found = rows()
+--- Answer rows of nodes as JSON.
+local function say_nodes(found)
     ngx.header["Content-Type"] = "application/json"
     local nodes = #found > 0 and cjson.encode(found) or "[]"
     ngx.say('{"generation":"', worker.weights:generation(), '","nodes":', nodes, "}")
+end
+
+--- /work: the state of each node, as JSON.
+function admin.work()
+    say_nodes(rows())
+end
+
+--- /work/ejected: the nodes that are ejected now, as JSON.
+function admin.ejected()
+    say_nodes(node_report.ejected(worker.weights:pools(), worker.ejection))
 end
 
 --- /work/metrics: the state of each node for Prometheus, the writes that did not fit into shared memory, and requests

@@ -79,6 +79,24 @@ function node_report.rows(pools, parts)
     return rows
 end
 
+--- The nodes that are ejected now. This reads little for each node, because status pages ask for it at each tick.
+---@param pools table by name, each with `nodes`
+---@param ejections Ejection
+---@return table[] rows `pool`, `node`, `cause`, and `seconds` until its trial
+function node_report.ejected(pools, ejections)
+    local rows = {}
+    for name, pool in pairs(pools) do
+        for _, node in ipairs(pool.nodes) do
+            local seconds = ejections:seconds_left(node.peer)
+            if seconds > 0 then
+                local cause = ejections:cause(node.peer)
+                rows[#rows + 1] = { pool = name, node = node.name, cause = cause, seconds = seconds }
+            end
+        end
+    end
+    return rows
+end
+
 --- Add the lines of a metric's value: one for a number, and one for each label of a table of numbers.
 local function add_values(lines, name, labels, value, label_name)
     if type(value) == "table" then
