@@ -38,16 +38,36 @@ def play(
         within: a command that runs the command that follows it, such as unshare.
         variables: extra variables.
     """
+    started = start(folder, inventory, playbook, *options, path=path, within=within, **variables)
+    try:
+        stdout, stderr = started.communicate(timeout=300)
+    except BaseException:
+        started.kill()
+        raise
+    return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
+
+
+def start(
+    folder: Path,
+    inventory: dict[str, Any],
+    playbook: Path,
+    *options: str,
+    path: str = "",
+    within: Sequence[str] = (),
+    **variables: Any,
+) -> subprocess.Popen[str]:
+    """Start a playbook in a process group of its own, as a shell does; see `play`."""
     if not (group_vars := folder / "group_vars").exists():
         group_vars.symlink_to(ROOT / "inventory" / "group_vars")
     hosts = folder / "hosts.yml"
     hosts.write_text(yaml.safe_dump(inventory), encoding="utf-8")
-    return subprocess.run(
+    return subprocess.Popen(
         [*within, ANSIBLE_PLAYBOOK, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=300,
+        process_group=0,
         env=os.environ
         | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
         | {"PATH": os.pathsep.join(filter(None, [path, os.environ["PATH"]]))},

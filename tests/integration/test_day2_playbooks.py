@@ -7,17 +7,20 @@ nothing, so each `status` is a tick too.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.integration.conftest import PYTHON, ROOT, SCRIPT, FakeNode, free_port, respond
-from tests.playbook import play
+from tests.playbook import start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,14 +71,26 @@ class Site:
     ingresses: list[str]
     nodes: dict[str, FakeNode]
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # further settings of nodes, by name
+    away: set[str] = field(default_factory=set)  # ingress hosts that do not answer
 
     def play(self, name: str, *options: str, **variables: Any) -> tuple[int, str]:
         """Run a playbook; return its exit code, and its output as one line."""
+        started = self.start(name, *options, **variables)
+        try:
+            said = started.communicate(timeout=300)
+        except BaseException:
+            started.kill()
+            raise
+        return started.returncode, " ".join("".join(said).split())
+
+    def start(self, name: str, *options: str, **variables: Any) -> subprocess.Popen[str]:
+        """Start a playbook."""
         hosts = {
             name: {"ansible_host": "127.0.0.1", "vllm_port": node.port, **self.settings.get(name, {})}
             for name, node in self.nodes.items()
         }
-        ingresses = {host: {"ansible_connection": "local"} for host in self.ingresses}
+        answers, silent = {"ansible_connection": "local"}, {"ansible_host": "127.0.0.1", "ansible_port": free_port()}
+        ingresses = {host: silent if host in self.away else answers for host in self.ingresses}
         inventory = {"ingress": {"hosts": ingresses}, "vllm": {"hosts": hosts}}
         given = {
             "ansible_become": False,
@@ -85,9 +100,9 @@ class Site:
             "vllm_nginx_lb_interval_seconds": 1,
             **variables,
         }
-        playbook = ROOT / "playbooks" / f"{name}.yml"
-        done = play(self.folder, inventory, playbook, *options, path=str(self.folder), **given)
-        return done.returncode, " ".join((done.stdout + done.stderr).split())
+        return start(
+            self.folder, inventory, ROOT / "playbooks" / f"{name}.yml", *options, path=str(self.folder), **given
+        )
 
     def configure(self) -> None:
         """Write what the roles would write, and run a tick on each host."""
@@ -130,9 +145,9 @@ class Site:
         status = json.loads((self.folder / host / "state" / "status.json").read_text())
         return {node["name"]: node for pool in status["pools"] for node in pool["nodes"]}
 
-    def states(self) -> list[str]:
-        """Return the states of the nodes."""
-        return [node["state"] for node in self.status().values()]
+    def states(self, host: str = "ingress-1") -> list[str]:
+        """Return the states of the nodes for a host."""
+        return [node["state"] for node in self.status(host).values()]
 
     def asked(self, host: str = "ingress-1") -> list[str]:
         """Return the commands that a host's balancer was given."""
@@ -140,7 +155,7 @@ class Site:
 
     def moves(self, host: str = "ingress-1") -> list[str]:
         """Return those of these commands that change something."""
-        return [words.removesuffix(" --json") for words in self.asked(host) if "drain" in words]
+        return [words.partition(" --")[0] for words in self.asked(host) if re.match("(un)?drain ", words)]
 
 
 def write_program(path: Path, text: str) -> None:
@@ -186,9 +201,9 @@ def test_drain_waits_until_the_node_runs_nothing(site: Site) -> None:
     assert site.nodes["node-a"].load["running"] == 0
     assert site.status()["node-a"]["weight"] == 0
     # The tick that drains the node has read it before nginx knew, so a second tick comes before the playbook reads it.
-    asked = site.asked()
-    asked = asked[asked.index("drain node-a --json") :]
-    assert asked[: asked.index("status --json")] == ["drain node-a --json", "run", "run"]
+    asked = [words.partition(" --")[0] for words in site.asked()]
+    asked = asked[asked.index("drain node-a") :]
+    assert asked[: asked.index("status")] == ["drain node-a", "run", "run"]
 
     code, said = site.play("undrain", vllm_node_name="node-a")  # the name it had before
     assert code == 0, said
@@ -255,6 +270,36 @@ def test_drain_changes_nothing_in_check_mode(site: Site) -> None:
     assert site.moves() == []
 
 
+@TWO
+def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> None:
+    site.away = {"ingress-2"}
+    code, said = site.play("drain", node="node-a,node-b", reason="a fan is broken")
+    assert code != 0
+    assert "ingress-2 did not answer, or refused; node-a, node-b are drained on ingress-1 alone." in said
+    assert "When the host answers again, run playbooks/drains.yml, or this play again, or site.yml" in said
+    assert "node-a runs nothing, node-b runs nothing" in said
+    assert [site.states(host) for host in site.ingresses] == [["drained", "drained", "up"], ["up", "up", "up"]]
+    node = site.status()["node-a"]
+    assert node["reason"] == "drained by the operator: a fan is broken"
+
+    site.away = set()
+    code, said = site.play("drains")
+    assert code == 0, said
+    assert site.states("ingress-2") == ["drained", "drained", "up"]
+    assert site.status("ingress-2")["node-a"]["drained_since"] == node["drained_since"]
+    code, said = site.play("drains")
+    assert re.findall(r"changed=(\d+)", said) == ["0", "0"]
+
+    site.away = {"ingress-1"}
+    code, said = site.play("undrain", node="node-a,node-b")
+    assert code != 0
+    assert "ingress-1 did not answer, or refused; node-a, node-b are back on ingress-2 alone." in said
+    site.away = set()
+    code, said = site.play("drain", node="node-c")  # any play that reaches both tells it
+    assert code == 0, said
+    assert [site.states(host) for host in site.ingresses] == [["up", "up", "drained"]] * 2
+
+
 # --- rolling.yml ----------------------------------------------------------------------------------------------------
 
 
@@ -278,8 +323,9 @@ def restarting(node: FakeNode, scrapes: int) -> None:
 
 RESTART = (
     'curl --silent --fail --data x "$VLLM_NODE_SCHEME://$VLLM_NODE_HOST:$VLLM_NODE_PORT/" && '
-    'echo $VLLM_NODE_NAME $(tr -d "[:space:]" <@/ingress-1/state/drained.json) '
-    '$(tr -d "[:space:]" <@/ingress-2/state/drained.json) >>@/commands'
+    "for host in ingress-1 ingress-2; do "
+    "python3 -c \"import json, sys; print(*json.load(sys.stdin)['nodes'])\" <@/$host/state/drained.json; "
+    "done | xargs echo $VLLM_NODE_NAME: >>@/commands"
 )
 
 
@@ -293,12 +339,85 @@ def test_rolling_takes_one_node_after_the_other(site: Site) -> None:
     assert "In turn: node-a, node-b" in said
     assert "Left out, because the inventory has vllm_drain: true: node-c" in said
     assert (site.folder / "commands").read_text().splitlines() == [
-        'node-a ["node-a"] ["node-a"]',
-        'node-b ["node-b"] ["node-b"]',
+        "node-a: node-a node-a",
+        "node-b: node-b node-b",
     ]
     for host in site.ingresses:
         assert all(node["state"] == "up" and node["weight"] > 0 for node in site.status(host).values())
         assert site.moves(host) == ["drain node-a", "undrain node-a", "drain node-b", "undrain node-b"]
+
+
+@TWO
+def test_rolling_refuses_while_a_host_does_not_answer(site: Site) -> None:
+    site.away = {"ingress-2"}
+    code, said = site.play("rolling", rolling_command="true")
+    assert code != 0
+    assert "ingress-2 cannot be asked which nodes are drained; allowed is only that every ingress host answers" in said
+    assert site.moves() == []
+
+
+# The command ends well only beside the same command for another node, and for node-b when it is mended.
+TOGETHER = """\
+echo $VLLM_NODE_NAME >>@/begun; echo "for $VLLM_NODE_NAME"; n=0
+until [ $(wc -l <@/begun) -ge 2 ] || [ $((n = n + 1)) -gt 600 ]; do sleep 0.1; done
+[ $n -le 600 ] && { [ $VLLM_NODE_NAME != node-b ] || [ -e @/mended ]; }
+"""
+
+
+def test_rolling_takes_a_batch_at_once_and_goes_on_where_it_stopped(site: Site) -> None:
+    given = {"rolling_command": TOGETHER.replace("@", str(site.folder)), "rolling_batch": "2"}
+    given |= {"rolling_serving_ratio": "0.3"}
+    code, said = site.play("rolling", **given)
+    assert code == 2
+    assert "In batches: node-a, node-b; node-c" in said
+    assert "rolling_command ended with 1 for node-b. node-b stays drained, and nothing further is done" in said
+    assert "What it said last: for node-b" in said
+    assert sorted((site.folder / "begun").read_text().split()) == ["node-a", "node-b"]
+    assert site.states() == ["up", "drained", "up"]
+    reason = site.status()["node-b"]["drain_reason"]
+    assert re.fullmatch(r"rolling\.yml [0-9a-f]{8}, 0 of 3 nodes done, begun \S+", reason)
+
+    (site.folder / "mended").touch()
+    code, said = site.play("rolling", **given)
+    assert code == 0, said
+    assert "In batches: node-b, node-c" in said
+    assert "Done already by this run" in said
+    assert site.states() == ["up", "up", "up"]
+    assert site.moves()[-2:] == ["drain node-b node-c", "undrain node-b node-c"]
+
+    assert "In batches: node-a, node-b; node-c" in site.play("rolling", "--check", **given)[1]  # that run was over
+
+
+# Ansible's end may leave the command running, which has an end of its own.
+WAITING = "touch @/begun; n=0; until [ -e @/go ] || [ $((n = n + 1)) -gt 1200 ]; do sleep 0.1; done; [ -e @/go ]"
+
+
+def test_ctrl_c_leaves_a_drain_that_is_seen_and_the_same_command_goes_on(site: Site) -> None:
+    command = WAITING.replace("@", str(site.folder))
+    play = site.start("rolling", rolling_command=command)
+    try:
+        deadline = time.monotonic() + 120
+        while not (site.folder / "begun").exists():
+            assert time.monotonic() < deadline
+            assert play.poll() is None, play.communicate()
+            time.sleep(0.1)
+        os.killpg(play.pid, signal.SIGINT)  # as a terminal does
+        said = " ".join("".join(play.communicate(timeout=120)).split())
+    finally:
+        play.kill()
+    assert play.returncode != 0
+    assert (
+        "Batch 1 of 3: node-a. If the play ends early, it stays drained: run the same command again, which goes on "
+        "there, or playbooks/undrain.yml -e node=node-a."
+    ) in said
+    assert site.states() == ["drained", "up", "up"]
+    assert "rolling.yml" in site.status()["node-a"]["reason"]
+
+    (site.folder / "go").touch()
+    code, said = site.play("rolling", rolling_command=command)
+    assert code == 0, said
+    assert "In turn: node-a, node-b, node-c" in said
+    assert site.states() == ["up", "up", "up"]
 
 
 @pytest.mark.parametrize("fault", ["command", "unwell"])
@@ -315,8 +434,8 @@ def test_rolling_stops_at_the_first_failure(site: Site, fault: str) -> None:
     )
     assert code == 2, said
     assert (
-        f"{words}node-b stays drained, and nothing further is done; correct the cause, then go on with "
-        "-e rolling_nodes=node-b,node-c, or put it back with playbooks/undrain.yml -e node=node-b."
+        f"{words}node-b stays drained, and nothing further is done; correct the cause, then run the same command "
+        "again, which goes on there, or put it back with playbooks/undrain.yml -e node=node-b."
     ) in said
     assert ("What it said last: alas" in said) == (fault == "command")
     assert site.states() == ["up", "drained", "up"]
@@ -329,10 +448,11 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
     given = {"rolling_command": "false", "rolling_nodes": "node-a", "vllm_nginx_lb_fall": 1}
     code, said = site.play("rolling", **given)
     assert code == 2
-    assert "ingress-2: not up: node-c; all other nodes must be up before node-a is taken out, and it was not" in said
+    assert "ingress-2: not up: node-c; pool llm_cluster: 1 nodes would serve, and 2 have to" in said
+    assert "; all other nodes must be up before node-a is taken out, and it was not touched" in said
     assert site.moves("ingress-1") == site.moves("ingress-2") == []
 
-    code, said = site.play("rolling", rolling_force=True, **given)
+    code, said = site.play("rolling", rolling_force=True, rolling_serving_ratio=0.3, **given)
     assert "rolling_command ended with 1 for node-a" in said
     assert site.moves("ingress-1") == site.moves("ingress-2") == ["drain node-a"]
 
@@ -346,13 +466,21 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
         ),
         ({"rolling_command": "true", "rolling_nodes": ""}, 'rolling_nodes has [""]; allowed are node-a'),
         ({}, "rolling_command is empty"),
+        ({"rolling_command": "x", "rolling_batch": "0"}, 'rolling_batch is "0"; allowed is a number of nodes from 1'),
+        ({"rolling_command": "x", "rolling_batch": "101%"}, 'rolling_batch is "101%"; allowed is a number of nodes'),
+        ({"rolling_command": "x", "rolling_serving_ratio": "50"}, 'rolling_serving_ratio is "50"; allowed is a number'),
+        ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes have to serve"),
+        ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is no variable; probably rolling_batch is meant"),
         ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
         (
             {"arguments": ("--limit", "ingress-1")},
             "this play is for ingress-1 alone; allowed is all of ingress-1, ingress-2",
         ),
     ],
-    ids=["unknown", "no name", "no command", "half a command", "limit"],
+    ids=[
+        *("unknown", "no name", "no command", "no batch", "more than all", "no share", "no node to spare", "misspelt"),
+        *("half a command", "limit"),
+    ],
 )
 @TWO
 def test_rolling_refuses_what_it_cannot_mean(site: Site, options: dict[str, Any], words: str) -> None:

@@ -22,7 +22,10 @@ ROLES = ("inventory_preflight", "keepalived", "nginx_ingress", "vllm_nginx_lb")
 NODE_PREFIX = "vllm_"
 # What playbooks/rolling.yml takes with -e.
 ROLLING_PREFIX = "rolling_"
-ROLLING = ("rolling_command", "rolling_force", "rolling_nodes")
+ROLLING = (
+    *("rolling_batch", "rolling_command", "rolling_force", "rolling_nodes", "rolling_resume"),
+    "rolling_serving_ratio",
+)
 # Keys of a node in vllm_nginx_lb_nodes that the inventory takes from Ansible's own variables.
 NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansible_host"}
 # Variables that the example inventory makes from the settings of a node, or that playbooks get with -e.
