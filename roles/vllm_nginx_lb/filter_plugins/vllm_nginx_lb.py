@@ -47,7 +47,7 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
     operator = [
         name for name in wanted if name in drained and name not in {*by_rolling, *settings["nodes"], *inventory}
     ]
-    begun, total, done = unfinished_run(key, drains, settings["now"]) if settings["resume"] else ("", 0, [])
+    begun, total, done = unfinished_run(key, drains, settings["now"]) if is_true(settings["resume"]) else ("", 0, [])
     todo = [name for name in wanted if name not in {*inventory, *operator, *done}]
     todo.sort(key=lambda name: name not in drained)  # those that are out already come first
     out = {*inventory, *(name for name in drained if name not in todo)}
@@ -109,7 +109,7 @@ def seconds_of(time: str) -> float:
 
 
 def is_true(value: object) -> bool:
-    """Tell whether a value of the inventory means true."""
+    """Tell whether a value means true. ansible-core 2.16 makes texts of true and false."""
     return str(value).lower() in {"true", "yes", "on", "1", "y", "t"}
 
 
@@ -176,7 +176,7 @@ def vllm_nginx_lb_rolling_obstacles(
     known = [node["name"] for node in nodes if not is_true(node.get("drain")) and node["name"] not in batch]
     states = {name: seen[name]["state"] if name in seen else "unknown" for name in known}
     not_up = [name for name in known if states[name] not in {"up", "drained"}]
-    found = [f"not up: {', '.join(not_up)}"] if not_up and not settings["force"] else []
+    found = [f"not up: {', '.join(not_up)}"] if not_up and not is_true(settings["force"]) else []
     taken = [name for name in batch if seen.get(name, {}).get("state") != "drained"]
     for pool in dict.fromkeys(node.get("pool") or "llm_cluster" for node in nodes if node["name"] in taken):
         least = least_serving(pool, nodes, settings["serving_ratio"])
