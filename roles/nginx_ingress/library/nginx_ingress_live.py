@@ -56,6 +56,7 @@ problem: {description: "What stands in place of the link; else empty.", type: st
 live: {description: "The directory that the link names; else empty.", type: str, returned: always}
 runs: {description: "The directory whose set nginx runs; else empty.", type: str, returned: always}
 answers: {description: "Whether nginx answers for a set on disk.", type: bool, returned: always}
+left: {description: "Whether there is another set besides this one.", type: bool, returned: always}
 nginx_runs: {description: "Whether nginx itself runs.", type: bool, returned: always}
 wrong: {description: "What is not as it should be, one sentence each.", type: list, returned: always}
 holders: {description: "Other programs that hold a port of nginx.", type: list, returned: always}
@@ -242,6 +243,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         problem=("a directory" if parts.is_dir() else "a file") if there else "",
+        left=any((parts.parent / name).exists() for name in SETS if name != begin),
         nginx_runs=nginx_runs(),
         holders=holders,
         files=files_of(parts.parent / begin) if given["list_files"] and begin else [],
