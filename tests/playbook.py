@@ -25,6 +25,7 @@ def play(
     *options: str,
     path: str = "",
     within: Sequence[str] = (),
+    program: Path = ANSIBLE_PLAYBOOK,
     **variables: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook on an inventory. All files of Ansible are below a folder.
@@ -35,6 +36,7 @@ def play(
         playbook: what to run.
         options: further options of ansible-playbook.
         path: where Ansible's tasks find programs before those in PATH.
+        program: ansible-playbook of the wanted version.
         within: a command that runs the command that follows it, such as unshare.
         variables: extra variables.
     """
@@ -43,7 +45,7 @@ def play(
     hosts = folder / "hosts.yml"
     hosts.write_text(yaml.safe_dump(inventory), encoding="utf-8")
     return subprocess.run(
-        [*within, ANSIBLE_PLAYBOOK, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
+        [*within, program, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
         capture_output=True,
         text=True,
         check=False,
