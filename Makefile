@@ -145,4 +145,4 @@ bench: venv ## Measure against other balancers (BENCH=quick: about 3 minutes; BE
 	python benchmarks/tick.py
 
 clean: ## Remove the virtual environment and the caches
-	rm -rf $(VENV) $(VLLM_VENV) .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .venv-ansible-* .ansible .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -88,7 +88,7 @@ def page(root: Path = ROOT) -> str:
     parts = [INTRODUCTION]
     for role in ROLES:
         spec = yaml.safe_load((root / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
-        main = spec["argument_specs"]["main"]
+        main = spec["argument_specs"]["variables"]
         table = ["| Variable | Type | Default | Meaning |", "| --- | --- | --- | --- |", *rows(main["options"])]
         parts.append(f"## {role}\n\n{sentences(main['description'])}\n\n" + "\n".join(table) + "\n")
     return "\n".join(parts)

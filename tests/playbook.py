@@ -25,6 +25,7 @@ def play(
     *options: str,
     path: str = "",
     within: Sequence[str] = (),
+    program: Path = ANSIBLE_PLAYBOOK,
     **variables: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook on an inventory. All files of Ansible are below a folder.
@@ -35,10 +36,11 @@ def play(
         playbook: what to run.
         options: further options of ansible-playbook.
         path: where Ansible's tasks find programs before those in PATH.
+        program: ansible-playbook of the wanted version.
         within: a command that runs the command that follows it, such as unshare.
         variables: extra variables.
     """
-    started = start(folder, inventory, playbook, *options, path=path, within=within, **variables)
+    started = start(folder, inventory, playbook, *options, path=path, within=within, program=program, **variables)
     try:
         stdout, stderr = started.communicate(timeout=300)
     except BaseException:
@@ -54,6 +56,7 @@ def start(
     *options: str,
     path: str = "",
     within: Sequence[str] = (),
+    program: Path = ANSIBLE_PLAYBOOK,
     **variables: Any,
 ) -> subprocess.Popen[str]:
     """Start a playbook in a process group of its own, as a shell does; see `play`."""
@@ -62,7 +65,7 @@ def start(
     hosts = folder / "hosts.yml"
     hosts.write_text(yaml.safe_dump(inventory), encoding="utf-8")
     return subprocess.Popen(
-        [*within, ANSIBLE_PLAYBOOK, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
+        [*within, program, "-i", hosts, "-e", json.dumps(variables), *options, playbook],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

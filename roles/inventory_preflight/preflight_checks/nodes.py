@@ -1,5 +1,4 @@
-# ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
-"""The checks of the role inventory_preflight: nodes, pools and ingress hosts, in words that name the fix.
+"""The checks of the inventory as a whole: nodes, pools and ingress hosts, in words that name the fix.
 
 The rules of a single node are those of config.yml: the package of the script declares them.
 """
@@ -7,50 +6,28 @@ The rules of a single node are those of config.yml: the package of the script de
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "files"))  # the role's link to the package vllm_lb
 
 from vllm_lb import schema, settings
 from vllm_lb.addresses import canonical, is_host
+
+from .values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Node = dict[str, Any]
 
-# Spellings that Ansible's filter `bool` reads.
-BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.fromkeys(
-    ("false", "no", "off", "0", "n", "f"), False
-)
 SOUND_NODE = {"name": "node", "host": "node"}
-KINDS = get_type_hints(settings.Node)
+TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+KINDS = {name: TYPES[kind] for name, kind in get_type_hints(settings.Node).items()}
 # What to do about a wrong value, if "correct" and the name of the variable are not enough.
 HINTS = {
     "host": " (an IPv6 address has no brackets and no zone; the port belongs in vllm_port)",
     "capacity": " (1.0 is the usual node; to take a node out, set vllm_drain: true)",
     "max_conns": " (0 is any number)",
 }
-
-
-def plain(value: object, kind: type) -> object:
-    """Return a value as `kind`, if it is a text that can be converted: ansible-core 2.16 turns values into texts."""
-    if kind is bool:
-        return BOOLEANS.get(str(value).strip().lower(), value)
-    if kind is int and isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return int(value)
-    if kind is float and isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return number if math.isfinite(number) else value
-    return value
 
 
 def node_value(node: Node, key: str) -> object:
@@ -99,7 +76,7 @@ def check_name(node: Node) -> Iterator[str]:
 
 def check_settings(node: Node) -> Iterator[str]:
     """Each setting of a node must be one that config.yml accepts."""
-    for key in KINDS:
+    for key, kind in KINDS.items():
         value, variable = node.get(key), "ansible_host" if key == "host" else f"vllm_{key}"
         if key == "name" or (key not in node and key != "host"):
             continue
@@ -108,7 +85,7 @@ def check_settings(node: Node) -> Iterator[str]:
                 f"{node.get('name')}: ansible_host is not set; allowed is {allowed(settings.Node, key)}; "
                 "add ansible_host to the host's line"
             )
-        elif not fits(settings.Node, {**SOUND_NODE, key: plain(value, KINDS[key])}):
+        elif not fits(settings.Node, {**SOUND_NODE, key: plain(value, kind)}):
             yield (
                 f"{node.get('name')}: {variable} is {value!r}; allowed is {allowed(settings.Node, key)}; "
                 f"correct {variable}{HINTS.get(key, '')}"
@@ -210,6 +187,8 @@ def preflight_problems(
     nodes: Sequence[Node],
     ingress_hosts: Sequence[str],
     ingress_pools: Mapping[str, str] | None = None,
+    *,
+    unreadable: bool = False,
 ) -> list[str]:
     """Return one line per problem of an inventory; an empty list means that it is sound.
 
@@ -217,23 +196,31 @@ def preflight_problems(
         nodes: The vLLM nodes; each a dict with name, host, pool and any setting of a node in config.yml.
         ingress_hosts: Names of the hosts that run nginx.
         ingress_pools: The pool each ingress host forwards to.
+        unreadable: Whether nodes are missing because their variables cannot be evaluated.
     """
     return [
         *check_ingresses(ingress_hosts),
-        *check_nodes_exist(nodes),
+        *(() if unreadable else check_nodes_exist(nodes)),
         *(line for node in nodes for check in NODE_CHECKS for line in check(node)),
         *check_duplicate_names(nodes),
         *check_duplicate_addresses(nodes),
         *check_pool_schemes(nodes),
         *check_pool_case(nodes),
-        *check_pool_drained(nodes),
-        *check_ingress_pools(nodes, ingress_pools or {}),
+        *(() if unreadable else check_pool_drained(nodes)),
+        *(() if unreadable else check_ingress_pools(nodes, ingress_pools or {})),
     ]
 
 
-class FilterModule:
-    """The class that Ansible loads."""
-
-    def filters(self) -> dict[str, Callable[..., list[str]]]:
-        """Return the filters by name."""
-        return {"preflight_problems": preflight_problems}
+def forgotten_settings(nodes: Sequence[Node], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each setting that hosts have, and that vllm_node of an older inventory does not pass on."""
+    hosts_of: dict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        name = str(node.get("name"))
+        for key in KINDS:
+            if key not in node and f"vllm_{key}" in variables.get(name, {}):
+                hosts_of[f"vllm_{key}"].append(name)
+    return [
+        f"{hosts[0]}: {variable} is set, here and on {len(hosts) - 1} other node(s), and vllm_node does not pass it "
+        "on; copy inventory/group_vars/vllm/vllm.yml of this version once more"
+        for variable, hosts in hosts_of.items()
+    ]
