@@ -11,6 +11,7 @@ from tests.playbook import play
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # Ansible takes seconds for a playbook
 
@@ -29,7 +30,7 @@ def test_only_hand_edits_stay_of_the_other_balancer(tmp_path: Path, balancer: st
     task = {"import_role": {"name": "vllm_nginx_lb", "tasks_from": "former_balancer"}}
     playbook.write_text(yaml.safe_dump([{"hosts": "ingress", "gather_facts": False, "tasks": [task]}]))
     inventory = {"ingress": {"hosts": {"ingress-1": {"ansible_connection": "local"}}}}
-    variables = {
+    variables: dict[str, Any] = {
         "ansible_python_interpreter": "/usr/bin/python3",
         "nginx_ingress_balancer": balancer,
         "__vllm_nginx_lb_upstream_directory": str(directory),
