@@ -356,7 +356,7 @@ def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_forc
 @pytest.mark.fault(
     15,
     "a port of the ingress is held by another program",
-    sees="(process …) listens on …",
+    sees="listens on 127.0.0.1:…",
     keeps="everything: the former parts and the former file in conf.d are back, and nginx can be restarted",
 )
 @pytest.mark.parametrize("new", [True, False], ids=["a new host", "an ingress"])
@@ -375,7 +375,8 @@ def test_a_port_that_another_program_holds_costs_the_host_nothing(
     heard.append(done.stdout)
     assert done.returncode != 0
     said = " ".join(done.stdout.split())
-    assert f"(process {os.getpid()}) listens on 127.0.0.1:{port}" in said
+    # Another user's program has no name in the namespace of the test.
+    assert f"listens on 127.0.0.1:{port}" in said
     assert "change nginx_ingress_listen_port" in said
     assert ("It is removed again" if new else "The former one is back in its place") in said
     after = machine.files()
