@@ -117,7 +117,16 @@ class Machine:
     def within(self) -> tuple[str, ...]:
         """Return the command that runs another one on the host."""
         binds = "".join(f"mount --bind '{self.root}/{path}' '/{path}' && " for path in self.WRITTEN)
-        return ("unshare", "--map-root-user", "--mount", "sh", "-c", f'{binds} exec "$@"', "sh")
+        # A shell that runs the tests in the background lets its programs ignore SIGINT.
+        return (
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            f'{binds} exec env --default-signal=INT "$@"',
+            "sh",
+        )
 
     def start(self) -> None:
         """Start nginx."""
@@ -152,7 +161,8 @@ class Machine:
                 assert running.result().returncode != 0
         finally:
             (self.root / "hold").unlink()
-            os.kill(int(held.read_text()), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(held.read_text()), signal.SIGKILL)
             held.unlink()
 
     def configure(self, *, tasks: str = "configure.yml", **settings: Any) -> subprocess.CompletedProcess[str]:
