@@ -153,10 +153,12 @@ def listeners(ports: list[int]) -> list[str]:
     for line in done.stdout.splitlines():
         _, _, _, address, _, *users = line.split(None, 5)
         port = address.rpartition(":")[2]
-        programs = re.findall(r'\("([^"]*)",pid=([0-9]+)', " ".join(users)) or [("a program that ss cannot name", "?")]
-        for program, pid in programs:
-            if port.isdigit() and int(port) in ports and program != "nginx":
-                found.append(f"{program} (process {pid}) listens on {address}")
+        if not port.isdigit() or int(port) not in ports:
+            continue
+        programs = re.findall(r'\("([^"]*)",pid=([0-9]+)', " ".join(users))
+        found += [f"{name} (process {pid}) listens on {address}" for name, pid in programs if name != "nginx"]
+        if not programs:
+            found.append(f"a program that ss cannot name listens on {address}")
     return sorted(set(found))
 
 
