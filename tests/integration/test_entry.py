@@ -356,6 +356,7 @@ def test_requests_for_unknown_names_are_counted_and_one_line_a_minute_is_logged(
         first, _ = entry.log(2)
         assert (first["unknown_name"], first["client"], first["path"]) == ("evil-0.example", "127.0.0.1", "/v1/models")
         assert (first["status"], first["unknown_names"]) == (444, "1")
+        assert not {"key", "scheme"} & set(first), "it is none of the lines of the grace time"
         assert (tmp_path / "error.log").read_text(encoding="utf-8") == ""
         if balancer == "work":
             assert unfit(entry)["unknown_name refused"] == 21
