@@ -355,10 +355,32 @@ def test_requests_for_unknown_names_are_counted_and_one_line_a_minute_is_logged(
         wait_for(lambda: entry.log(2)[-1]["status"] == 200)
         first, _ = entry.log(2)
         assert (first["unknown_name"], first["client"], first["path"]) == ("evil-0.example", "127.0.0.1", "/v1/models")
-        assert first["status"] == 444
+        assert (first["status"], first["unknown_names"]) == (444, "1")
+        assert not {"key", "scheme"} & set(first), "it is none of the lines of the grace time"
         assert (tmp_path / "error.log").read_text(encoding="utf-8") == ""
         if balancer == "work":
             assert unfit(entry)["unknown_name refused"] == 21
+
+
+def test_a_later_line_says_how_many_requests_for_unknown_names_there_were(
+    tmp_path: Path, hosts: dict[str, Host], balancer: str
+) -> None:
+    host = hosts[f"grace-{balancer}"]
+    with as_rendered(host, "unknown_names_server.conf"):
+        file = host.root / PARTS / "unknown_names_server.conf"
+        text = file.read_text(encoding="utf-8")
+        assert "rate=1r/m" in text
+        file.write_text(text.replace("rate=1r/m", "rate=1r/s"), encoding="utf-8")
+        with running(tmp_path, host) as (entry, _):
+            sent = 0
+
+            def has_two_lines() -> bool:
+                nonlocal sent
+                sent += closes(host.port, "evil.example")
+                return len(entry.log(1)) == 2
+
+            wait_for(has_two_lines)
+            assert 1 < int(entry.log()[1]["unknown_names"]) <= sent
 
 
 @pytest.mark.parametrize(("level", "is_there"), [("error", False), ("info", True)], ids=["error", "info"])

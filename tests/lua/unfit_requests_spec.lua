@@ -53,8 +53,8 @@ describe("unfit_requests", function()
     end
 
     it("counts and writes its type", function()
-        unfit:count("unknown_name", true)
-        unfit:count("unknown_name", true)
+        assert.equal(1, unfit:count("unknown_name", true))
+        assert.equal(2, unfit:count("unknown_name", true))
         assert.same({ 'fault="unknown_name",answer="refused" 2' }, counted())
         assert.truthy(unfit:prometheus():find("# TYPE vllm_nginx_lb_work_unfit_requests_total counter\n", 1, true))
     end)

@@ -165,7 +165,7 @@ end
 
 --- log_by_lua of the server for unknown names: count a request.
 function phases.log_unknown_name()
-    worker.unfit:count("unknown_name", true)
+    ngx.var.vllm_nginx_lb_unknown_names = worker.unfit:count("unknown_name", true)
 end
 
 return phases

@@ -23,8 +23,9 @@ end
 --- Count a request.
 ---@param fault string of FAULTS
 ---@param is_refused boolean
+---@return integer|nil number of such requests since nginx started; nil if there is no room for it
 function UnfitRequests:count(fault, is_refused)
-    self.dict:incr(KEY .. fault .. ":" .. ANSWERS[is_refused and 1 or 2], 1)
+    return (self.dict:incr(KEY .. fault .. ":" .. ANSWERS[is_refused and 1 or 2], 1))
 end
 
 --- Count what a request lacks. A variable is nil where nothing checks it, and empty where this request was not checked.
