@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
     from tests.integration.conftest import Stack
 
@@ -683,6 +683,20 @@ def test_of_a_thousand_nodes_the_worst_are_shown_and_the_others_are_found(site: 
     page.keyboard.press("Space")
     expect(page.locator("article")).to_have_count(30)
     assert site.complaints == []
+
+
+def test_the_nodes_are_shown_before_the_history_is_there(site: Site) -> None:
+    site.fill(60)
+    held: list[Route] = []
+    page = site.browser.new_context().new_page()
+    page.route("**/history.jsonl", lambda route: held.append(route))  # noqa: PLW0108 - Playwright takes no built-in
+    page.goto(f"{site.url}/")
+    expect(page.locator("article h3")).to_have_text(["node-a", "node-b", "node-c"])
+    expect(page.locator("#latest")).to_have_text("The history of the last hour is being read.")
+    assert page.locator("canvas").count() == 0
+    held[0].continue_()
+    expect(page.locator(".chart canvas")).to_have_count(7)
+    expect(page.locator("#latest")).to_have_text("Nothing happened.")
 
 
 def test_the_page_names_the_host_and_the_version(site: Site) -> None:
