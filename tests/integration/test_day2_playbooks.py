@@ -470,7 +470,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
         ({"rolling_command": "x", "rolling_batch": "101%"}, 'rolling_batch is "101%"; allowed is a number of nodes'),
         ({"rolling_command": "x", "rolling_serving_ratio": "50"}, 'rolling_serving_ratio is "50"; allowed is a number'),
         ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes have to serve"),
-        ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is no variable; probably rolling_batch is meant"),
+        ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is not a variable of playbooks/rolling.yml; "),
         ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
         (
             {"arguments": ("--limit", "ingress-1")},
