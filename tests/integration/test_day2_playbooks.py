@@ -299,6 +299,13 @@ def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> No
     assert code == 0, said
     assert [site.states(host) for host in site.ingresses] == [["up", "up", "drained"]] * 2
 
+    site.away = {"ingress-2"}
+    site.nodes["node-a"].load["running"] = 2
+    code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=1)
+    assert code != 0
+    assert "node-a still has 2 request(s) after" in said
+    assert "; not told, because they did not answer or refused: ingress-2" in said
+
 
 # --- rolling.yml ----------------------------------------------------------------------------------------------------
 
