@@ -299,6 +299,13 @@ def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> No
     assert code == 0, said
     assert [site.states(host) for host in site.ingresses] == [["up", "up", "drained"]] * 2
 
+    site.away = {"ingress-2"}
+    site.nodes["node-a"].load["running"] = 2
+    code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=1)
+    assert code != 0
+    assert "node-a still has 2 request(s) after" in said
+    assert "; not told, because they did not answer or refused: ingress-2" in said
+
 
 # --- rolling.yml ----------------------------------------------------------------------------------------------------
 
@@ -470,7 +477,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
         ({"rolling_command": "x", "rolling_batch": "101%"}, 'rolling_batch is "101%"; allowed is a number of nodes'),
         ({"rolling_command": "x", "rolling_serving_ratio": "50"}, 'rolling_serving_ratio is "50"; allowed is a number'),
         ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes have to serve"),
-        ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is no variable; probably rolling_batch is meant"),
+        ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is not a variable of playbooks/rolling.yml; "),
         ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
         (
             {"arguments": ("--limit", "ingress-1")},
