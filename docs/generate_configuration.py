@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/configuration.md, the list of all variables, from the roles' argument specs.
+"""Write docs/configuration.md, the list of all variables, from the roles' argument specs and limits.
 
 python3 docs/generate_configuration.py           writes the page
 python3 docs/generate_configuration.py --check   exits 1 when the page is out of date, and changes nothing
@@ -57,11 +57,13 @@ def sentences(description: str | Sequence[str]) -> str:
     return markdown(description if isinstance(description, str) else " ".join(description))
 
 
-def shown_type(option: dict[str, Any]) -> str:
-    """Return the type of an option, or its choices if it has any."""
+def shown_type(option: dict[str, Any], limit: dict[str, Any] | None = None) -> str:
+    """Return the type of an option with its range, or its choices if it has any."""
     if "choices" in option:
         return ", ".join(f"`{choice}`" for choice in option["choices"])
     kind = str(option.get("type", "str"))
+    if limit and "most" in limit:
+        return f"{kind}, {limit['least']} to {limit['most']}"
     return f"{kind} of {option['elements']}" if "elements" in option else kind
 
 
@@ -75,12 +77,13 @@ def shown_default(option: dict[str, Any]) -> str:
     return f"`{default}`" if isinstance(default, str) and default else f"`{json.dumps(default)}`"
 
 
-def rows(options: dict[str, dict[str, Any]], prefix: str = "") -> Iterator[str]:
+def rows(options: dict[str, dict[str, Any]], limits: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield one row per option; the keys of a dict or of a list's dicts follow it."""
     for name, option in options.items():
         meaning = sentences(option["description"])
-        yield f"| `{prefix}{name}` | {shown_type(option)} | {shown_default(option)} | {meaning} |"
-        yield from rows(option.get("options", {}), f"{prefix}{name}{'[]' if 'elements' in option else ''}.")
+        kind = shown_type(option, limits.get(prefix + name))
+        yield f"| `{prefix}{name}` | {kind} | {shown_default(option)} | {meaning} |"
+        yield from rows(option.get("options", {}), limits, f"{prefix}{name}{'[]' if 'elements' in option else ''}.")
 
 
 def page(root: Path = ROOT) -> str:
@@ -89,7 +92,9 @@ def page(root: Path = ROOT) -> str:
     for role in ROLES:
         spec = yaml.safe_load((root / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
         main = spec["argument_specs"]["variables"]
-        table = ["| Variable | Type | Default | Meaning |", "| --- | --- | --- | --- |", *rows(main["options"])]
+        limits_file = root / "roles" / role / "meta" / "limits.yml"
+        limits = yaml.safe_load(limits_file.read_text(encoding="utf-8")) if limits_file.exists() else {}
+        table = ["| Variable | Type | Default | Meaning |", "| --- | --- | --- | --- |", *rows(main["options"], limits)]
         parts.append(f"## {role}\n\n{sentences(main['description'])}\n\n" + "\n".join(table) + "\n")
     return "\n".join(parts)
 

@@ -544,4 +544,4 @@ def test_a_rollback_stops_the_timer_and_resume_starts_it(site: Site) -> None:
 def test_preflight_checks_the_time_limits(site: Site, variable: str, value: int, least: int) -> None:
     code, said = site.play("preflight", **{variable: value, "vllm_nginx_lb_interval_seconds": 10})
     assert code == 2
-    assert f"{variable} is {value}; allowed is a whole number of seconds from {least} to 86400; correct it" in said
+    assert f"{variable} is {value}; allowed is a whole number from {least} to 86400; correct it" in said

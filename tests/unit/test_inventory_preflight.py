@@ -321,6 +321,19 @@ def test_playbook_tells_everything_at_once(tmp_path: Path) -> None:
         assert line in result.stdout
 
 
+def test_playbook_names_the_node_whose_variable_is_not_defined(tmp_path: Path) -> None:
+    vllm = {
+        "node-a": {"ansible_host": "192.0.2.1", "vllm_port": "{{ port_of_the_site }}"},
+        "node-b": {"ansible_host": "192.0.2.2", "vllm_capacity": 0},
+    }
+    result = run_preflight(tmp_path, groups(vllm=vllm))
+    assert result.returncode == 2
+    said = " ".join(result.stdout.split())
+    assert "2 problem(s) in the inventory:" in said
+    assert "node-a: vllm_node needs port_of_the_site, which is not defined; define it" in said
+    assert "node-b: vllm_capacity is 0; allowed is a number from 0.01 to 100" in said
+
+
 def test_playbook_checks_a_limited_run_too(tmp_path: Path) -> None:
     vllm = {"node-a": {"ansible_host": "192.0.2.1", "vllm_drain": True}}
     result = run_preflight(tmp_path, groups(vllm=vllm), "--limit", "ingress-1")
