@@ -65,3 +65,8 @@ def test_nodes_are_restarted_in_turn_and_nobody_notices(tmp_path: Path) -> None:
 def test_the_status_of_every_host_is_shown() -> None:
     said = entries.play("playbooks/status.yml")
     assert all(name in said for name in (*entries.HOSTS, "node-a", "node-b", "node-c"))
+
+
+def test_nodes_of_the_same_inventory_are_no_change_and_the_closing_line_says_so() -> None:
+    said = " ".join(entries.play("playbooks/nodes.yml").split())
+    assert said.count("https://llm.test/v1 serves 3 nodes: 3 up; changed: nothing") == len(entries.HOSTS)
