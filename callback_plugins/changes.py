@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
 DOCUMENTATION = """
@@ -39,6 +40,8 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc] # ansible-core has 
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print a result that changed something, or speaks to the reader."""
+        if isinstance(result._task, TaskInclude) and self._display.verbosity == 0:
+            return
         self.speaks = "_ansible_verbose_always" in result._result
         super().v2_runner_on_ok(result)
         self.speaks = False

@@ -48,7 +48,7 @@ Set the variables below in `group_vars/ingress`, or on one host of the group `in
 
 def markdown(text: str) -> str:
     """Turn Ansible's markup into Markdown that fits into a cell of a table."""
-    text = re.sub(r"C\((.*?)\)(?=[\s.,;:]|$)", r"`\1`", text)
+    text = re.sub(r"C\(((?:[^()]|\([^()]*\))*)\)", r"`\1`", text)
     return text.replace("|", "\\|")
 
 

@@ -126,3 +126,8 @@ def test_what_ctrl_c_ended_is_seen_and_the_same_command_goes_on(tmp_path: Path) 
 def test_the_status_of_every_host_is_shown() -> None:
     said = entries.play("playbooks/status.yml")
     assert all(name in said for name in (*entries.HOSTS, "node-a", "node-b", "node-c"))
+
+
+def test_nodes_of_the_same_inventory_are_no_change_and_the_closing_line_says_so() -> None:
+    said = " ".join(entries.play("playbooks/nodes.yml").split())
+    assert said.count("https://llm.test/v1 serves 3 nodes: 3 up; changed: nothing") == len(entries.HOSTS)
