@@ -196,7 +196,7 @@ def look(parts: Path, given: dict[str, Any]) -> dict[str, Any]:
     runs = next((directory for directory, it in named.items() if it and running[directory] == it.name), "")
     wrong = []
     if not live or runs != live:
-        others = " or ".join(filter(None, running.values())) or "others"
+        others = " or ".join(dict.fromkeys(filter(None, running.values()))) or "others"
         wrong.append(f"nginx does not run the parts in {parts}, but {others}")
     wrong += filter(None, map(problem_of, given["questions"]))
     wrong += [f"nobody answers at {where}" for where in given["answering"] if not answers(where)]
