@@ -191,7 +191,9 @@ def running_name(url: str) -> str | None:
 def look(parts: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Compare the live set with the one that nginx runs, and ask everything once."""
     live = parts.readlink().name if parts.is_symlink() else ""
-    named = {directory: read_name(parts.parent / directory) for directory in SETS}
+    # The live set first: a copy of it may have its name.
+    order = sorted(SETS, key=lambda directory: directory != live)
+    named = {directory: read_name(parts.parent / directory) for directory in order}
     running = {directory: running_name(it.url) for directory, it in named.items() if it}
     runs = next((directory for directory, it in named.items() if it and running[directory] == it.name), "")
     wrong = []
