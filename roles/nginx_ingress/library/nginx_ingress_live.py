@@ -191,12 +191,14 @@ def running_name(url: str) -> str | None:
 def look(parts: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Compare the live set with the one that nginx runs, and ask everything once."""
     live = parts.readlink().name if parts.is_symlink() else ""
-    named = {directory: read_name(parts.parent / directory) for directory in SETS}
+    # The live set first: a copy of it may have its name.
+    order = sorted(SETS, key=lambda directory: directory != live)
+    named = {directory: read_name(parts.parent / directory) for directory in order}
     running = {directory: running_name(it.url) for directory, it in named.items() if it}
     runs = next((directory for directory, it in named.items() if it and running[directory] == it.name), "")
     wrong = []
     if not live or runs != live:
-        others = " or ".join(filter(None, running.values())) or "others"
+        others = " or ".join(dict.fromkeys(filter(None, running.values()))) or "others"
         wrong.append(f"nginx does not run the parts in {parts}, but {others}")
     wrong += filter(None, map(problem_of, given["questions"]))
     wrong += [f"nobody answers at {where}" for where in given["answering"] if not answers(where)]

@@ -78,7 +78,8 @@ def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]], surplus: li
     if target.exists():
         shutil.rmtree(target)
     if Path(given["live"]).exists():
-        shutil.copytree(given["live"], target)
+        # The name comes last: a set that an interrupted run leaves has none.
+        shutil.copytree(given["live"], target, ignore=shutil.ignore_patterns(NAME_FILE))
     target.mkdir(mode=0o755, exist_ok=True)
     for name in surplus:
         (target / name).unlink()
