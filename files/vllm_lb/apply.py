@@ -115,14 +115,16 @@ def complaint_of_others(nginx: Nginx, config: Config, present: Present) -> str |
 def record_failure(config: Config, state: State, plan: Plan, failure: FailureError, known: Workers) -> None:
     """Record that a plan did not go live."""
     nginx, live = Nginx(config.nginx), Live(None)
-    with contextlib.suppress(FailureError):
+    live_weights: dict[str, dict[str, int]] | None = None
+    with contextlib.suppress(FailureError):  # what is not known must not hide the first error
         live = nginx.live()
+        live_weights = differing_weights(config, plan.pools, nginx.backups.record_of_generation(live.generation))
     result = Result(
         outcome="rolled_back" if isinstance(failure, RolledBackError) else "failed",
         generation=live.generation,
         error_cause=failure.cause,
         error=str(failure),
-        live_weights=differing_weights(config, plan.pools, nginx.backups.record_of_generation(live.generation)),
+        live_weights=live_weights,
         workers=nginx.workers(known, live),
     )
     try:

@@ -29,6 +29,7 @@ def test_a_missing_upstream_directory(stack: Stack) -> None:
     stack.run(1)
     assert fetch(stack.ingress_port, "/v1/models").startswith("node-")
     assert not directory.exists()
+    assert (stack.status()["error_cause"], stack.status()["live_weights"]) == ("file_unwritable", None)
     away.rename(directory)
     stack.run()
     assert stack.weights()["node-a"] == 10
