@@ -143,7 +143,8 @@ def test_roles_ask_for_the_facts_that_they_need(tmp_path: Path, monkeypatch: pyt
 )
 def test_both_roles_must_have_one_balancer(tmp_path: Path, parts: list[str], balancer: str, agrees: bool) -> None:  # noqa: FBT001
     """In a playbook of one's own, one role may be given another balancer than the other."""
-    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts.1").mkdir()
+    (tmp_path / "parts").symlink_to("parts.1")  # as on a host
     for part in parts:
         (tmp_path / "parts" / part).touch()
     tasks = [{"import_role": {"name": "vllm_nginx_lb", "tasks_from": "same_balancer"}}]
