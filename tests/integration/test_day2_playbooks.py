@@ -56,9 +56,10 @@ ActiveState=$(cat timer)";;
     "start "*timer*) echo active >timer;;
     "stop "*timer*) echo inactive >timer;;
     "start "*service*)
-        echo success >result.new
-        for host in ingress-*; do $host/balancer run || echo exit-code >result.new; done
-        mv result.new result;;
+        echo success >result.$$
+        for host in ingress-*; do $host/balancer run || echo exit-code >result.$$; done
+        mv result.$$ result
+        grep -q success result;;
 esac
 """
 
