@@ -65,8 +65,11 @@ def queries() -> dict[str, str]:
 
 def lua_names() -> set[str]:
     """Return the metrics that nginx has with the balancer work."""
-    text = (LUA / "vllm_nginx_lb" / "node_report.lua").read_text(encoding="utf-8")
-    return {f"vllm_nginx_lb_work_{name}" for name in re.findall(r'\{ "\w+", "(\w+)", "(?:gauge|counter)"', text)}
+    of_nodes = (LUA / "vllm_nginx_lb" / "node_report.lua").read_text(encoding="utf-8")
+    of_requests = (LUA / "vllm_nginx_lb" / "unfit_requests.lua").read_text(encoding="utf-8")
+    found = re.findall(r'\{ "\w+", "(\w+)", "(?:gauge|counter)"', of_nodes)
+    found += re.findall(r'local NAME = "vllm_nginx_lb_work_(\w+)"', of_requests)
+    return {f"vllm_nginx_lb_work_{name}" for name in found}
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_what_the_script_shows_is_in_order_for_promtool(metrics: str) -> None:
 def test_alerts_and_dashboard_ask_only_for_metrics_that_there_are_and_the_page_has_all(metrics: str) -> None:
     shown = set(re.findall(r"^# TYPE (\w+) ", metrics, re.MULTILINE))
     assert len(shown) > 15
-    assert len(lua_names()) == 10
+    assert len(lua_names()) == 11
     asked = set().union(*(names(rule["expr"]) for rule in RULES), *(names(each) for each in queries().values()))
     assert asked <= shown | lua_names() | FOREIGN
     assert lua_names() <= asked
