@@ -106,9 +106,10 @@ def has_address(address: str) -> bool:
 def is_running(pid_file: Path) -> bool:
     """Tell whether the process of a pid file exists, which may be another user's."""
     try:
-        os.kill(int(pid_file.read_text(encoding="ascii")), 0)
+        pid = int(pid_file.read_text(encoding="ascii"))
+        os.kill(pid, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError):  # no file, no number, or no such process
+    except (OSError, ValueError, OverflowError):  # no file, no number, or no such process
         return False
-    return True
+    return pid > 0  # to the kernel, others are groups of processes

@@ -106,8 +106,12 @@ def test_a_process_runs_until_it_has_ended(tmp_path: Path) -> None:
     assert is_running(pid_file)
     process.communicate(b"\n")
     assert not is_running(pid_file)
-    pid_file.write_text("")
-    assert not is_running(pid_file)
+
+
+@pytest.mark.parametrize("text", ["", "keepalived", "0", "-1", "9" * 30, "\xb2"])
+def test_what_names_no_process_does_not_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keepalived.pid").write_text(text, encoding="utf-8")
+    assert not is_running(tmp_path / "keepalived.pid")
 
 
 def test_a_process_of_another_user_runs(tmp_path: Path) -> None:
