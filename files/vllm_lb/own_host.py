@@ -95,11 +95,11 @@ def has_address(address: str) -> bool:
     With net.ipv4.ip_nonlocal_bind it lets a socket have any address.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:  # also where the kernel has no IPv6
+        return False
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def test_a_server_without_tls_and_no_server_have_no_certificate() -> None:
 )
 def test_the_addresses_of_this_host(address: str, own: bool) -> None:  # noqa: FBT001 - a row of a table
     assert has_address(address) is own
+
+
+def test_a_kernel_without_ipv6_has_no_such_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "AF_INET6", 99)  # a family that no kernel has
+    assert not has_address("::1")
 
 
 def test_a_process_runs_until_it_has_ended(tmp_path: Path) -> None:
