@@ -210,7 +210,8 @@ def test_fields_of_something_else_are_one_line_that_names_the_switch() -> None:
     )
     assert "set inventory_preflight_extra_host_variables: [vllm_asset_tag, vllm_rack, vllm_serial] in" in line
     assert misspelt_variables({"node-0": fields}, fields) == []
-    assert name_problems({"vllm_rack": ["printer"]}, ["node-a"], ["ingress-1"]) == [], "other hosts are not ours"
+    others = {"vllm_rack": ["printer"], "rolling_reboot": ["printer"]}
+    assert name_problems(others, ["node-a"], ["ingress-1"]) == [], "other hosts are not ours"
 
 
 @pytest.mark.parametrize(
