@@ -7,6 +7,7 @@ This runs as root, so the GET is made on a plain socket. An HTTP client would lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -54,16 +55,18 @@ def ask(url: str, timeout_seconds: float) -> Live:
     return Live(match[1], int(match[2]) if match[2] else None, balancer[1] if balancer else None)
 
 
-def get(url: str, timeout_seconds: float) -> tuple[str, str | None]:
-    """GET a short text; return the head of the answer and the text, which is None for any status but 200.
+def get(url: str, timeout_seconds: float, max_bytes: int = MAX_ANSWER_BYTES) -> tuple[str, str | None]:
+    """GET a text; return the head of the answer and the text, which is None for any status but 200.
+
+    Both together have `max_bytes`, or a few more; the rest is not read. No redirect is followed.
 
     Raises:
-        OSError: no answer within the time.
+        OSError: no whole answer within the time.
         ValueError: the URL has no valid port.
     """
     parts = urlsplit(url)
     if parts.scheme == "https":
-        return get_by_tls(url, timeout_seconds)
+        return get_by_tls(url, timeout_seconds, max_bytes)
     deadline = time.monotonic() + timeout_seconds
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
@@ -72,9 +75,12 @@ def get(url: str, timeout_seconds: float) -> tuple[str, str | None]:
     address: Any = ((parts.hostname or "").encode(), parts.port or 80)
     with socket.create_connection(address, timeout_seconds) as connection:
         connection.sendall(request.encode())
-        while len(answer) < MAX_ANSWER_BYTES:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            piece = connection.recv(MAX_ANSWER_BYTES)
+        while len(answer) < max_bytes:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            connection.settimeout(left)
+            piece = connection.recv(max_bytes)
             if not piece:
                 break
             answer += piece
@@ -84,8 +90,8 @@ def get(url: str, timeout_seconds: float) -> tuple[str, str | None]:
     return head.decode("latin-1"), body.decode("ascii", errors="replace") if re.match(OK, head) else None
 
 
-def get_by_tls(url: str, timeout_seconds: float) -> tuple[str, str | None]:
-    """GET a short text over TLS, which is rare here, and loads an HTTP client."""
+def get_by_tls(url: str, timeout_seconds: float, max_bytes: int) -> tuple[str, str | None]:
+    """GET a text over TLS, which is rare here, and loads an HTTP client."""
     import http.client
     import urllib.error
     import urllib.request
@@ -93,7 +99,7 @@ def get_by_tls(url: str, timeout_seconds: float) -> tuple[str, str | None]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout_seconds) as answer:
-            return str(answer.headers), str(answer.read(100).decode("ascii", errors="replace"))
+            return str(answer.headers), str(answer.read(max_bytes).decode("ascii", errors="replace"))
     except urllib.error.HTTPError:
         return "", None
     except http.client.HTTPException as error:

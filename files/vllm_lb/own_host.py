@@ -95,20 +95,21 @@ def has_address(address: str) -> bool:
     With net.ipv4.ip_nonlocal_bind it lets a socket have any address.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:  # also where the kernel has no IPv6
+        return False
     return True
 
 
 def is_running(pid_file: Path) -> bool:
     """Tell whether the process of a pid file exists, which may be another user's."""
     try:
-        os.kill(int(pid_file.read_text(encoding="ascii")), 0)
+        pid = int(pid_file.read_text(encoding="ascii"))
+        os.kill(pid, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError):  # no file, no number, or no such process
+    except (OSError, ValueError, OverflowError):  # no file, no number, or no such process
         return False
-    return True
+    return pid > 0  # to the kernel, others are groups of processes

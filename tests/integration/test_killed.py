@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.integration.conftest import PYTHON, SCRIPT, Stack, fetch
+from vllm_lb.under_way import under_way
 
 FORK = "vfork,clone,clone3"
 CALLS = f"flock,connect,write,fchmod,fsync,rename,{FORK}"
@@ -30,7 +31,8 @@ RECORDING = [
     Step("puts workers.json in place", "rename", 5, next_tick="unchanged"),
 ]
 PUBLISHING = [
-    Step("takes the lock", "flock", 1),
+    Step("locks its mark", "flock", 1),
+    Step("takes the lock", "flock", 2),
     Step("gives the lock its mode", "fchmod", 1),
     Step("asks nginx what is live", "connect", 1),
     Step("tests what is there", FORK, 1),
@@ -176,6 +178,28 @@ def test_a_tick_that_fails_was_not_killed(stack: Stack, command: str) -> None:
     stack.start()
     assert "a tick was killed" not in stack.run()
     assert not list((stack.directory / "state").glob(".*.began"))
+
+
+@pytest.mark.parametrize("half", ["collect", "apply"])
+def test_a_tick_that_ended_with_its_host_is_no_sign_of_an_overload(stack: Stack, half: str) -> None:
+    stack.run()
+    mark = stack.directory / "state" / f".{half}.began"
+    mark.touch()
+    os.utime(mark, (1_000_000_000, 1_000_000_000))
+    said = stack.run()
+    assert f"a tick did not end: {half} began at 2001-09-09T01:46:40.000+00:00, and the host was started again" in said
+    assert "killed" not in said
+    assert not mark.exists()
+
+
+def test_an_apply_that_is_at_work_was_not_killed(stack: Stack) -> None:
+    stack.run()
+    state = stack.directory / "state"
+    with under_way(state, "apply"):
+        done = stack.script("collect")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (state / ".apply.began").exists()
+    assert not (state / ".apply.began").exists()
 
 
 def test_only_old_temporary_files_of_ours_are_removed(stack: Stack) -> None:

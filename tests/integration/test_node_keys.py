@@ -120,6 +120,17 @@ def test_a_node_that_refuses_both_keys_is_asked_twice_and_its_answer_is_the_clie
 
 
 @pytest.mark.unmeasured
+@pytest.mark.parametrize("name", ["upstream", "work"])
+def test_the_second_try_stays_with_its_node(tmp_path: Path, hosts: dict[str, Host], name: str) -> None:
+    with keyed(FORMER, FORMER) as nodes, ingress(tmp_path, hosts[name], [n.port for n in nodes]) as entry:
+        nodes[0].breaks = True
+        wait_for(lambda: ask(f"{entry.url}/v1/completions", b"{}").status == 502)
+        wait_for(lambda: any(line["status"] == 502 for line in entry.log()))
+        (line,) = (line for line in entry.log() if line["status"] == 502)
+        assert line["upstream_addr"] == " : ".join([f"127.0.0.1:{nodes[0].port}"] * 2)
+
+
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("name", "sent"), [("without-lua", [NEW]), ("one-key", [NEW])])
 def test_where_there_is_no_second_try_the_client_gets_the_refusal(
     tmp_path: Path, hosts: dict[str, Host], name: str, sent: list[str]

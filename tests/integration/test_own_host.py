@@ -5,20 +5,23 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.integration.conftest import FakeNode, free_port
+from tests.integration.rendered import ingress, render
 from vllm_lb.own_host import OwnHost, has_address, is_running, look, served_certificate, validity
 from vllm_lb.settings import OwnHostSettings
 
@@ -98,6 +101,11 @@ def test_the_addresses_of_this_host(address: str, own: bool) -> None:  # noqa: F
     assert has_address(address) is own
 
 
+def test_a_kernel_without_ipv6_has_no_such_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "AF_INET6", 99)  # a family that no kernel has
+    assert not has_address("::1")
+
+
 def test_a_process_runs_until_it_has_ended(tmp_path: Path) -> None:
     pid_file = tmp_path / "keepalived.pid"
     assert not is_running(pid_file)
@@ -106,8 +114,12 @@ def test_a_process_runs_until_it_has_ended(tmp_path: Path) -> None:
     assert is_running(pid_file)
     process.communicate(b"\n")
     assert not is_running(pid_file)
-    pid_file.write_text("")
-    assert not is_running(pid_file)
+
+
+@pytest.mark.parametrize("text", ["", "keepalived", "0", "-1", "9" * 30, "\xb2"])
+def test_what_names_no_process_does_not_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keepalived.pid").write_text(text, encoding="utf-8")
+    assert not is_running(tmp_path / "keepalived.pid")
 
 
 def test_a_process_of_another_user_runs(tmp_path: Path) -> None:
@@ -145,3 +157,29 @@ def test_a_tick_tells_it_to_prometheus(stack: Stack, tmp_path: Path) -> None:
     assert float(after) == end.timestamp()
     assert '\nvllm_nginx_lb_floating_address_held{address="192.0.2.100"} 0.0\n' in text
     assert "\nvllm_nginx_lb_keepalived_running 1.0\n" in text
+
+
+ANY = {"nginx_ingress_tls_enabled": True, "nginx_ingress_server_names": []}
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "wildcard": ({"nginx_ingress_server_names": ["*.llm.example"]}, "any.llm.example"),
+    "dot": ({"nginx_ingress_server_names": [".llm.example"]}, "llm.example"),
+    "address-first": ({"nginx_ingress_server_names": ["127.0.0.1", "llm.example"]}, "llm.example"),
+    "pool": ({"nginx_ingress_pools": {"llm_cluster": {"server_names": ["batch.example"]}}}, "batch.example"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.unmeasured
+def test_the_script_asks_for_a_name_that_nginx_serves(tmp_path: Path) -> None:
+    (tmp_path / "rendered").mkdir()
+    hosts = render(tmp_path / "rendered", {name: ANY | settings for name, (settings, _) in NAMED.items()})
+    for name, (_, asked) in NAMED.items():
+        host = hosts[name]
+        own_host = yaml.safe_load(host.text("etc/vllm-nginx-lb/config.yml"))["own_host"]
+        assert (own_host["tls_port"], own_host["tls_name"]) == (host.tls_port, asked)
+        issued = trustme.CA().issue_cert(asked)
+        issued.private_key_pem.write_to_path(host.root / "tls.key")
+        issued.cert_chain_pems[0].write_to_path(host.root / "tls.crt")
+        (folder := tmp_path / name).mkdir()
+        with ingress(folder, host, [free_port()]):
+            assert look(OwnHostSettings(**own_host)).certificate, name

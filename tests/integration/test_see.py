@@ -19,6 +19,9 @@ from tests.integration.conftest import PYTHON, SCRIPT, Stack, respond, wait_for
 from vllm_lb import __version__
 from vllm_lb import journal as journal_module
 from vllm_lb.journal import NOTICE, is_stderr_the_journal, log
+from vllm_lb.settings import NginxSettings
+from vllm_lb.view import ejected
+from vllm_lb.view.ejected import ejected_nodes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -343,3 +346,46 @@ def test_each_problem_is_a_line_of_its_own_in_the_journal(tmp_path: Path, monkey
         entries = [journal.recv(65536).decode() for _ in range(2)]
     assert [entry.splitlines()[0] for entry in entries] == ["MESSAGE=first problem", "MESSAGE=second problem"]
     assert all("VLLM_NGINX_LB_CAUSE=config_invalid" in entry for entry in entries)
+
+
+def answering(listener: socket.socket, pieces: list[bytes], gone: threading.Event) -> None:
+    """Answer each connection piece by piece, until the other side is gone."""
+    while not gone.is_set():
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    gone.wait(0.05)
+
+
+NONE_EJECTED = b'{"generation":"a","nodes":[]}\n'
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"HTTP/1.0 200 OK\r\n\r\n", NONE_EJECTED], {}),
+        ([b"HTTP/1.0 200 OK\r\n\r\n", *[b" "] * 100, NONE_EJECTED], None),
+        ([b"HTTP/1.0 302 Found\r\nLocation: /work/ejected\r\n\r\n", NONE_EJECTED], None),
+        ([b"HTTP/1.0 200 OK\r\n\r\n", b" " * 2**20, NONE_EJECTED], None),
+        ([], None),
+    ],
+    ids=["whole", "slow", "redirect", "large", "nothing"],
+)
+def test_status_waits_for_no_other_program_at_the_port_of_nginx(
+    pieces: list[bytes], expected: dict[tuple[str, str], str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ejected, "TIMEOUT_SECONDS", 1)
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=answering, args=(listener, pieces, gone))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/generation"
+        try:
+            assert ejected_nodes(NginxSettings(balancer="work", confirm_url=url)) == expected
+        finally:
+            gone.set()
+            thread.join()

@@ -79,7 +79,20 @@ def test_a_change_is_told(former: str, wanted: str, words: list[str], others: li
     assert changes["others"] == others
 
 
-@pytest.mark.parametrize("former", ["", "not: [ours", "- a list"])
+@pytest.mark.parametrize(
+    "former",
+    [
+        *("", "not: [ours", "- a list", "[]", "null", "[" * 100_000),
+        *(
+            '{"pools": null}',
+            '{"pools": [1]}',
+            '{"pools": [{"nodes": [{}]}]}',
+            '{"pools": [{"name": "p", "nodes": null}]}',
+        ),
+        '{"pools": [{"name": "p", "nodes": [{"name": "node-a", "scheme": []}]}]}',
+    ],
+    ids=lambda former: former[:60],
+)
 def test_all_of_a_first_config_is_new(former: str) -> None:
     changes = FILTERS.vllm_nginx_lb_changes(former, config(*NODES))
     assert changes["added"] == ["node-a", "node-b"]

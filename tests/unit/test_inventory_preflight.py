@@ -210,7 +210,8 @@ def test_fields_of_something_else_are_one_line_that_names_the_switch() -> None:
     )
     assert "set inventory_preflight_extra_host_variables: [vllm_asset_tag, vllm_rack, vllm_serial] in" in line
     assert misspelt_variables({"node-0": fields}, fields) == []
-    assert name_problems({"vllm_rack": ["printer"]}, ["node-a"], ["ingress-1"]) == [], "other hosts are not ours"
+    others = {"vllm_rack": ["printer"], "rolling_reboot": ["printer"]}
+    assert name_problems(others, ["node-a"], ["ingress-1"]) == [], "other hosts are not ours"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def groups(*, ingress: dict[str, Any] | None = None, vllm: dict[str, Any] | None
 
 
 def test_playbook_accepts_the_least_inventory(tmp_path: Path) -> None:
-    result = run_preflight(tmp_path, groups())
+    result = run_preflight(tmp_path, groups(), "-v")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 problem(s), 1 ingress host(s)" in result.stdout
 

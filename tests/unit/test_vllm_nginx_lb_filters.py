@@ -76,6 +76,15 @@ def test_what_is_smaller_or_left_out_is_told() -> None:
     ]
 
 
+def test_a_node_to_whose_reason_somebody_has_added_words_is_left_out() -> None:
+    drains = stopped("a", "b")
+    drains["nodes"]["b"]["reason"] += ", and a fan is broken"
+    found = plan(nodes(*"abcd"), drains)
+    assert ["b"] not in found["batches"]
+    assert found["lines"][-1].startswith("Left out, because they are drained by somebody (")
+    assert found["lines"][-1].endswith(": b")
+
+
 @pytest.mark.parametrize("ratio", ["0.6", "1"])
 def test_a_pool_that_can_spare_no_node_is_refused(ratio: str) -> None:
     found = plan(nodes(*"ab"), {"nodes": {}, "undrained": {}}, serving_ratio=ratio)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking nginx's Lua which nodes it has ejected now: status.json does not know, because ejections last for seconds."""
 
-import http.client
 import json
-import urllib.request
 from typing import Any
 from urllib.parse import urljoin
 
 from vllm_lb.data import data
+from vllm_lb.live import get
 from vllm_lb.schema import build, number, text
 from vllm_lb.settings import NAME, POOL_NAME, NginxSettings
 from vllm_lb.text import PRINTABLE
@@ -36,10 +35,9 @@ def ejected_nodes(nginx: NginxSettings) -> dict[tuple[str, str], str] | None:
     if nginx.confirm_url is None:
         return None
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(urljoin(nginx.confirm_url, "work/ejected"), timeout=TIMEOUT_SECONDS) as answer:
-            return checked(json.loads(answer.read(MAX_ANSWER_BYTES)))
-    except (OSError, ValueError, RecursionError, http.client.HTTPException):
+        _, text = get(urljoin(nginx.confirm_url, "work/ejected"), TIMEOUT_SECONDS, MAX_ANSWER_BYTES)
+        return checked(json.loads(text or "null"))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -164,11 +164,11 @@ def name_problems(
     """
     others = {name: hosts for name, hosts in hosts_of.items() if name not in extra}
     ours = {*nodes, *ingress_hosts}
-    # On other hosts, names that begin with vllm_ are not ours.
+    # On other hosts, names with a prefix that is a common word are not ours. What -e sets, our hosts have, too.
     checked = {
         name: hosts
         for name, hosts in others.items()
-        if prefix_of(name) != NODE_PREFIX or any(host in ours for host in hosts)
+        if prefix_of(name) not in (NODE_PREFIX, ROLLING_PREFIX) or any(host in ours for host in hosts)
     }
     foreign = [name for name in sorted(checked) if is_foreign(name)]
     lines = [

@@ -18,13 +18,16 @@ SHOWN = 5
 STATES = ("up", "down", "unknown", "drained")
 
 
-def settings_of(text: str) -> Settings:
-    """Return the settings in a config.yml that the role wrote: JSON after lines of comments; empty for other text."""
+def read(text: str) -> tuple[dict[str, Settings], dict[str, object]]:
+    """Return nodes_of and others_of a config.yml that the role wrote: JSON after lines of comments.
+
+    Any other text, such as one that somebody edited, counts as a file without a setting, which the role replaces.
+    """
     try:
-        found = json.loads("\n".join(line for line in text.splitlines() if not line.startswith("#")))
-    except json.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        settings = json.loads("\n".join(line for line in text.splitlines() if not line.startswith("#")))
+        return nodes_of(settings), others_of(settings)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return nodes_of({}), others_of({})
 
 
 def nodes_of(settings: Settings) -> dict[str, Settings]:
@@ -65,9 +68,8 @@ def vllm_nginx_lb_changes(former: str, wanted: str) -> dict[str, list[str]]:
     Returns:
         ``added``, ``removed`` and ``changed``: names of nodes; ``others``: the paths of all other settings that differ.
     """
-    before, after = settings_of(former), settings_of(wanted)
-    nodes_before, nodes_after = nodes_of(before), nodes_of(after)
-    others_before, others_after = others_of(before), others_of(after)
+    nodes_before, others_before = read(former)
+    nodes_after, others_after = read(wanted)
     nothing = object()
     return {
         "added": sorted(nodes_after.keys() - nodes_before.keys()),
