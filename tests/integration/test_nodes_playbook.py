@@ -221,7 +221,7 @@ def test_a_host_that_was_never_set_up_is_refused(site: Site) -> None:
 def test_a_host_learns_of_a_drain_that_it_missed(site: Site) -> None:
     nodes = site.nodes(3)
     site.set_up(nodes)
-    drain = [site.folder / "ingress-1" / "balancer", "drain", "node-0001", "--reason", "a fan is broken"]
+    drain = [str(site.folder / "ingress-1" / "balancer"), "drain", "node-0001", "--reason", "a fan is broken"]
     subprocess.run(drain, check=True)
     nodes["node-0002"]["vllm_capacity"] = 0.5
     code, said = site.change(nodes)
