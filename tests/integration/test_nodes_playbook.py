@@ -10,6 +10,7 @@ import grp
 import hashlib
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class Site:
         lines["node-0000"] = {"ansible_host": "127.0.0.1"}
         return {name: {**line, "vllm_port": self.answering.port} for name, line in lines.items()}
 
-    def run(self, playbook: Path, nodes: dict[str, dict[str, Any]], **variables: Any) -> tuple[int, str]:
+    def run(self, playbook: Path, nodes: dict[str, dict[str, Any]], *options: str, **variables: Any) -> tuple[int, str]:
         """Run a playbook; return its exit code, and its output as one line."""
         inventory = {
             "ingress": {"hosts": {host: {"ansible_connection": "local"} for host in HOSTS}},
@@ -88,7 +89,7 @@ class Site:
             "vllm_nginx_lb_fall": 1,
             **variables,
         }
-        done = play(self.folder, inventory, playbook, path=str(self.folder), **given)
+        done = play(self.folder, inventory, playbook, *options, path=str(self.folder), **given)
         return done.returncode, " ".join((done.stdout + done.stderr).split())
 
     def set_up(self, nodes: dict[str, dict[str, Any]]) -> None:
@@ -109,9 +110,9 @@ class Site:
         code, said = self.run(playbook, nodes)
         assert code == 0, said
 
-    def change(self, nodes: dict[str, dict[str, Any]], **variables: Any) -> tuple[int, str]:
+    def change(self, nodes: dict[str, dict[str, Any]], *options: str, **variables: Any) -> tuple[int, str]:
         """Run playbooks/nodes.yml."""
-        return self.run(ROOT / "playbooks" / "nodes.yml", nodes, **variables)
+        return self.run(ROOT / "playbooks" / "nodes.yml", nodes, *options, **variables)
 
     def states(self, host: str) -> dict[str, str]:
         """Return the state of each node as a host's last tick has it."""
@@ -215,3 +216,24 @@ def test_a_host_that_was_never_set_up_is_refused(site: Site) -> None:
         "config.yml is not there; nodes.yml changes the nodes of a host that site.yml has set up; run site.yml" in said
     )
     assert not (site.folder / "ingress-1" / "config.yml").exists()
+
+
+def test_a_host_learns_of_a_drain_that_it_missed(site: Site) -> None:
+    nodes = site.nodes(3)
+    site.set_up(nodes)
+    drain = [str(site.folder / "ingress-1" / "balancer"), "drain", "node-0001", "--reason", "a fan is broken"]
+    subprocess.run(drain, check=True)
+    nodes["node-0002"]["vllm_capacity"] = 0.5
+    code, said = site.change(nodes)
+    assert code == 0, said
+    assert [site.states(host)["node-0001"] for host in HOSTS] == ["drained", "drained"]
+
+
+def test_a_limit_to_nodes_is_explained(site: Site) -> None:
+    nodes = site.nodes(2)
+    site.set_up(nodes)
+    before = site.files()
+    code, said = site.change(nodes, "--limit", "node-0001")
+    assert code == 2, said
+    assert "--limit node-0001 is for node-0001, which is no ingress host" in said
+    assert site.files() == before

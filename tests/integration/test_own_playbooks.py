@@ -81,6 +81,10 @@ def test_a_misspelt_variable_is_found_at_every_level(tmp_path: Path, level: str)
             "ingress-1: vllm_nginx_lb_fall is 0; allowed is a number from 1 to 1000; correct it",
         ),
         (
+            [{**NGINX, "vars": {"nginx_ingress_listen_port": 0, "nginx_ingress_status_port": 0}}],
+            "from 1 to 65535; correct it ingress-1: nginx_ingress_status_port is 0; allowed",
+        ),
+        (
             [{"role": "vllm_nginx_lb", "vars": {"vllm_nginx_lb_nodes": [{"name": "a", "host": "{{ vault_x }}"}]}}],
             "ingress-1: vllm_nginx_lb_nodes needs vault_x, which is not defined; define it",
         ),
@@ -89,7 +93,7 @@ def test_a_misspelt_variable_is_found_at_every_level(tmp_path: Path, level: str)
             'ingress-1: keepalived_preempt_enabled is "yess"; allowed is true or false; correct it',
         ),
     ],
-    ids=["text for a number", "range", "undefined", "text for a boolean"],
+    ids=["text for a number", "range", "two", "undefined", "text for a boolean"],
 )
 def test_a_wrong_value_is_one_line_before_anything_is_touched(
     tmp_path: Path, roles: list[dict[str, Any]], line: str

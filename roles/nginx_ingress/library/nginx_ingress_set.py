@@ -64,33 +64,31 @@ def is_there(path: Path, text: str, mode: int) -> bool:
 
 
 def write(path: Path, text: str, mode: int) -> None:
-    """Write a file with its permissions. Nobody can read a secret in between."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    """Write a new file with its permissions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=SECRET)
-    path.chmod(SECRET)
     path.write_bytes(text.encode())
     path.chmod(mode)
 
 
-def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]], surplus: list[str]) -> None:
-    """Fill the next directory: the live files, without the surplus ones, with the changed ones, and the name."""
-    target = Path(given["next"])
+def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]]) -> None:
+    """Fill the next directory: the changed files, the others of the live set, and the name."""
+    live, target = Path(given["live"]), Path(given["next"])
     if target.exists():
         shutil.rmtree(target)
-    if Path(given["live"]).exists():
-        # The name comes last: a set that an interrupted run leaves has none.
-        shutil.copytree(given["live"], target, ignore=shutil.ignore_patterns(NAME_FILE))
-    target.mkdir(mode=0o755, exist_ok=True)
-    for name in surplus:
-        (target / name).unlink()
-    for name, (text, mode) in changed.items():
-        write(target / name, text, mode)
-    for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    # A copy has its permissions a moment after its text. Only root comes in until the set is whole.
+    target.mkdir(mode=0o700)
+    for name in given["names"]:
+        if name in changed:
+            write(target / name, *changed[name])
+        else:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(live / name, target / name)
+    # The name comes last: a set that an interrupted run leaves has none.
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     comment = f"# {given['url']} answers the name of the set that nginx runs."
     write(target / NAME_FILE, f'{comment}\nreturn 200 "{name}\\n";\n', PUBLIC)
+    target.chmod(0o755)
 
 
 def main() -> None:
@@ -117,7 +115,7 @@ def main() -> None:
     surplus = sorted(set(there) - set(given["names"]) - {NAME_FILE})
     differs = bool(changed or surplus or given["force"] or NAME_FILE not in there)
     if differs and not module.check_mode:
-        fill(given, changed, surplus)
+        fill(given, changed)
     shown = {name: text for name, (text, mode) in changed.items() if mode == PUBLIC} | dict.fromkeys(surplus, "")
     module.exit_json(
         changed=differs,

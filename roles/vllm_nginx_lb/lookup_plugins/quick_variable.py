@@ -1,0 +1,1 @@
+../../inventory_preflight/lookup_plugins/quick_variable.py
