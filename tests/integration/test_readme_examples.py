@@ -130,7 +130,7 @@ def test_the_plays_run(tmp_path: Path, version: str) -> None:
     plays = [each for example in of_kind("plays") for item in example.data for each in on_this_machine(item, tmp_path)]
     playbook = tmp_path / "plays.yml"
     playbook.write_text(yaml.safe_dump(plays, sort_keys=False), encoding="utf-8")
-    result = run(tmp_path, version, two_ingresses(), playbook)
+    result = run(tmp_path, version, two_ingresses(), playbook, "-v")
     assert "0 problem(s), 2 ingress host(s)" in result.stdout, "the example of inventory_preflight runs as it is"
     (config,) = (text for text in texts(tmp_path / "vllm_nginx_lb.ingress-1.json") if '"pools"' in text)
     pools = json.loads(re.sub(r"(?m)\A(#.*\n|\s)+", "", config))["pools"]
@@ -172,5 +172,5 @@ def test_the_inventory_and_the_settings_pass_the_preflight(tmp_path: Path, versi
     assert len(names) == 3
     vault = {name: f"{number}{'0123456789abcdef' * 2}" for number, name in enumerate(names)}
     (tmp_path / "group_vars" / "ingress" / "vault.yml").write_text(yaml.safe_dump(vault), encoding="utf-8")
-    result = run(tmp_path, version, groups, ROOT / "playbooks" / "preflight.yml")
+    result = run(tmp_path, version, groups, ROOT / "playbooks" / "preflight.yml", "-v")
     assert "0 problem(s), 2 ingress host(s)" in result.stdout

@@ -301,7 +301,7 @@ def groups(*, ingress: dict[str, Any] | None = None, vllm: dict[str, Any] | None
 
 
 def test_playbook_accepts_the_least_inventory(tmp_path: Path) -> None:
-    result = run_preflight(tmp_path, groups())
+    result = run_preflight(tmp_path, groups(), "-v")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 problem(s), 1 ingress host(s)" in result.stdout
 
