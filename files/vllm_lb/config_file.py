@@ -38,7 +38,8 @@ def read_yaml(path: Path) -> Any:
     try:
         content = path.read_bytes()
     except OSError as error:
-        problem = f"{path}: {error.strerror}: expected a readable configuration"
+        advice = "; only root and the service may read it: use sudo" if isinstance(error, PermissionError) else ""
+        problem = f"{path}: {error.strerror}: expected a readable configuration{advice}"
         raise FailureError(FailureCause.CONFIG_UNREADABLE, problem, EXIT_USAGE) from error
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(COMMENTS.sub(b"", content))

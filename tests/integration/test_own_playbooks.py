@@ -188,3 +188,12 @@ def test_a_name_that_does_not_resolve_is_named(tmp_path: Path) -> None:
     finally:
         for node in nodes.values():
             node.stop()
+
+
+def test_check_mode_on_a_new_host_judges_no_answer(tmp_path: Path) -> None:
+    """Check mode asks no server, as nginx is not there yet."""
+    part = {"name": "nginx_ingress", "tasks_from": "run.yml"}
+    start = "--start-at-task=nginx_ingress : Run | Ask the servers of nginx"
+    code, said = run(tmp_path, {"tasks": [{"import_role": part}]}, start, "-v")
+    assert code == 0, said
+    assert "Check that the servers of nginx answer well" in said

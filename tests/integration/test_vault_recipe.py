@@ -35,7 +35,7 @@ def recipe() -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a folder with an inventory, and a home with the vault's password."""
     shutil.copytree(ROOT / "inventory" / "group_vars", tmp_path / "group_vars")
-    (tmp_path / "inventory").symlink_to(tmp_path)
+    (tmp_path / "my-inventory").symlink_to(tmp_path)
     (tmp_path / ".vault-password").write_text("a password\n", encoding="utf-8")
     monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(tmp_path / ".vault-password"))
     return tmp_path
@@ -90,6 +90,6 @@ def test_the_recipe_run_twice_gives_two_keys_without_a_line_break(folder: Path, 
 def test_a_key_with_a_line_break_is_refused_with_the_way_out(folder: Path) -> None:
     made_by_recipe(folder, "vllm_nginx_lb_api_key")
     wrong = "ansible-vault encrypt_string --vault-password-file ~/.vault-password --stdin-name vault_key_of_team_a"
-    run(folder, f"openssl rand -hex 32 | {wrong} >>inventory/group_vars/ingress/vault.yml")
+    run(folder, f"openssl rand -hex 32 | {wrong} >>my-inventory/group_vars/ingress/vault.yml")
     with pytest.raises(AssertionError, match="has a line break at its end; encrypt it again without one"):
         render(folder, {"ingress-1": SETTINGS})

@@ -320,6 +320,7 @@ def test_playbook_tells_everything_at_once(tmp_path: Path) -> None:
         "node-a: vllm_prot is not a setting of a vLLM node",
     ):
         assert line in result.stdout
+    assert r"\n" not in result.stdout, "each problem has a line of its own"
 
 
 def test_playbook_names_the_node_whose_variable_is_not_defined(tmp_path: Path) -> None:
