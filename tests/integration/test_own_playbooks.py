@@ -130,7 +130,7 @@ def test_roles_ask_for_the_facts_that_they_need(tmp_path: Path, monkeypatch: pyt
         {"import_role": {"name": "keepalived", "tasks_from": "facts"}},
         {"assert": {"that": "'lo' in ansible_facts['interfaces']"}},
     ]
-    code, said = run(tmp_path, {"tasks": tasks})
+    code, said = run(tmp_path, {"tasks": tasks}, "-v")
     assert code == 0, said
     assert "Check that the host runs Debian" in said
 
