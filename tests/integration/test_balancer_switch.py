@@ -55,7 +55,10 @@ def test_from_work_to_upstream(work: WorkStack) -> None:
         http {{
             access_log off; include {work.stock};
             map "" $vllm_nginx_lb_status_client {{ default this_host; }}
-            server {{ listen 127.0.0.1:{work.status_port}; include {ROLE_FILE}; }}
+            server {{
+                listen 127.0.0.1:{work.status_port};
+                include {ROLE_FILE}; add_header X-Vllm-Nginx-Lb-Balancer upstream;
+            }}
         }}""")
     restart(work)
     is_refused(work, "upstream", "work", "run", "run", "rollback")

@@ -111,7 +111,7 @@ class WorkStack(Stack):
                     keepalive 64; keepalive_timeout 2s;
                 }}
                 server {{ listen 127.0.0.1:{self.status_port} reuseport;
-                    include {LUA}/status.conf;
+                    include {LUA}/status.conf; add_header X-Vllm-Nginx-Lb-Balancer work;
                     location = /memory {{ content_by_lua_block {{
                         collectgarbage() collectgarbage()
                         ngx.say(ngx.worker.pid(), " ", collectgarbage("count") * 1024, " ",
