@@ -90,7 +90,10 @@ def assert_live() -> None:
         lambda: stack.generation() == stack.status()["generation"], within_seconds=30, what="nginx has these weights"
     )
     assert stack.status()["error"] is None
-    assert set(stack.shares(30)) == set(stack.nodes())
+    # A node that has just returned begins with few requests.
+    stack.wait_until(
+        lambda: set(stack.shares(30)) == set(stack.nodes()), within_seconds=120, what="every node gets requests"
+    )
 
 
 if __name__ == "__main__":
