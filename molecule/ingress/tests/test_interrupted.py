@@ -21,7 +21,8 @@ def interrupt(at: str, *arguments: str) -> None:
     """Run a playbook on the scenario's site, and end it with SIGINT as soon as it begins a task."""
     hosts = str(stack.SCENARIO / "inventory" / "hosts.yml")
     # A shell that runs the tests in the background lets its programs ignore SIGINT.
-    command = ["env", "--default-signal=INT", str(stack.ANSIBLE_PLAYBOOK), "-i", hosts, *arguments]
+    # With -v, Ansible prints each task as it begins.
+    command = ["env", "--default-signal=INT", str(stack.ANSIBLE_PLAYBOOK), "-v", "-i", hosts, *arguments]
     environment = os.environ | {"ANSIBLE_CONFIG": str(stack.PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
     with subprocess.Popen(
         command, cwd=stack.PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
