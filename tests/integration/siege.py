@@ -109,27 +109,24 @@ def attack(siege: Siege) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    sources = itertools.islice(itertools.cycle(siege["sources"]), siege["connections"])
-    held = {connection: source for source in sources if (connection := open_one(siege, source, context))}
-    print(len(held), flush=True)  # noqa: T201 - its result
     poll = select.poll()
+    held: dict[int, tuple[socket.socket, str]] = {}  # connections and their sources, by the number that poll gives
+
+    def hold(source: str) -> None:
+        if connection := open_one(siege, source, context):
+            held[connection.fileno()] = (connection, source)
+            poll.register(connection, select.POLLRDHUP)
+
+    for source in itertools.islice(itertools.cycle(siege["sources"]), siege["connections"]):
+        hold(source)
+    print(len(held), flush=True)  # noqa: T201 - its result
     poll.register(sys.stdin, select.POLLIN)
-    by_number = {connection.fileno(): connection for connection in held}
-    for number in by_number:
-        poll.register(number, select.POLLRDHUP)
-    while True:
-        closed = [number for number, _ in poll.poll()]
-        if sys.stdin.fileno() in closed:
-            return
+    while sys.stdin.fileno() not in (closed := [number for number, _ in poll.poll()]):
         for number in closed:
             poll.unregister(number)
-            connection = by_number.pop(number)
-            source = held.pop(connection)
+            connection, source = held.pop(number)
             connection.close()
-            if again := open_one(siege, source, context):
-                held[again] = source
-                by_number[again.fileno()] = again
-                poll.register(again, select.POLLRDHUP)
+            hold(source)
 
 
 # --- The ingress, and those who look at it ---------------------------------------------------------------------------
