@@ -41,3 +41,11 @@ def test_nginx_runs_and_no_longer_answers_clients() -> None:
     assert stack.on_ingress("systemctl", "is-active", "nginx.service").strip() == "active"
     with pytest.raises(openai.APIConnectionError), stack.client() as user:
         user.models.list()
+
+
+def test_a_dry_run_shows_what_clients_and_nodes_meet_and_no_file_that_nobody_reads() -> None:
+    done = stack.play("-i", stack.SCENARIO / "inventory" / "hosts.yml", "--check", "--diff", "site.yml")
+    assert done.returncode == 0, done.stdout
+    assert "listen 8080;" in done.stdout, "nginx's server"
+    assert '"confirm_url": ' in done.stdout, "config.yml"
+    assert "_shtab_" not in done.stdout, "the completion of the shells"
