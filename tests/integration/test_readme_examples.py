@@ -158,7 +158,7 @@ def test_the_plays_and_tasks_are_right_as_they_are_printed(tmp_path: Path, versi
     playbook.write_text("".join(each.text for each in of_kind("plays")) + yaml.safe_dump(tasks), encoding="utf-8")
     result = run(tmp_path, version, two_ingresses(), playbook, "--list-tasks")
     assert "debian_host : Packages | Install the packages" in result.stdout
-    assert "nginx_ingress : Preflight | Check the rules across variables" in result.stdout
+    assert "nginx_ingress : Run | Ask the servers of nginx" in result.stdout
 
 
 def test_the_inventory_and_the_settings_pass_the_preflight(tmp_path: Path, version: str) -> None:
