@@ -59,6 +59,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         """Install nginx's own configuration."""
         self.root = root
+        self.mount = ""  # a command that mounts something more before a run
         for folder in (*self.WRITTEN, "etc/nginx/conf.d", "etc/nginx/vllm-nginx-lb"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         (root / "etc/nginx/nginx.conf").write_text(
@@ -124,7 +125,7 @@ class Machine:
             "--mount",
             "sh",
             "-c",
-            f'{binds} exec env --default-signal=INT "$@"',
+            f'{binds} {self.mount} exec env --default-signal=INT "$@"',
             "sh",
         )
 
@@ -397,6 +398,51 @@ def test_a_port_that_another_program_holds_costs_the_host_nothing(
     machine.start()
     assert machine.ask(port=site) == 204, "nginx starts, and the host's other sites are there"
     assert machine.ask("/health") == (0 if new else 200)
+
+
+@pytest.mark.parametrize("link", ["/etc/nginx/vllm-nginx-lb/parts.1", "parts.1/"])
+def test_the_live_set_stays_however_the_link_is_written(machine: Machine, link: str) -> None:
+    assert machine.configure().returncode == 0
+    known = machine.root / "etc/nginx/vllm-nginx-lb"
+    (known / "parts").unlink()
+    (known / "parts").symlink_to(link)  # as a restored backup has it
+    (known / "parts.2").mkdir()  # as an interrupted run leaves it
+    done = machine.configure()
+    assert done.returncode == 0, done.stdout
+    assert (known / "parts.1/http.conf").exists()
+    assert not (known / "parts.2").exists()
+
+
+def test_a_link_in_place_of_the_next_set_goes_and_its_target_stays(machine: Machine) -> None:
+    assert machine.configure().returncode == 0
+    known = machine.root / "etc/nginx/vllm-nginx-lb"
+    (kept := machine.root / "etc/nginx/kept").mkdir()
+    (known / "parts.2").symlink_to("/etc/nginx/kept")
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode == 0, done.stdout
+    assert machine.ask() == 401
+    assert [*kept.iterdir()] == []
+
+
+def test_a_full_disk_is_named_and_nginx_keeps_what_it_has(machine: Machine) -> None:
+    assert machine.configure().returncode == 0
+    known = "/etc/nginx/vllm-nginx-lb"
+    used = sum(1 + file.stat().st_size // 4096 for file in machine.parts.rglob("*.*")) * 4  # KiB, in pages
+    machine.mount = (
+        f"cp --recursive --no-dereference {known} {machine.root}/copy && "
+        f"mount -t tmpfs -o size={used * 3 // 2}k tmpfs {known} && "
+        f"cp --recursive --no-dereference {machine.root}/copy/. {known} && "
+    )
+    reloads = machine.reloads()
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode != 0
+    assert re.search(r"parts\.2/\S* cannot be written: No space left on device; nginx keeps", done.stdout), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert machine.reloads() == reloads
+    machine.mount = ""
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode == 0, done.stdout
+    assert machine.ask() == 401
 
 
 @pytest.mark.fault(
