@@ -30,7 +30,7 @@ VERSION = 2
 FILE = "drained.json"
 MAX_REASON = 200  # characters, as many as a status has room for
 LATEST_SECONDS = 2**32  # the year 2106: a later time is a mistake
-KEPT_SECONDS = 90 * 86400  # how long a host may be away that knows a node as drained, which is neither so nor configured
+KEPT_SECONDS = 90 * 86400  # how long a host may be away that knows a node as drained, after the node was removed
 
 
 def is_time(value: str) -> bool:
