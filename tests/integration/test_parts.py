@@ -353,10 +353,16 @@ def test_a_key_that_an_interrupted_run_removed_is_refused_after_the_next_run(
     assert (done.returncode, changed(done), machine.reloads()) == (0, 0, reloads), done.stdout
 
 
-def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_force(machine: Machine) -> None:
+@pytest.mark.parametrize("new", [True, False], ids=["first", "put back"])
+def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_force(
+    machine: Machine, *, new: bool
+) -> None:
     main = machine.root / "etc/nginx/nginx.conf"
     main.write_text(main.read_text().replace("events { }", "\nevents {\n worker_connections 512;\n}\n"))
-    assert machine.configure().returncode == 0
+    wanted: dict[str, Any] = {} if new else {"nginx_ingress_worker_connections": 1024}
+    assert machine.configure(**wanted).returncode == 0
+    if not new:  # the parts stay as they are
+        main.write_text(main.read_text().replace("worker_connections 1024;", "worker_connections 512;"))
     machine.interrupt(nginx_ingress_worker_connections=1024)
     assert "worker_connections 1024;" in main.read_text()
     reloads = machine.reloads()
