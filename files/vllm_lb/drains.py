@@ -9,6 +9,7 @@ That is why the file also has the words on nodes that are in rotation again.
 import contextlib
 import dataclasses
 import re
+import time
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ VERSION = 2
 FILE = "drained.json"
 MAX_REASON = 200  # characters, as many as a status has room for
 LATEST_SECONDS = 2**32  # the year 2106: a later time is a mistake
+KEPT_SECONDS = 90 * 86400  # how long a host may be away that knows a node as drained, after the node was removed
 
 
 def is_time(value: str) -> bool:
@@ -142,11 +144,17 @@ def drains_of_last_tick(state: State) -> dict[str, Word]:
 
 
 def tidied(drains: Drains, configured: Collection[str]) -> Drains:
-    """Return drains without the words that are of no use: those on undrained nodes that are not configured.
+    """Return drains without the words that are of no use: old ones on undrained nodes that are not configured.
 
-    A node that was drained and then removed stays drained, for when it returns.
+    A node that was drained and then removed stays drained, for when it returns. One that was undrained and then removed
+    stays undrained, also if a host that was away meanwhile knows it as drained.
     """
-    undrained = {name: word for name, word in sorted((drains.undrained or {}).items()) if name in configured}
+    latest = time.time() - KEPT_SECONDS
+    undrained = {
+        name: word
+        for name, word in sorted((drains.undrained or {}).items())
+        if name in configured or seconds_of(word.since) > latest
+    }
     return Drains(nodes=dict(sorted(drains.nodes.items())), undrained=undrained)
 
 

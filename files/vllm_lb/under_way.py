@@ -37,6 +37,7 @@ def under_way(directory: Path, half: str) -> Iterator[None]:
             mark.unlink(missing_ok=True)
             handle = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
             held.callback(os.close, handle)
+            os.fchmod(handle, 0o644)  # whatever the umask: root makes the mark of apply, and collect reads it
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield

@@ -271,6 +271,12 @@ def test_drain_changes_nothing_in_check_mode(site: Site) -> None:
     assert site.moves() == []
 
 
+def test_a_reason_may_look_like_an_option(site: Site) -> None:
+    code, said = site.play("drain", node="node-a", reason="--json")
+    assert code == 0, said
+    assert site.status()["node-a"]["drain_reason"] == "--json"
+
+
 @TWO
 def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> None:
     site.away = {"ingress-2"}

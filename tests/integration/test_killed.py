@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import stat
 import subprocess
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.conftest import PYTHON, SCRIPT, Stack, fetch
 from vllm_lb.under_way import under_way
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORK = "vfork,clone,clone3"
 CALLS = f"flock,connect,write,fchmod,fsync,rename,{FORK}"
@@ -33,22 +40,22 @@ RECORDING = [
 PUBLISHING = [
     Step("locks its mark", "flock", 1),
     Step("takes the lock", "flock", 2),
-    Step("gives the lock its mode", "fchmod", 1),
+    Step("gives the lock its mode", "fchmod", 2),
     Step("asks nginx what is live", "connect", 1),
     Step("tests what is there", FORK, 1),
     Step("writes the record of the new file", "write", 1),
-    Step("gives the record its mode", "fchmod", 2),
+    Step("gives the record its mode", "fchmod", 3),
     Step("syncs the record", "fsync", 1),
     Step("renames the record into place", "rename", 1),
     Step("syncs the directory with the record", "fsync", 2),
     Step("writes a copy of the new file", "write", 2),
-    Step("gives the copy its mode", "fchmod", 3),
+    Step("gives the copy its mode", "fchmod", 4),
     Step("syncs the copy", "fsync", 3),
     Step("writes the way back", "write", 3),
-    Step("gives the way back its mode", "fchmod", 4),
+    Step("gives the way back its mode", "fchmod", 5),
     Step("syncs the way back", "fsync", 4),
     Step("writes the new file", "write", 4),
-    Step("gives the new file its mode", "fchmod", 5),
+    Step("gives the new file its mode", "fchmod", 6),
     Step("syncs the new file", "fsync", 5),
     Step("renames the new file into place", "rename", 2),
     Step("syncs the directory", "fsync", 6),
@@ -190,6 +197,18 @@ def test_a_tick_that_ended_with_its_host_is_no_sign_of_an_overload(stack: Stack,
     assert f"a tick did not end: {half} began at 2001-09-09T01:46:40.000+00:00, and the host was started again" in said
     assert "killed" not in said
     assert not mark.exists()
+
+
+def test_collect_may_read_the_mark_of_an_apply_that_was_killed(tmp_path: Path) -> None:
+    """Another user runs collect, and the unit has a strict umask."""
+    dies = (
+        "import os, sys; from pathlib import Path; from vllm_lb.under_way import under_way; os.umask(0o077)\n"
+        "with under_way(Path(sys.argv[1]), 'apply'): os.kill(os.getpid(), 9)"
+    )
+    path = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+    done = subprocess.run([PYTHON, "-c", dies, tmp_path], env=os.environ | {"PYTHONPATH": path}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert stat.S_IMODE((tmp_path / ".apply.began").stat().st_mode) == 0o644
 
 
 def test_an_apply_that_is_at_work_was_not_killed(stack: Stack) -> None:

@@ -59,6 +59,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         """Install nginx's own configuration."""
         self.root = root
+        self.mount = ""  # a command that mounts something more before a run
         for folder in (*self.WRITTEN, "etc/nginx/conf.d", "etc/nginx/vllm-nginx-lb"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         (root / "etc/nginx/nginx.conf").write_text(
@@ -124,7 +125,7 @@ class Machine:
             "--mount",
             "sh",
             "-c",
-            f'{binds} exec env --default-signal=INT "$@"',
+            f'{binds} {self.mount} exec env --default-signal=INT "$@"',
             "sh",
         )
 
@@ -352,10 +353,16 @@ def test_a_key_that_an_interrupted_run_removed_is_refused_after_the_next_run(
     assert (done.returncode, changed(done), machine.reloads()) == (0, 0, reloads), done.stdout
 
 
-def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_force(machine: Machine) -> None:
+@pytest.mark.parametrize("new", [True, False], ids=["first", "put back"])
+def test_limits_of_nginx_conf_that_an_interrupted_run_has_written_come_into_force(
+    machine: Machine, *, new: bool
+) -> None:
     main = machine.root / "etc/nginx/nginx.conf"
     main.write_text(main.read_text().replace("events { }", "\nevents {\n worker_connections 512;\n}\n"))
-    assert machine.configure().returncode == 0
+    wanted: dict[str, Any] = {} if new else {"nginx_ingress_worker_connections": 1024}
+    assert machine.configure(**wanted).returncode == 0
+    if not new:  # the parts stay as they are
+        main.write_text(main.read_text().replace("worker_connections 1024;", "worker_connections 512;"))
     machine.interrupt(nginx_ingress_worker_connections=1024)
     assert "worker_connections 1024;" in main.read_text()
     reloads = machine.reloads()
@@ -397,6 +404,51 @@ def test_a_port_that_another_program_holds_costs_the_host_nothing(
     machine.start()
     assert machine.ask(port=site) == 204, "nginx starts, and the host's other sites are there"
     assert machine.ask("/health") == (0 if new else 200)
+
+
+@pytest.mark.parametrize("link", ["/etc/nginx/vllm-nginx-lb/parts.1", "parts.1/"])
+def test_the_live_set_stays_however_the_link_is_written(machine: Machine, link: str) -> None:
+    assert machine.configure().returncode == 0
+    known = machine.root / "etc/nginx/vllm-nginx-lb"
+    (known / "parts").unlink()
+    (known / "parts").symlink_to(link)  # as a restored backup has it
+    (known / "parts.2").mkdir()  # as an interrupted run leaves it
+    done = machine.configure()
+    assert done.returncode == 0, done.stdout
+    assert (known / "parts.1/http.conf").exists()
+    assert not (known / "parts.2").exists()
+
+
+def test_a_link_in_place_of_the_next_set_goes_and_its_target_stays(machine: Machine) -> None:
+    assert machine.configure().returncode == 0
+    known = machine.root / "etc/nginx/vllm-nginx-lb"
+    (kept := machine.root / "etc/nginx/kept").mkdir()
+    (known / "parts.2").symlink_to("/etc/nginx/kept")
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode == 0, done.stdout
+    assert machine.ask() == 401
+    assert [*kept.iterdir()] == []
+
+
+def test_a_full_disk_is_named_and_nginx_keeps_what_it_has(machine: Machine) -> None:
+    assert machine.configure().returncode == 0
+    known = "/etc/nginx/vllm-nginx-lb"
+    used = sum(1 + file.stat().st_size // 4096 for file in machine.parts.rglob("*.*")) * 4  # KiB, in pages
+    machine.mount = (
+        f"cp --recursive --no-dereference {known} {machine.root}/copy && "
+        f"mount -t tmpfs -o size={used * 3 // 2}k tmpfs {known} && "
+        f"cp --recursive --no-dereference {machine.root}/copy/. {known} && "
+    )
+    reloads = machine.reloads()
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode != 0
+    assert re.search(r"parts\.2/\S* cannot be written: No space left on device; nginx keeps", done.stdout), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert machine.reloads() == reloads
+    machine.mount = ""
+    done = machine.configure(nginx_ingress_clients=CLIENTS)
+    assert done.returncode == 0, done.stdout
+    assert machine.ask() == 401
 
 
 @pytest.mark.fault(

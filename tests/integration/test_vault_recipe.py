@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.rendered import PARTS, render
-from tests.playbook import ROOT
+from tests.ansibles import VERSIONS, ansible_playbook
+from tests.integration.rendered import PARTS, ROLE, render
+from tests.playbook import ROOT, play
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]  # rendering is slow
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -93,3 +95,51 @@ def test_a_key_with_a_line_break_is_refused_with_the_way_out(folder: Path) -> No
     run(folder, f"openssl rand -hex 32 | {wrong} >>my-inventory/group_vars/ingress/vault.yml")
     with pytest.raises(AssertionError, match="has a line break at its end; encrypt it again without one"):
         render(folder, {"ingress-1": SETTINGS})
+
+
+# --- what the roles do with keys, on the oldest and the newest ansible-core ------------------------------------------
+
+
+def run_roles(folder: Path, version: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Check the variables of an ingress host, and write the parts with keys into the file `parts`."""
+    parts = [f"{ROLE}/templates/{PARTS}/{name}.j2" for name in ("clients.conf", "upstream_api_key.conf")]
+    tasks: list[dict[str, Any]] = [
+        *({"import_role": {"name": role, "tasks_from": "preflight"}} for role in ("nginx_ingress", "vllm_nginx_lb")),
+        {"copy": {"content": f"{{{{ lookup('template', *{parts}) }}}}", "dest": f"{folder}/parts", "mode": "0600"}},
+    ]
+    playbook = folder / "play.yml"
+    playbook.write_text(json.dumps([{"hosts": "ingress", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **settings}
+    inventory = {"ingress": {"hosts": {"ingress-1": host}}, "vllm": {"hosts": {"node-a": {"ansible_host": "::1"}}}}
+    return play(folder, inventory, playbook, "-vvv", program=ansible_playbook(version))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_keys_that_the_vault_has_in_the_variables_themselves_go_into_the_files(folder: Path, version: str) -> None:
+    of_nodes = made_by_recipe(folder, "vllm_nginx_lb_api_key")
+    of_client = made_by_recipe(folder, "key")
+    vault = folder / "group_vars" / "ingress" / "vault.yml"
+    variable, encrypted = vault.read_text(encoding="utf-8").split("key: !vault", 2)[1:]
+    vault.write_text(
+        f"vllm_nginx_lb_api_key: !vault{variable}\nnginx_ingress_upstream_api_key: !vault{variable}\n"
+        f"nginx_ingress_clients:\n- {{name: team-b, key: key-of-team-b-0123456789}}\n- name: team-a\n"
+        f"  key: !vault{encrypted}",
+        encoding="utf-8",
+    )
+    done = run_roles(folder, version)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = (folder / "parts").read_text(encoding="utf-8")
+    assert f'"{of_client}" team-a;' in written
+    assert f'"Bearer {of_nodes}";' in written
+    assert [key for key in (of_client, of_nodes) if key in done.stdout + done.stderr] == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_key_that_ansible_takes_for_a_template_is_not_shown(folder: Path, version: str) -> None:
+    clients = [{"name": "team-a", "key": "key-of{{team-a-0123"}]
+    done = run_roles(folder, version, nginx_ingress_clients=clients, nginx_ingress_upstream_api_key="key-of{%nodes")
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    for name in ("nginx_ingress_clients", "nginx_ingress_upstream_api_key"):
+        assert f"{name} (not shown) cannot be evaluated; a value that has {{{{ or {{% is a template" in said
+    assert "key-of" not in said

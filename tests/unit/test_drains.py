@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from vllm_lb.drains import Drains, Word, drains_of, newest, read_drains, tidied, write_drains
 from vllm_lb.errors import FailureError
 from vllm_lb.state import State
+from vllm_lb.text import timestamp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,9 +66,17 @@ def test_hosts_that_exchange_their_words_in_any_order_agree(words: list[Drains])
     assert tidied(newest(*halves), "abc") == together
 
 
+def test_a_host_that_was_away_does_not_drain_a_node_again_that_was_undrained_and_removed() -> None:
+    drained_at, undrained_at = timestamp(time.time() - 86400), timestamp(time.time() - 3600)
+    here = tidied(newest(drained(drained_at), undrained(undrained_at)), ["b"])
+    assert tidied(newest(here, drained(drained_at)), ["b"]).nodes == {}
+    assert tidied(undrained(timestamp(time.time() - 100 * 86400)), ["b"]).undrained == {}, "the file does not grow"
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     known = newest(
-        drained(reason="fan", by="alice@ops"), undrained(name="b"), drained(name="gone"), undrained(name="former")
+        *(drained(reason="fan", by="alice@ops"), undrained(name="b"), drained(name="gone")),
+        undrained("2020-01-01T00:00:00+00:00", "former"),
     )
     write_drains(State(tmp_path), tidied(known, ["a", "b"]))
     found = read_drains(State(tmp_path))

@@ -151,6 +151,16 @@ def test_a_run_that_went_on_is_the_same_run() -> None:
     assert run_of(found, found["done"]) == drains["nodes"]["b"]["reason"]
 
 
+def test_a_node_that_is_new_since_a_run_stopped_belongs_to_the_run() -> None:
+    five, drains = nodes(*"abcde"), stopped("abc", "d")
+    found = plan(five, drains)
+    assert (found["batches"], found["done"], found["total"]) == ([["d"], ["e"]], 3, 5)
+    # It goes on until that node is done, too.
+    drains["undrained"]["d"] = word(run_of(found, 4), "2026-11-28T09:30:00+00:00")
+    drains["nodes"] = {"e": word(run_of(found, 4), "2026-11-28T09:31:00+00:00")}
+    assert plan(five, drains)["batches"] == [["e"]]
+
+
 def status(**states: Any) -> dict[str, Any]:
     """Return a status: of each node its state, or a dict with more."""
     base = {"weight": 100, "running": 0, "waiting": 0, "error": None, "error_cause": None}

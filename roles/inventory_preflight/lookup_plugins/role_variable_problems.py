@@ -33,7 +33,9 @@ class LookupModule(LookupBase):
         evaluator = evaluation.Evaluator(templar.template, AnsibleError)
         extra, lines = evaluator.values(quick, ["inventory_preflight_extra_host_variables"])
         lines += names.own_problems(role, variables, set(extra.get("inventory_preflight_extra_host_variables", [])))
-        found, unreadable = evaluator.values(quick, specs.variables(role))
+        options = specs.variables(role)
+        secrets = [name for name, option in options.items() if values.is_secret(option)]
+        found, unreadable = evaluator.values(quick, options, secrets)
         wrong = values.variable_problems(role, found)
         lines += [*unreadable, *wrong.values()]
         if role == config.ROLE:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 NODES = "inventory_preflight_nodes"
 NODE = "vllm_node"  # the example inventory makes the nodes of this variable of each host
@@ -19,16 +19,24 @@ class Evaluator:
         """Take the function that evaluates a value, and what it raises."""
         self.template, self.error = template, error
 
-    def values(self, variables: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-        """Return those of some variables that are set, by name, and a line for each that cannot be evaluated."""
+    def values(
+        self, variables: Mapping[str, Any], names: Iterable[str], secrets: Collection[str] = ()
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return those of some variables that are set, by name, and a line for each that cannot be evaluated.
+
+        Args:
+            variables: with templates.
+            names: of the variables that are wanted.
+            secrets: the names of those of which no message may show anything.
+        """
         found: dict[str, Any] = {}
         lines = []
         for name in names:
             if name in variables:
                 try:
-                    found[name] = self.template(variables[name])
+                    found[name] = decrypted(self.template(variables[name]))
                 except self.error as error:
-                    lines.append(f"{name}{fault(error)}")
+                    lines.append(f"{name}{fault(error, is_secret=name in secrets)}")
         return found, lines
 
     def nodes(self, variables: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -51,8 +59,21 @@ class Evaluator:
         return readable, told or lines
 
 
-def fault(error: Exception) -> str:
-    """Return what is wrong with a variable that cannot be evaluated. The text has no value, which may be a secret."""
+def decrypted(value: Any) -> Any:
+    """Return a value with its parts that Ansible Vault has encrypted as texts; before 2.19 they are no texts of Python.
+
+    Raises:
+        Exception: Ansible's, if a part cannot be decrypted.
+    """
+    if isinstance(value, dict):
+        return {key: decrypted(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [decrypted(each) for each in value]
+    return str(value) if type(value).__name__ == "AnsibleVaultEncryptedUnicode" else value
+
+
+def fault(error: Exception, *, is_secret: bool = False) -> str:
+    """Return what is wrong with a variable that cannot be evaluated. Ansible's own words may have the value."""
     said = " ".join(str(error).split())
     undefined = re.search(r"'([^' ]+)' is undefined", said)
     if undefined:
@@ -62,4 +83,6 @@ def fault(error: Exception) -> str:
         )
     if "vault" in said.lower():
         return " cannot be decrypted; give the password with --ask-vault-pass or --vault-password-file"
+    if is_secret:
+        return " (not shown) cannot be evaluated; a value that has {{ or {% is a template: write !unsafe before it"
     return f" cannot be evaluated: {said[:160]}; correct it"

@@ -64,7 +64,14 @@ def named_keys(client: Settings) -> list[tuple[str, Any]]:
     """Return the keys of a client, as dicts with ``key`` and ``expires``, each with its name below the client."""
     keys = client.get("keys") or []
     own = [(".", {"key": client.get("key"), "expires": client.get("expires")})] if "key" in client else []
-    return own + [(f".keys[{index}].", key) for index, key in enumerate(keys if isinstance(keys, list) else [keys])]
+    named = own + [(f".keys[{index}].", key) for index, key in enumerate(keys if isinstance(keys, list) else [keys])]
+    return [(name, decrypted(key) if isinstance(key, dict) else key) for name, key in named]
+
+
+def decrypted(key: Settings) -> Settings:
+    """Return a key as a text, if Ansible Vault has encrypted it: before ansible-core 2.19 that is no text of Python."""
+    is_encrypted = type(key.get("key")).__name__ == "AnsibleVaultEncryptedUnicode"
+    return {**key, "key": str(key["key"])} if is_encrypted else key
 
 
 def expiry_problems(name: str, value: object) -> Iterator[str]:

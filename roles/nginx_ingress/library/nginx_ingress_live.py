@@ -85,7 +85,7 @@ class Named:
 def read_name(directory: Path) -> Named | None:
     """Return the name of the set in a directory; None if it has none, as those of former versions."""
     try:
-        text = (directory / "set.conf").read_text(encoding="utf-8")
+        text = (directory / "set.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     name, url = NAME.search(text), URL.search(text)
@@ -165,9 +165,10 @@ def listeners(ports: list[int]) -> list[str]:
 def nginx_runs() -> bool:
     """Tell whether the process in nginx's file of its process id is there."""
     try:
-        return Path("/proc", PID_FILE.read_text(encoding="ascii").strip(), "stat").exists()
+        process = PID_FILE.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return False
+    return process.isdigit() and Path("/proc", process).exists()
 
 
 def files_of(directory: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from datetime import UTC, datetime
@@ -71,11 +72,18 @@ def write(path: Path, text: str, mode: int) -> None:
     path.chmod(mode)
 
 
+def remove(path: Path) -> None:
+    """Remove whatever has a name. Of a link that somebody has made, nothing but the link goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]]) -> None:
     """Fill the next directory: the changed files, the others of the live set, and the name."""
     live, target = Path(given["live"]), Path(given["next"])
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     # A copy has its permissions a moment after its text. Only root comes in until the set is whole.
     target.mkdir(mode=0o700)
     for name in given["names"]:
@@ -84,6 +92,8 @@ def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]]) -> None:
         else:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(live / name, target / name)
+    # After a power cut, no link may name files whose texts were not on the disk yet.
+    os.sync()
     # The name comes last: a set that an interrupted run leaves has none.
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     comment = f"# {given['url']} answers the name of the set that nginx runs."
@@ -115,7 +125,13 @@ def main() -> None:
     surplus = sorted(set(there) - set(given["names"]) - {NAME_FILE})
     differs = bool(changed or surplus or given["force"] or NAME_FILE not in there)
     if differs and not module.check_mode:
-        fill(given, changed)
+        try:
+            fill(given, changed)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                remove(Path(given["next"]))
+            where = error.filename2 or error.filename or given["next"]
+            module.fail_json(msg=f"{where} cannot be written: {error.strerror}; nginx keeps the set that it has")
     shown = {name: text for name, (text, mode) in changed.items() if mode == PUBLIC} | dict.fromkeys(surplus, "")
     module.exit_json(
         changed=differs,

@@ -48,7 +48,7 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
     operator = [
         name for name in wanted if name in drained and name not in {*by_rolling, *settings["nodes"], *inventory}
     ]
-    begun, total, done = unfinished_run(key, drains, settings["now"]) if is_true(settings["resume"]) else ("", 0, [])
+    begun, done = unfinished_run(key, drains, settings["now"]) if is_true(settings["resume"]) else ("", [])
     todo = [name for name in wanted if name not in {*inventory, *operator, *done}]
     todo.sort(key=lambda name: name not in drained)  # those that are out already come first
     out = {*inventory, *(name for name in drained if name not in todo)}
@@ -67,7 +67,7 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
     return {
         "batches": batches,
         "key": key,
-        "total": total or len(todo),
+        "total": len(done) + len(todo),
         "begun": begun or settings["now"],
         "done": len(done),
         "lines": [
@@ -79,8 +79,8 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
     }
 
 
-def unfinished_run(key: str, drains: Mapping[str, Any], now: str) -> tuple[str, int, list[str]]:
-    """Return when the last run with this key began, how many nodes it is for, and those that it has done.
+def unfinished_run(key: str, drains: Mapping[str, Any], now: str) -> tuple[str, list[str]]:
+    """Return when the last run with this key began, and the nodes that it has done.
 
     The run is over if it has done all nodes, if it said nothing for a day, or if somebody has drained or undrained a
     node since: then it is not known what the nodes are like. The time is empty then.
@@ -90,15 +90,15 @@ def unfinished_run(key: str, drains: Mapping[str, Any], now: str) -> tuple[str, 
     last = max(words, key=lambda each: seconds_of(each[2]["since"]), default=None)
     match = last and RUN.fullmatch(last[2].get("reason") or "")
     if not last or not match or match[1] != key or seconds_of(now) - seconds_of(last[2]["since"]) > RESUMABLE_SECONDS:
-        return "", 0, []
+        return "", []
     of_run = {
         name: (is_drained, int(each[2]))
         for name, is_drained, word in words
         if (each := RUN.fullmatch(word.get("reason") or "")) and each.group(1, 4) == match.group(1, 4)
     }
-    done, total = [name for name, (is_drained, _) in of_run.items() if not is_drained], int(match[3])
-    is_over = max(count for _, count in of_run.values()) >= total
-    return ("", 0, []) if is_over else (match[4], total, done)
+    done = [name for name, (is_drained, _) in of_run.items() if not is_drained]
+    is_over = max(count for _, count in of_run.values()) >= int(match[3])
+    return ("", []) if is_over else (match[4], done)
 
 
 def seconds_of(time: str) -> float:
