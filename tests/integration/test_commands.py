@@ -186,7 +186,7 @@ def test_a_host_takes_newer_words_of_another_host(stack: Stack) -> None:
     here = state("drains", "--json", name="here")["drains"]
     assert (sorted(here["nodes"]), sorted(here["undrained"])) == (["node-a"], ["node-b"])
     stack.config["state_directory"] = str(stack.directory / "there")
-    assert "no node is drained by drain" in stack.script("drains").stdout
+    assert "no node is drained by hand" in stack.script("drains").stdout
     for changed in (["node-a"], []):
         there = state("drains", "--merge", "--json", name="there", stdin=json.dumps([here]))
         assert (there["changed"], there["drains"]) == (changed, here)

@@ -305,7 +305,7 @@ def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> No
     code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=1)
     assert code != 0
     assert "node-a still has 2 request(s) after" in said
-    assert "; not told, because they did not answer or refused: ingress-2" in said
+    assert "; not drained on hosts that did not answer, or refused: ingress-2" in said
 
 
 # --- rolling.yml ----------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_rolling_refuses_while_a_host_does_not_answer(site: Site) -> None:
     site.away = {"ingress-2"}
     code, said = site.play("rolling", rolling_command="true")
     assert code != 0
-    assert "ingress-2 cannot be asked which nodes are drained; allowed is only that every ingress host answers" in said
+    assert "ingress-2 did not say which nodes are drained; every ingress host must answer and have the balancer" in said
     assert site.moves() == []
 
 
@@ -443,7 +443,7 @@ def test_rolling_stops_at_the_first_failure(site: Site, fault: str) -> None:
     assert code == 2, said
     assert (
         f"{words}node-b stays drained, and nothing further is done; correct the cause, then run the same command "
-        "again, which goes on there, or put it back with playbooks/undrain.yml -e node=node-b."
+        "again, which continues there, or put it back with playbooks/undrain.yml -e node=node-b."
     ) in said
     assert ("What it said last: alas" in said) == (fault == "command")
     assert site.states() == ["up", "drained", "up"]
@@ -477,7 +477,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
         ({"rolling_command": "x", "rolling_batch": "0"}, 'rolling_batch is "0"; allowed is a number of nodes from 1'),
         ({"rolling_command": "x", "rolling_batch": "101%"}, 'rolling_batch is "101%"; allowed is a number of nodes'),
         ({"rolling_command": "x", "rolling_serving_ratio": "50"}, 'rolling_serving_ratio is "50"; allowed is a number'),
-        ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes have to serve"),
+        ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes must serve"),
         ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is not a variable of playbooks/rolling.yml; "),
         ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
         (

@@ -196,4 +196,4 @@ def test_check_mode_on_a_new_host_judges_no_answer(tmp_path: Path) -> None:
     start = "--start-at-task=nginx_ingress : Run | Ask the servers of nginx"
     code, said = run(tmp_path, {"tasks": [{"import_role": part}]}, start, "-v")
     assert code == 0, said
-    assert "Check that the servers of nginx answer well" in said
+    assert "Check that the servers of nginx answer as they should" in said

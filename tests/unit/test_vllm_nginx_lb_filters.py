@@ -90,7 +90,7 @@ def test_a_pool_that_can_spare_no_node_is_refused(ratio: str) -> None:
     found = plan(nodes(*"ab"), {"nodes": {}, "undrained": {}}, serving_ratio=ratio)
     (problem,) = found["problems"]
     assert problem.startswith(
-        f"pool llm_cluster: 2 of 2 nodes have to serve (rolling_serving_ratio {ratio}), and 0 are"
+        f"pool llm_cluster: 2 of 2 nodes must serve (rolling_serving_ratio {ratio}), and 0 are"
     )
 
 
@@ -167,16 +167,16 @@ def status(**states: Any) -> dict[str, Any]:
         (
             {"a": "up", "b": "down", "c": "up"},
             {},
-            ["not up: b", "pool llm_cluster: 1 nodes would serve, and 2 have to"],
+            ["not up: b", "pool llm_cluster: 1 nodes would serve, and 2 must"],
         ),
         (
             {"a": "up", "b": "down", "c": "up"},
             {"force": True},
-            ["pool llm_cluster: 1 nodes would serve, and 2 have to"],
+            ["pool llm_cluster: 1 nodes would serve, and 2 must"],
         ),
         ({"a": "up", "b": "down", "c": "up"}, {"force": True, "serving_ratio": "0.3"}, []),
         ({"a": "up", "b": "drained", "c": "up"}, {"serving_ratio": "0.3"}, []),
-        ({"a": "up", "b": "drained", "c": "up"}, {}, ["pool llm_cluster: 1 nodes would serve, and 2 have to"]),
+        ({"a": "up", "b": "drained", "c": "up"}, {}, ["pool llm_cluster: 1 nodes would serve, and 2 must"]),
         ({"a": "drained", "b": "up", "c": "unknown"}, {"force": True}, []),  # nothing more is taken out
         ({"a": "up", "c": "up"}, {"serving_ratio": "0.3"}, ["not up: b"]),
     ],

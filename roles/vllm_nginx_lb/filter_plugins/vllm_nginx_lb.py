@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Node = dict[str, Any]
 
-# A reason with more words is an operator's.
+# A reason with further words is an operator's.
 RUN = re.compile(r"rolling\.yml ([0-9a-f]{8}), (\d{1,6}) of (\d{1,6}) nodes done, begun (\S{20,40})")
 # A run that stopped longer ago is over: the same command begins again with all nodes.
 RESUMABLE_SECONDS = 86400
@@ -43,7 +43,7 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
     wanted = list(dict.fromkeys(settings["nodes"] or [node["name"] for node in nodes]))
     key = hashlib.sha256("\n".join([settings["command"], *settings["nodes"]]).encode()).hexdigest()[:8]
     inventory = [node["name"] for node in nodes if is_true(node.get("drain"))]
-    drained = {name: word.get("reason") or "" for name, word in drains["nodes"].items()}
+    drained = {name: entry.get("reason") or "" for name, entry in drains["nodes"].items()}
     by_rolling = [name for name, reason in drained.items() if RUN.fullmatch(reason)]
     operator = [
         name for name in wanted if name in drained and name not in {*by_rolling, *settings["nodes"], *inventory}
@@ -85,16 +85,16 @@ def unfinished_run(key: str, drains: Mapping[str, Any], now: str) -> tuple[str, 
     The run is over if it has done all nodes, if it said nothing for a day, or if somebody has drained or undrained a
     node since: then it is not known what the nodes are like. The time is empty then.
     """
-    words = [(name, True, word) for name, word in drains["nodes"].items()]
-    words += [(name, False, word) for name, word in (drains.get("undrained") or {}).items()]
-    last = max(words, key=lambda each: seconds_of(each[2]["since"]), default=None)
+    entries = [(name, True, entry) for name, entry in drains["nodes"].items()]
+    entries += [(name, False, entry) for name, entry in (drains.get("undrained") or {}).items()]
+    last = max(entries, key=lambda each: seconds_of(each[2]["since"]), default=None)
     match = last and RUN.fullmatch(last[2].get("reason") or "")
     if not last or not match or match[1] != key or seconds_of(now) - seconds_of(last[2]["since"]) > RESUMABLE_SECONDS:
         return "", 0, []
     of_run = {
         name: (is_drained, int(each[2]))
-        for name, is_drained, word in words
-        if (each := RUN.fullmatch(word.get("reason") or "")) and each.group(1, 4) == match.group(1, 4)
+        for name, is_drained, entry in entries
+        if (each := RUN.fullmatch(entry.get("reason") or "")) and each.group(1, 4) == match.group(1, 4)
     }
     done, total = [name for name, (is_drained, _) in of_run.items() if not is_drained], int(match[3])
     is_over = max(count for _, count in of_run.values()) >= total
@@ -136,7 +136,7 @@ def batches_of(
         spare = len([name for name in members if name not in out]) - least
         if spare < 1 and not set(mine) <= drained:
             problems.append(
-                f"pool {pool}: {least} of {len(members)} nodes have to serve (rolling_serving_ratio "
+                f"pool {pool}: {least} of {len(members)} nodes must serve (rolling_serving_ratio "
                 f"{settings['serving_ratio']}), and {len(members) - spare - least} are drained, so none can be taken "
                 "out; undrain nodes, or lower the ratio"
             )
@@ -185,7 +185,7 @@ def vllm_nginx_lb_rolling_obstacles(
         serving = [name for name in others if states.get(name) == "up" and seen[name]["weight"]]
         if len(serving) < least:
             found.append(
-                f"pool {pool}: {len(serving)} nodes would serve, and {least} have to (rolling_serving_ratio "
+                f"pool {pool}: {len(serving)} nodes would serve, and {least} must (rolling_serving_ratio "
                 f"{settings['serving_ratio']})"
             )
     return found
