@@ -2,8 +2,8 @@
 """drained.json: the last entry of each node that an operator drained or undrained.
 
 Each ingress host has its own file. A host that was away while a node was drained learns of it from the others: the
-playbooks copy the entries of each host to the others (`drains --merge`), and the newer one of two entries counts. That is
-why the file also has the entries of nodes that are in rotation again.
+playbooks copy the entries of each host to the others (`drains --merge`), and the newer one of two entries counts. So
+the file also has the entries of nodes that are in rotation again.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mark of a tick that is under way. A tick that was killed leaves its mark, and the next tick logs it.
 
-systemd ends a tick that takes too long, and says so in its own words. A killed process can log nothing. A tick holds a lock
-on its mark, because an operator may run one command while the service runs another one.
+systemd ends a tick that takes too long, and says so in its own words. A killed process can log nothing. A tick holds a
+lock on its mark, because an operator may run one command while the service runs another one.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ def test_a_setting_that_an_older_inventory_does_not_pass_on() -> None:
         ("vllm_nginx_lb_balancer", "nginx_ingress_balancer, which both roles read; remove it"),
         ("vllm_host", "ansible_host; remove it"),
         ("vllm_name", "the name of the host in the inventory; remove it"),
-        ("keepalived_peer", "ingress_peer; copy inventory/group_vars/ingress/keepalived.yml of this version"),
+        ("keepalived_peer", "ingress_peer; copy group_vars/ingress/keepalived.yml of this version"),
     ],
 )
 def test_former_variable_is_told_its_successor(name: str, successor: str) -> None:

@@ -25,7 +25,7 @@ NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansib
 NODE_OTHERS = ("vllm_node", "vllm_node_name")
 # Former names, and what to do about each
 SUCCESSORS = {
-    "keepalived_peer": "its successor is ingress_peer; copy inventory/group_vars/ingress/keepalived.yml of this version",
+    "keepalived_peer": "its successor is ingress_peer; copy group_vars/ingress/keepalived.yml of this version",
     "vllm_nginx_lb_balancer": "its successor is nginx_ingress_balancer, which both roles read; remove it",
 } | {f"{NODE_PREFIX}{key}": f"its successor is {successor}; remove it" for key, successor in NODE_IDENTITY.items()}
 # Former names that copies of the inventory may still set. Nothing reads them, so the check is silent about them.
@@ -123,7 +123,7 @@ def foreign_problem(hosts_of: Mapping[str, Sequence[str]], names: Sequence[str])
     hosts = list(dict.fromkeys(host for name in names for host in hosts_of[name]))
     return (
         f"{told_hosts(hosts)}: {', '.join(names)} begin with {NODE_PREFIX} and are no settings of a vLLM node; allowed "
-        f"are {', '.join(known_names()[NODE_PREFIX])}; correct or remove them, or if they belong to something else, set "
+        f"are {', '.join(known_names()[NODE_PREFIX])}; correct or remove them, or if they are for something else, set "
         f"inventory_preflight_extra_host_variables: [{', '.join(names)}] in group_vars/all/inventory_preflight.yml"
     )
 

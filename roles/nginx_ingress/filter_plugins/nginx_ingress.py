@@ -219,8 +219,8 @@ ADVICE = {
     r"duplicate default server": """Another site is the default server of that port. If it is Debian's example, set
         nginx_ingress_default_site_enabled: false; if another site must be it, set
         nginx_ingress_refuse_unknown_names_enabled: false.""",
-    r'directive "[a-z_]*lua|ndk_http|http_lua|not binary compatible|resty\.|cjson': """This nginx has no Lua module, or one that does not fit.
-        If it is Debian's, install libnginx-mod-http-lua and lua-cjson of the same release, and see that
+    r'directive "[a-z_]*lua|ndk_http|http_lua|not binary compatible|resty\.|cjson': """This nginx has no Lua that works.
+        If this is Debian's nginx, install libnginx-mod-http-lua and lua-cjson of the same release, and check that
         /etc/nginx/modules-enabled has the module. If it is not Debian's, for instance nginx.org's, set
         nginx_ingress_balancer: upstream and nginx_ingress_answer_guard_enabled: false.""",
 }

@@ -52,7 +52,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-problem: {description: "What is there in place of the link; empty if it is a link or absent.", type: str, returned: always}
+problem: {description: "What is in place of the link; empty for a link or nothing.", type: str, returned: always}
 live: {description: "The directory that the link names; empty if there is no link.", type: str, returned: always}
 runs: {description: "The directory whose set nginx runs; empty if it runs neither.", type: str, returned: always}
 answers: {description: "Whether nginx answers for a set on disk.", type: bool, returned: always}
@@ -69,7 +69,7 @@ URL = re.compile(r"http://127\.0\.0\.1:[0-9]+/configuration")
 PID_FILE = Path("/run/nginx.pid")
 REQUEST_SECONDS = 5
 PAUSE_SECONDS = 0.1
-# nginx tries to bind a port five times, half a second apart. After that it does not get a port that another program holds.
+# nginx tries to bind a port five times, half a second apart. Then it gives up, if another program holds the port.
 BIND_SECONDS = 3
 MAX_ANSWER_BYTES = 1_000_000
 
