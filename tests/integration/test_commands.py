@@ -174,7 +174,7 @@ def test_a_drain_has_a_time_a_reason_and_somebody_who_did_it(stack: Stack) -> No
     assert (done.returncode, done.stderr) == (2, "--at: 'yesterday': expected an RFC 3339 time\n")
 
 
-def test_a_host_takes_newer_words_of_another_host(stack: Stack) -> None:
+def test_a_host_takes_newer_entries_of_another_host(stack: Stack) -> None:
     def state(*arguments: str, name: str, **given: str) -> dict[str, Any]:
         stack.config["state_directory"] = str(stack.directory / name)
         done = stack.script(*arguments, **given)

@@ -364,7 +364,7 @@ def test_rolling_refuses_while_a_host_does_not_answer(site: Site) -> None:
     assert site.moves() == []
 
 
-# The command ends well only beside the same command for another node, and for node-b when it is mended.
+# The command succeeds only while the same command runs for another node; for node-b, the file `mended` must exist too.
 TOGETHER = """\
 echo $VLLM_NODE_NAME >>@/begun; echo "for $VLLM_NODE_NAME"; n=0
 until [ $(wc -l <@/begun) -ge 2 ] || [ $((n = n + 1)) -gt 600 ]; do sleep 0.1; done
@@ -396,7 +396,7 @@ def test_rolling_takes_a_batch_at_once_and_goes_on_where_it_stopped(site: Site) 
     assert "In batches: node-a, node-b; node-c" in site.play("rolling", "--check", **given)[1]  # that run was over
 
 
-# Ansible's end may leave the command running, which has an end of its own.
+# The command may still run when Ansible has ended. It ends by itself.
 WAITING = "touch @/begun; n=0; until [ -e @/go ] || [ $((n = n + 1)) -gt 1200 ]; do sleep 0.1; done; [ -e @/go ]"
 
 
