@@ -378,7 +378,7 @@ def test_rolling_takes_a_batch_at_once_and_goes_on_where_it_stopped(site: Site) 
     code, said = site.play("rolling", **given)
     assert code == 2
     assert "In batches: node-a, node-b; node-c" in said
-    assert "rolling_command ended with 1 for node-b. node-b stays drained, and nothing further is done" in said
+    assert "rolling_command ended with 1 for node-b. node-b stays drained, and the run stops" in said
     assert "What it said last: for node-b" in said
     assert sorted((site.folder / "begun").read_text().split()) == ["node-a", "node-b"]
     assert site.states() == ["up", "drained", "up"]
@@ -415,7 +415,7 @@ def test_ctrl_c_leaves_a_drain_that_is_seen_and_the_same_command_goes_on(site: S
         play.kill()
     assert play.returncode != 0
     assert (
-        "Batch 1 of 3: node-a. If the play ends early, it stays drained: run the same command again, which goes on "
+        "Batch 1 of 3: node-a. If the play ends early, it stays drained: run the same command again, which continues "
         "there, or playbooks/undrain.yml -e node=node-a."
     ) in said
     assert site.states() == ["drained", "up", "up"]
@@ -442,7 +442,7 @@ def test_rolling_stops_at_the_first_failure(site: Site, fault: str) -> None:
     )
     assert code == 2, said
     assert (
-        f"{words}node-b stays drained, and nothing further is done; correct the cause, then run the same command "
+        f"{words}node-b stays drained, and the run stops; correct the cause, then run the same command "
         "again, which continues there, or put it back with playbooks/undrain.yml -e node=node-b."
     ) in said
     assert ("What it said last: alas" in said) == (fault == "command")
@@ -456,7 +456,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
     given = {"rolling_command": "false", "rolling_nodes": "node-a", "vllm_nginx_lb_fall": 1}
     code, said = site.play("rolling", **given)
     assert code == 2
-    assert "ingress-2: not up: node-c; pool llm_cluster: 1 nodes would serve, and 2 have to" in said
+    assert "ingress-2: not up: node-c; pool llm_cluster: 1 nodes would serve, and 2 must" in said
     assert "; all other nodes must be up before node-a is taken out, and it was not touched" in said
     assert site.moves("ingress-1") == site.moves("ingress-2") == []
 
