@@ -1,6 +1,6 @@
-# ruff: noqa: INP001, ANN401, SLF001 - Ansible loads callback plugins from plain folders; its results have no public types
-# before ansible-core 2.19
-"""What ansible-playbook prints: what changed, what failed, and what a task has to say. With -v, everything."""
+# ruff: noqa: INP001, ANN401, SLF001 - Ansible loads callback plugins from plain folders; its results have no public
+# types before ansible-core 2.19
+"""What ansible-playbook prints: what changed, what failed, and messages for the reader. With -v, everything."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def rows(options: dict[str, dict[str, Any]], limits: dict[str, Any], prefix: str
     for name, option in options.items():
         meaning = sentences(option["description"])
         kind = shown_type(option, limits.get(prefix + name))
-        yield f"| `{prefix}{name}` | {kind} | {shown_default(option)} | {meaning} |"
+        default = shown_default(option).replace("|", r"\|")  # a | alone would end the cell
+        yield f"| `{prefix}{name}` | {kind} | {default} | {meaning} |"
         yield from rows(option.get("options", {}), limits, f"{prefix}{name}{'[]' if 'elements' in option else ''}.")
 
 

@@ -36,7 +36,8 @@ class Collector:
             whole_test = marker in getattr(getattr(item, "obj", None), "pytestmark", [])
             name = item.name.partition("[")[0] if whole_test else item.name
             proof = f"`{item.path.relative_to(ROOT)}::{name}`"
-            row = f"| {fault} | {marker.kwargs['sees']} | {marker.kwargs['keeps']} | {proof} |"
+            cells = (fault, marker.kwargs["sees"], marker.kwargs["keeps"], proof)
+            row = "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"  # a | alone would end a cell
             rows = self.rows.setdefault(group, [])
             if row not in rows:
                 rows.append(row)

@@ -42,11 +42,11 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
     status.add_argument("--pool", action="append", default=[], metavar="POOL", help="only nodes of this pool")
     status.add_argument("--state", action="append", default=[], choices=STATES_SHOWN, help="only nodes in this state")
     limits = status.add_mutually_exclusive_group()
-    limits.add_argument("--limit", type=whole_number, metavar="NUMBER", help="at most so many nodes, the worst first")
+    limits.add_argument("--limit", type=whole_number, metavar="NUMBER", help="at most this many nodes, the worst first")
     limits.add_argument("--all", action="store_true", help="all nodes, however many")
     how = status.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="as JSON")
-    how.add_argument("--watch", action="store_true", help="go on, until interrupted")
+    how.add_argument("--watch", action="store_true", help="repeat until interrupted")
     explain = commands.add_parser("explain", help="show what changed a node's weight, and when")
     explain.add_argument("node", metavar="NODE")
     explain.add_argument("--since", default="1h", metavar="WHEN", help=SINCE)
@@ -61,12 +61,12 @@ def make_parser(description: str = "") -> argparse.ArgumentParser:
         drain.add_argument("--reason", metavar="TEXT", help="why, for status, explain and other people")
         drain.add_argument("--by", metavar="TEXT", help="who, instead of the user who runs this")
         drain.add_argument("--at", metavar="TIME", help="since when (RFC 3339), instead of now")
-        drain.add_argument("--json", action="store_true", help="say as JSON which nodes that changed")
+        drain.add_argument("--json", action="store_true", help="say as JSON which nodes changed")
     drains = commands.add_parser("drains", help="show which nodes are drained, since when, by whom and why")
     drains.add_argument(
-        "--merge", action="store_true", help="first take newer words of other hosts from standard input"
+        "--merge", action="store_true", help="first take newer entries of other hosts from standard input"
     )
-    drains.add_argument("--json", action="store_true", help="as JSON, with what --merge of other hosts takes")
+    drains.add_argument("--json", action="store_true", help="as JSON, which --merge on other hosts takes")
     rollback = commands.add_parser("rollback", help="make the previous upstream file live again")
     rollback.add_argument("--json", action="store_true", help="say as JSON which generation is live")
     return parser

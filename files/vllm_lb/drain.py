@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands `drain`, `undrain` and `drains`: words in drained.json, which the next tick reads."""
+"""The commands `drain`, `undrain` and `drains`: entries in drained.json, which the next tick reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_lb.causes import FailureCause
 from vllm_lb.data import data
-from vllm_lb.drains import MAX_REASON, Drains, Word, drains_of, is_time, newest, read_drains, tidied, write_drains
+from vllm_lb.drains import MAX_REASON, Drains, Entry, drains_of, is_time, newest, read_drains, tidied, write_drains
 from vllm_lb.errors import EXIT_USAGE, FailureError
 from vllm_lb.text import printable, quoted, seconds_of, timestamp
 
@@ -31,7 +31,7 @@ MAX_INPUT = 2**24  # characters
 
 @data(kw_only=True)
 class Said:
-    """What somebody says of nodes: that they are drained or not, why, who says it, and when (RFC 3339; None: now)."""
+    """What a command says of nodes: whether they are drained, why, by whom, and when (RFC 3339; None: now)."""
 
     drained: bool
     reason: str | None = None
@@ -64,7 +64,7 @@ def drain_command(config: Config, state: State, names: Sequence[str], said: Said
         check_others_serve(config, state, before, set(names) - before.nodes.keys())
     drains = before
     for name in names:
-        drains = drains.with_word(name, word_on(name, before, said), drained=said.drained)
+        drains = drains.with_entry(name, entry_for(name, before, said), drained=said.drained)
     write_drains(state, tidied(drains, names_of(config)))
     changed = [name for name in names if before.nodes.get(name) != drains.nodes.get(name)]
     if as_json:
@@ -80,17 +80,17 @@ def drain_command(config: Config, state: State, names: Sequence[str], said: Said
             print(f"{name} {verb}; the next tick makes it live, requests under way finish")
 
 
-def word_on(name: str, before: Drains, said: Said) -> Word:
-    """Return the new word on a node. A drained node that is drained again keeps its time, and may get a new reason."""
+def entry_for(name: str, before: Drains, said: Said) -> Entry:
+    """Return the new entry of a node. A drained node that is drained again keeps its time, and may get a new reason."""
     reason = printable(said.reason, MAX_REASON) if said.reason else None
     by = printable(said.by or user(), MAX_REASON)
     was = before.nodes.get(name) if said.drained else None
     if was:
         return was if reason in {None, was.reason} else dataclasses.replace(was, reason=reason, by=by)
-    # It must be newer than the last word, also if a clock was set back.
+    # It must be newer than the last entry, also if a clock was set back.
     seconds = max(seconds_of(said.at) if said.at else time.time(), before.last_seconds(name) + 0.001)
     since = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    return Word(since=since, reason=reason, by=by)
+    return Entry(since=since, reason=reason, by=by)
 
 
 def user() -> str:
@@ -135,7 +135,7 @@ def others_that_serve(pool: Pool, state: State, drained: Collection[str]) -> set
 def drains_command(config: Config, state: State, *, merge: bool, as_json: bool) -> None:
     """Show which nodes are drained, since when, by whom and why.
 
-    With `merge`, first take the newest word on each node from standard input: a JSON list of the `drains` that this
+    With `merge`, first take the newest entry of each node from standard input: a JSON list of the `drains` that this
     command printed on other hosts with `as_json`.
     """
     before = drains = tidied(read_drains(state), names_of(config))
@@ -147,11 +147,11 @@ def drains_command(config: Config, state: State, *, merge: bool, as_json: bool) 
         changed = sorted(drains.nodes.keys() ^ before.nodes.keys())
         print(json.dumps({"now": timestamp(), "changed": changed, "drains": dataclasses.asdict(drains)}))
         return
-    for name, word in sorted(drains.nodes.items(), key=lambda each: seconds_of(each[1].since)):
-        by = f" by {word.by}" if word.by else ""
-        print(f"{name}: drained since {word.since}{by}: {word.reason or 'no reason was given'}")
+    for name, entry in sorted(drains.nodes.items(), key=lambda each: seconds_of(each[1].since)):
+        by = f" by {entry.by}" if entry.by else ""
+        print(f"{name}: drained since {entry.since}{by}: {entry.reason or 'no reason was given'}")
     if not drains.nodes:
-        print("no node is drained by drain (vllm_drain: true in the inventory is not listed here)")
+        print("no node is drained by hand (vllm_drain: true in the inventory is not listed here)")
 
 
 def read_others() -> list[Drains]:

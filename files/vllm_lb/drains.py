@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""drained.json: the last word on each node that an operator drained or undrained.
+"""drained.json: the last entry of each node that an operator drained or undrained.
 
 Each ingress host has its own file. A host that was away while a node was drained learns of it from the others: the
-playbooks bring each host the words of the others (`drains --merge`), and of two words on a node the newer one counts.
-That is why the file also has the words on nodes that are in rotation again.
+playbooks copy the entries of each host to the others (`drains --merge`), and the newer one of two entries counts. So
+the file also has the entries of nodes that are in rotation again.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ KEPT_SECONDS = 90 * 86400  # how long a host may be away that knows a node as dr
 
 
 def is_time(value: str) -> bool:
-    """Tell whether a text is an RFC 3339 time that can be a word's."""
+    """Tell whether a text is an RFC 3339 time that an entry can have."""
     return bool(re.fullmatch(TIME, value)) and 0 < seconds_of(value) < LATEST_SECONDS
 
 
 @data(kw_only=True)
-class Word:
-    """Since when a node is drained or undrained, why, and who said so."""
+class Entry:
+    """Since when a node is drained or undrained, why, and by whom."""
 
     since: str = setting("an RFC 3339 time", is_time)
     reason: str | None = text(rf"[ -~]{{1,{MAX_REASON}}}", "printable text", None)
@@ -49,41 +49,41 @@ class Word:
 
 @data(kw_only=True)
 class Drains:
-    """The content of drained.json: the last word on the nodes that are drained, and on those that no longer are."""
+    """The content of drained.json: the last entry of each node that is drained, and of each that no longer is."""
 
     version: int = number(VERSION, VERSION, VERSION)
-    nodes: dict[str, Word]
-    undrained: dict[str, Word] | None = None
+    nodes: dict[str, Entry]
+    undrained: dict[str, Entry] | None = None
 
-    def words(self) -> Iterator[tuple[str, bool, Word]]:
-        """Yield the name of each node, whether the word on it is "drained", and the word."""
-        for is_drained, words in ((True, self.nodes), (False, self.undrained or {})):
-            for name, word in words.items():
-                yield name, is_drained, word
+    def entries(self) -> Iterator[tuple[str, bool, Entry]]:
+        """Yield the name of each node, whether it is drained, and its entry."""
+        for is_drained, entries in ((True, self.nodes), (False, self.undrained or {})):
+            for name, entry in entries.items():
+                yield name, is_drained, entry
 
     def last_seconds(self, name: str) -> float:
-        """Return the time of the last word on a node, in seconds since 1970; 0 without a word."""
-        return max((seconds_of(word.since) for each, _, word in self.words() if each == name), default=0.0)
+        """Return the time of the last entry of a node, in seconds since 1970; 0 without an entry."""
+        return max((seconds_of(entry.since) for each, _, entry in self.entries() if each == name), default=0.0)
 
-    def with_word(self, name: str, word: Word, *, drained: bool) -> "Drains":
-        """Return the drains with another word on a node, whatever the last one was."""
+    def with_entry(self, name: str, entry: Entry, *, drained: bool) -> "Drains":
+        """Return the drains with another entry for a node, whatever the last one was."""
         nodes = {each: said for each, said in self.nodes.items() if each != name}
         undrained = {each: said for each, said in (self.undrained or {}).items() if each != name}
-        (nodes if drained else undrained)[name] = word
+        (nodes if drained else undrained)[name] = entry
         return Drains(nodes=nodes, undrained=undrained)
 
 
 def newest(*known: Drains) -> Drains:
-    """Return the newest word on each node. The order of `known` does not matter."""
-    last: dict[str, tuple[tuple[float, bool, str, str], Word]] = {}
+    """Return the newest entry of each node. The order of `known` does not matter."""
+    last: dict[str, tuple[tuple[float, bool, str, str], Entry]] = {}
     for drains in known:
-        for name, is_drained, word in drains.words():
-            rank = (seconds_of(word.since), is_drained, word.reason or "", word.by or "")
+        for name, is_drained, entry in drains.entries():
+            rank = (seconds_of(entry.since), is_drained, entry.reason or "", entry.by or "")
             if name not in last or rank > last[name][0]:
-                last[name] = rank, word
+                last[name] = rank, entry
     return Drains(
-        nodes={name: word for name, (rank, word) in last.items() if rank[1]},
-        undrained={name: word for name, (rank, word) in last.items() if not rank[1]},
+        nodes={name: entry for name, (rank, entry) in last.items() if rank[1]},
+        undrained={name: entry for name, (rank, entry) in last.items() if not rank[1]},
     )
 
 
@@ -98,7 +98,7 @@ def drains_of(raw: Any, former_since: str, where: str) -> Drains:
         raw = {"version": VERSION, "nodes": {name: {"since": former_since} for name in raw}}
     found = build(Drains, raw, "", problems)
     if isinstance(found, Drains) and not problems:
-        problems = [f"{printable(name)}: expected a node's name" for name, *_ in found.words() if not is_name(name)]
+        problems = [f"{printable(name)}: expected a node's name" for name, *_ in found.entries() if not is_name(name)]
     if problems:
         raise FailureError(FailureCause.FILE_UNREADABLE, f"{where} is not a list of drains: {printable(problems[0])}")
     assert isinstance(found, Drains)  # tells the type checker what build() returned
@@ -133,27 +133,27 @@ def written_at(path: Path) -> str:
     return "1970-01-02T00:00:00+00:00"  # somebody has set an impossible time
 
 
-def drains_of_last_tick(state: State) -> dict[str, Word]:
+def drains_of_last_tick(state: State) -> dict[str, Entry]:
     """Return the drained nodes of the last tick; none if its status cannot be read."""
     with contextlib.suppress(FileNotFoundError, FailureError):
         status = state.status()
         nodes = [node for pool in status.pools for node in pool.nodes if node.cause == NodeCause.DRAINED_BY_OPERATOR]
         since = {node.name: node.drained_since or status.decided_at for node in nodes}
-        return {node.name: Word(since=since[node.name], reason=node.drain_reason) for node in nodes}
+        return {node.name: Entry(since=since[node.name], reason=node.drain_reason) for node in nodes}
     return {}
 
 
 def tidied(drains: Drains, configured: Collection[str]) -> Drains:
-    """Return drains without the words that are of no use: old ones on undrained nodes that are not configured.
+    """Return drains without the entries that are of no use: old ones of undrained nodes that are not configured.
 
     A node that was drained and then removed stays drained, for when it returns. One that was undrained and then removed
     stays undrained, also if a host that was away meanwhile knows it as drained.
     """
     latest = time.time() - KEPT_SECONDS
     undrained = {
-        name: word
-        for name, word in sorted((drains.undrained or {}).items())
-        if name in configured or seconds_of(word.since) > latest
+        name: entry
+        for name, entry in sorted((drains.undrained or {}).items())
+        if name in configured or seconds_of(entry.since) > latest
     }
     return Drains(nodes=dict(sorted(drains.nodes.items())), undrained=undrained)
 
@@ -168,11 +168,11 @@ def with_drains(pool: PoolPlan, drains: Drains) -> PoolPlan:
     nodes = tuple(
         dataclasses.replace(
             node,
-            reason=f"{node.reason}: {word.reason}" if word.reason else node.reason,
-            drained_since=word.since,
-            drain_reason=word.reason,
+            reason=f"{node.reason}: {entry.reason}" if entry.reason else node.reason,
+            drained_since=entry.since,
+            drain_reason=entry.reason,
         )
-        if node.cause == NodeCause.DRAINED_BY_OPERATOR and (word := drains.nodes.get(node.name))
+        if node.cause == NodeCause.DRAINED_BY_OPERATOR and (entry := drains.nodes.get(node.name))
         else node
         for node in pool.nodes
     )

@@ -74,7 +74,7 @@ class NodeMemory:
     fingerprint: str | None = None  # of its last reading
     changed_at: float | None = number(0, 2**53, None)  # when the fingerprint changed last
     address: str | None = setting("an IP address", is_ip, None)
-    returned_at: float | None = number(0, 2**53, None)  # when it came back, if that is less than an interval ago
+    returned_at: float | None = number(0, 2**53, None)  # when it came back, if less than an interval ago
     host: str | None = setting("a host", is_host, None)  # the host name that had this address
     resolves: bool = True
     doubt: str | None = choice(*NodeCause, *ScrapeCause, default=None)  # what is not believed of its readings
@@ -84,7 +84,7 @@ class NodeMemory:
 def stored(record: Any) -> dict[str, Any]:
     """Return a record of this module as plain data, without the fields that have their defaults.
 
-    So the version before a field came can read it, for as long as the field has nothing to say.
+    So a version without a new field can read the record while the field has its default.
     """
     values = {each.name: (getattr(record, each.name), each.default) for each in dataclasses.fields(record)}
     return {

@@ -48,7 +48,7 @@ class Outcome:
     deferred: str | None = text(PRINTABLE, "printable text", None)  # why a change of weights waits
     host: str | None = text(r"[!-~]{1,255}", "a host's name", None)  # of the ingress, as its kernel knows it
     draining_generations: int = number(0, 2**22, 0)
-    # By pool and node, where the decided weight is another one; None: it is not known what nginx serves.
+    # By pool and node, where the live weight differs from the decided one; None: it is not known what nginx serves.
     live_weights: dict[str, dict[str, int]] | None = setting("weights by pool and node", are_weights, None)
     error_cause: str | None = choice(*FailureCause, default=None)
     error: str | None = text(r"[ -~]*", "printable text")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What alerts ask of this host besides the tick: its certificate for clients, its floating address, its keepalived.
+"""What alerts need to know of this host besides the tick: its certificate, its floating address, its keepalived.
 
-Each is asked as a client or another program would ask it, so an unprivileged process can, and what is live counts: a
-certificate that was renewed in its file alone is still the former one here.
+This module asks as a client or any other program would. So it needs no privileges, and sees what is live: if only the
+file of a certificate was renewed, it still sees the former certificate.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def present_of(nginx: Nginx, live: Live | None) -> Present:
 def check_balancer(nginx: Nginx, live: Live) -> None:
     """Refuse to publish for a balancer that nginx does not run: it would never take the file.
 
-    So it is between the two plays that change the balancer: nginx has the new one, and config.yml the former one.
+    This happens between the two plays that change the balancer: nginx has the new one, and config.yml the former one.
 
     Raises:
         FailureError: nothing was changed.

@@ -67,8 +67,8 @@ def differing_weights(
 ) -> dict[str, dict[str, int]] | None:
     """Return the live weight, by pool and node, of each node whose decided weight is another one.
 
-    `pools` are the decision; `record` is that of the file which nginx serves. A node that nginx serves and the decision
-    lacks was removed from config.yml. A node that nginx lacks has the live weight 0. None: it is not known what nginx
+    `pools` are the decision; `record` describes the file that nginx serves. A node that is only in the record was
+    removed from config.yml. A node that is only in the decision has the live weight 0. None: it is not known what nginx
     serves, or nothing was decided.
     """
     if record is None or not pools or not record.weights:

@@ -157,7 +157,7 @@ class Policies:
 
 @data(kw_only=True)
 class OwnHostSettings:
-    """What of this host is told to Prometheus besides the tick: the certificate for clients, the floating address."""
+    """What Prometheus learns of this host besides the tick: the certificate for clients, the floating address."""
 
     tls_port: int | None = number(1, 65535, None)
     tls_name: str | None = setting("a host name, or null", is_host, None)

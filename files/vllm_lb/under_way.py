@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark of a tick that is under way. A tick that was killed leaves its mark, and the next tick tells of it.
+"""The mark of a tick that is under way. A tick that was killed leaves its mark, and the next tick logs it.
 
-systemd ends a tick that takes too long, and says so in words of its own. What is killed can say nothing. A tick holds a
-lock on its mark, because an operator may run one command while the service is at another one.
+systemd ends a tick that takes too long, and says so in its own words. A killed process can log nothing. A tick holds a
+lock on its mark, because an operator may run one command while the service runs another one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ OLD_SECONDS = 3600  # no run takes so long: a temporary file of that age has no 
 
 @contextlib.contextmanager
 def under_way(directory: Path, half: str) -> Iterator[None]:
-    """Keep a mark in the state directory while one of HALVES runs. Whatever ends it but a kill removes the mark.
+    """Keep a mark in the state directory while one of HALVES runs. Every end but a kill removes the mark.
 
     The mark is an empty file; its time is the beginning. No link is followed, and no existing file is reused.
     """
     mark = mark_of(directory, half)
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # without the mark, nobody tells of a kill
+        with contextlib.suppress(OSError):  # without the mark, no later tick logs a kill
             mark.unlink(missing_ok=True)
             handle = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
             held.callback(os.close, handle)
@@ -64,10 +64,10 @@ def killed(directory: Path) -> dict[str, float]:
 
 
 def tidy_up(directory: Path, interval_seconds: float) -> None:
-    """Tell of a tick that was killed, and remove what it left. The caller holds the lock of the state directory."""
+    """Log a tick that was killed, and remove what it left. The caller holds the lock of the state directory."""
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     for half, seconds in killed(directory).items():
-        began = "a time that is none"  # somebody has set an impossible one
+        began = "an impossible time"  # somebody has set it
         with contextlib.suppress(ValueError, OverflowError, OSError):
             began = timestamp(seconds)
         if seconds < booted:

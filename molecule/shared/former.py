@@ -12,7 +12,7 @@ from pathlib import Path
 
 import stack
 
-# The last commit before the version has a number of its own: the interrupted play, keys that rotate, and so on.
+# The last commit before version 0.2.0. Its number is still 0.1.0.
 LAST = "c64d245b8161c66183533f0055bfbb8fbec50cd8"
 # The version before the script became a package.
 OLDEST = "59effa1b804a958bc31f6af73e49d9a60073d338"

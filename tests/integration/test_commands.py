@@ -174,7 +174,7 @@ def test_a_drain_has_a_time_a_reason_and_somebody_who_did_it(stack: Stack) -> No
     assert (done.returncode, done.stderr) == (2, "--at: 'yesterday': expected an RFC 3339 time\n")
 
 
-def test_a_host_takes_newer_words_of_another_host(stack: Stack) -> None:
+def test_a_host_takes_newer_entries_of_another_host(stack: Stack) -> None:
     def state(*arguments: str, name: str, **given: str) -> dict[str, Any]:
         stack.config["state_directory"] = str(stack.directory / name)
         done = stack.script(*arguments, **given)
@@ -186,7 +186,7 @@ def test_a_host_takes_newer_words_of_another_host(stack: Stack) -> None:
     here = state("drains", "--json", name="here")["drains"]
     assert (sorted(here["nodes"]), sorted(here["undrained"])) == (["node-a"], ["node-b"])
     stack.config["state_directory"] = str(stack.directory / "there")
-    assert "no node is drained by drain" in stack.script("drains").stdout
+    assert "no node is drained by hand" in stack.script("drains").stdout
     for changed in (["node-a"], []):
         there = state("drains", "--merge", "--json", name="there", stdin=json.dumps([here]))
         assert (there["changed"], there["drains"]) == (changed, here)

@@ -311,7 +311,7 @@ def test_a_host_that_was_away_learns_of_a_drain_and_of_its_end(site: Site) -> No
     code, said = site.play("drain", node="node-a", vllm_nginx_lb_drain_timeout_seconds=1)
     assert code != 0
     assert "node-a still has 2 request(s) after" in said
-    assert "; not told, because they did not answer or refused: ingress-2" in said
+    assert "; not drained on hosts that did not answer, or refused: ingress-2" in said
 
 
 # --- rolling.yml ----------------------------------------------------------------------------------------------------
@@ -366,11 +366,11 @@ def test_rolling_refuses_while_a_host_does_not_answer(site: Site) -> None:
     site.away = {"ingress-2"}
     code, said = site.play("rolling", rolling_command="true")
     assert code != 0
-    assert "ingress-2 cannot be asked which nodes are drained; allowed is only that every ingress host answers" in said
+    assert "ingress-2 did not say which nodes are drained; every ingress host must answer and have the balancer" in said
     assert site.moves() == []
 
 
-# The command ends well only beside the same command for another node, and for node-b when it is mended.
+# The command succeeds only while the same command runs for another node; for node-b, the file `mended` must exist too.
 TOGETHER = """\
 echo $VLLM_NODE_NAME >>@/begun; echo "for $VLLM_NODE_NAME"; n=0
 until [ $(wc -l <@/begun) -ge 2 ] || [ $((n = n + 1)) -gt 600 ]; do sleep 0.1; done
@@ -384,7 +384,7 @@ def test_rolling_takes_a_batch_at_once_and_goes_on_where_it_stopped(site: Site) 
     code, said = site.play("rolling", **given)
     assert code == 2
     assert "In batches: node-a, node-b; node-c" in said
-    assert "rolling_command ended with 1 for node-b. node-b stays drained, and nothing further is done" in said
+    assert "rolling_command ended with 1 for node-b. node-b stays drained, and the run stops" in said
     assert "What it said last: for node-b" in said
     assert sorted((site.folder / "begun").read_text().split()) == ["node-a", "node-b"]
     assert site.states() == ["up", "drained", "up"]
@@ -402,7 +402,7 @@ def test_rolling_takes_a_batch_at_once_and_goes_on_where_it_stopped(site: Site) 
     assert "In batches: node-a, node-b; node-c" in site.play("rolling", "--check", **given)[1]  # that run was over
 
 
-# Ansible's end may leave the command running, which has an end of its own.
+# The command may still run when Ansible has ended. It ends by itself.
 WAITING = "touch @/begun; n=0; until [ -e @/go ] || [ $((n = n + 1)) -gt 1200 ]; do sleep 0.1; done; [ -e @/go ]"
 
 
@@ -421,7 +421,7 @@ def test_ctrl_c_leaves_a_drain_that_is_seen_and_the_same_command_goes_on(site: S
         play.kill()
     assert play.returncode != 0
     assert (
-        "Batch 1 of 3: node-a. If the play ends early, it stays drained: run the same command again, which goes on "
+        "Batch 1 of 3: node-a. If the play ends early, it stays drained: run the same command again, which continues "
         "there, or playbooks/undrain.yml -e node=node-a."
     ) in said
     assert site.states() == ["drained", "up", "up"]
@@ -448,8 +448,8 @@ def test_rolling_stops_at_the_first_failure(site: Site, fault: str) -> None:
     )
     assert code == 2, said
     assert (
-        f"{words}node-b stays drained, and nothing further is done; correct the cause, then run the same command "
-        "again, which goes on there, or put it back with playbooks/undrain.yml -e node=node-b."
+        f"{words}node-b stays drained, and the run stops; correct the cause, then run the same command "
+        "again, which continues there, or put it back with playbooks/undrain.yml -e node=node-b."
     ) in said
     assert ("What it said last: alas" in said) == (fault == "command")
     assert site.states() == ["up", "drained", "up"]
@@ -462,7 +462,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
     given = {"rolling_command": "false", "rolling_nodes": "node-a", "vllm_nginx_lb_fall": 1}
     code, said = site.play("rolling", **given)
     assert code == 2
-    assert "ingress-2: not up: node-c; pool llm_cluster: 1 nodes would serve, and 2 have to" in said
+    assert "ingress-2: not up: node-c; pool llm_cluster: 1 nodes would serve, and 2 must" in said
     assert "; all other nodes must be up before node-a is taken out, and it was not touched" in said
     assert site.moves("ingress-1") == site.moves("ingress-2") == []
 
@@ -483,7 +483,7 @@ def test_rolling_refuses_while_one_host_sees_another_node_down(site: Site) -> No
         ({"rolling_command": "x", "rolling_batch": "0"}, 'rolling_batch is "0"; allowed is a number of nodes from 1'),
         ({"rolling_command": "x", "rolling_batch": "101%"}, 'rolling_batch is "101%"; allowed is a number of nodes'),
         ({"rolling_command": "x", "rolling_serving_ratio": "50"}, 'rolling_serving_ratio is "50"; allowed is a number'),
-        ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes have to serve"),
+        ({"rolling_command": "x", "rolling_serving_ratio": 0.9}, "pool llm_cluster: 3 of 3 nodes must serve"),
         ({"rolling_command": "x", "rolling_bach": 2}, "rolling_bach is not a variable of playbooks/rolling.yml; "),
         ({"arguments": ("-e", "rolling_command=ssh node-a")}, '-e has "node-a" outside of quotes'),
         (

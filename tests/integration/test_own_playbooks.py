@@ -105,7 +105,7 @@ def test_a_wrong_value_is_one_line_before_anything_is_touched(
     assert "ok=1 changed=0" in said  # the one is the file of the checks
 
 
-@pytest.mark.parametrize("name", ["preflight", "names", "status"])
+@pytest.mark.parametrize("name", ["preflight", "names", "status", "drains"])
 def test_a_limit_to_a_node_says_that_nodes_are_data(tmp_path: Path, name: str) -> None:
     groups = {
         "ingress": {"hosts": {"ingress-1": {}}},
@@ -116,7 +116,7 @@ def test_a_limit_to_a_node_says_that_nodes_are_data(tmp_path: Path, name: str) -
     said = " ".join(result.stdout.split())
     assert "--limit node-a is for node-a, which is no ingress host; vLLM nodes are data only" in said
     assert "leave out --limit, or use --limit ingress-1" in said
-    playbook = ROOT / "playbooks" / ("limit.yml" if name == "status" else f"{name}.yml")
+    playbook = ROOT / "playbooks" / ("limit.yml" if name in ("status", "drains") else f"{name}.yml")
     assert play(tmp_path, groups, playbook, "--limit", "ingress-1").returncode == 0
 
 
@@ -196,4 +196,4 @@ def test_check_mode_on_a_new_host_judges_no_answer(tmp_path: Path) -> None:
     start = "--start-at-task=nginx_ingress : Run | Ask the servers of nginx"
     code, said = run(tmp_path, {"tasks": [{"import_role": part}]}, start, "-v")
     assert code == 0, said
-    assert "Check that the servers of nginx answer well" in said
+    assert "Check that the servers of nginx answer as they should" in said

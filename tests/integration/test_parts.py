@@ -228,7 +228,7 @@ def refuse_an_upgrade(machine: Machine) -> None:
     done = machine.configure(**REFUSED)
     assert done.returncode != 0
     assert "nginx does not accept its configuration with /etc/nginx/conf.d/vllm-nginx-lb.conf." in done.stdout
-    assert "The former one is back in its place" in done.stdout
+    assert "The former configuration is back in its place" in done.stdout
     assert 'duplicate upstream "taken"' in done.stdout
     assert machine.files() == before
     assert machine.reloads() == 0
@@ -275,7 +275,7 @@ def refuse_a_change(machine: Machine) -> None:
     before = machine.files()
     done = machine.configure(nginx_ingress_clients=[*CLIENTS, {"name": "b", "key": "b" * 20}], **REFUSED)
     assert done.returncode != 0
-    assert "The former one is back in its place" in done.stdout
+    assert "The former configuration is back in its place" in done.stdout
     assert machine.files() == before
 
 
@@ -317,7 +317,7 @@ def test_a_new_host_whose_set_nginx_refuses_has_no_part_of_it(machine: Machine) 
     before = machine.files()
     done = machine.configure(**REFUSED)
     assert done.returncode != 0
-    assert "It is removed again" in done.stdout
+    assert "That file is removed again" in done.stdout
     after = machine.files()
     assert "seed" in after.pop("etc/nginx/vllm-nginx-lb/upstream.conf")
     assert after == before
@@ -395,7 +395,7 @@ def test_a_port_that_another_program_holds_costs_the_host_nothing(
     # Another user's program has no name in the namespace of the test.
     assert f"listens on 127.0.0.1:{port}" in said
     assert "change nginx_ingress_listen_port" in said
-    assert ("It is removed again" if new else "The former one is back in its place") in said
+    assert ("That file is removed again" if new else "The former configuration is back in its place") in said
     after = machine.files()
     assert not new or "seed" in after.pop("etc/nginx/vllm-nginx-lb/upstream.conf")
     assert after == before

@@ -105,7 +105,7 @@ def test_status_begins_with_the_outcome_and_the_totals(stack_of_all_states: Stac
     assert lines[0] == f"{os.uname().nodename}, vllm-nginx-lb {__version__}"
     assert re.match(r"reloaded \d+ s ago, ", lines[1])
     assert lines[2] == "3 nodes: 1 up, 1 unknown, 1 drained; 2 running, 0 waiting; highest KV 0.80 (node-a)"
-    assert re.fullmatch(r"1 node drained by hand; for the longest time node-c: \d+ s", lines[3])
+    assert re.fullmatch(r"1 node drained by hand; the longest is node-c \(\d+ s\)", lines[3])
     assert stack_of_all_states.status()["host"] == os.uname().nodename
 
 

@@ -74,3 +74,14 @@ def test_without_a_place_for_them_it_says_what_is_missing(tmp_path: Path, variab
     done = play(tmp_path, inventory, PLAYBOOK, **variables)
     assert done.returncode != 0
     assert "-e targets_directory=/etc/prometheus/targets" in done.stdout
+
+
+@pytest.mark.parametrize("limit", ["node-a", "lb-1"])
+def test_a_limit_is_explained_and_nothing_is_written(tmp_path: Path, limit: str) -> None:
+    inventory = {"ingress": {"hosts": {"lb-1": None}}, "vllm": {"hosts": {"node-a": {"ansible_host": "192.0.2.21"}}}}
+    done = play(tmp_path, inventory, PLAYBOOK, "--limit", limit, targets_directory=str(tmp_path / "targets"))
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert f"--limit {limit} is not possible here" in said
+    assert "leave out --limit" in said
+    assert not (tmp_path / "targets").exists()

@@ -1,4 +1,4 @@
-"""drained.json: its formats, and which of several words on a node counts."""
+"""drained.json: its formats, and which of several entries on a node counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_lb.drains import Drains, Word, drains_of, newest, read_drains, tidied, write_drains
+from vllm_lb.drains import Drains, Entry, drains_of, newest, read_drains, tidied, write_drains
 from vllm_lb.errors import FailureError
 from vllm_lb.state import State
 from vllm_lb.text import timestamp
@@ -25,11 +25,11 @@ LATER = "2026-11-28T10:00:00.001+00:00"
 
 
 def drained(since: str = NOW, name: str = "a", **more: Any) -> Drains:
-    return Drains(nodes={name: Word(since=since, **more)})
+    return Drains(nodes={name: Entry(since=since, **more)})
 
 
 def undrained(since: str = NOW, name: str = "a", **more: Any) -> Drains:
-    return Drains(nodes={}, undrained={name: Word(since=since, **more)})
+    return Drains(nodes={}, undrained={name: Entry(since=since, **more)})
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def undrained(since: str = NOW, name: str = "a", **more: Any) -> Drains:
         (undrained(NOW), Drains(nodes={}), False),
         (drained("2026-11-28T11:00:00.000+02:00"), undrained("2026-11-28T09:30:00.000+00:00"), False),
     ],
-    ids=["undrained since", "drained since", "at once", "one word", "another zone"],
+    ids=["undrained since", "drained since", "at once", "one entry", "another zone"],
 )
-def test_the_newer_word_counts(one: Drains, other: Drains, *, is_drained: bool) -> None:
+def test_the_newer_entry_counts(one: Drains, other: Drains, *, is_drained: bool) -> None:
     for known in itertools.permutations([one, other]):
         assert ("a" in newest(*known).nodes) == is_drained
 
 
-WORDS = st.builds(
+ENTRIES = st.builds(
     lambda name, since, reason, is_drained: (drained if is_drained else undrained)(since, name, reason=reason),
     st.sampled_from("abc"),
     st.sampled_from([NOW, LATER]),
@@ -57,12 +57,12 @@ WORDS = st.builds(
 )
 
 
-@given(st.lists(WORDS, max_size=6))
-def test_hosts_that_exchange_their_words_in_any_order_agree(words: list[Drains]) -> None:
-    together = tidied(newest(*words), "abc")
-    assert tidied(newest(*reversed(words)), "abc") == together
-    assert tidied(newest(together, *words), "abc") == together
-    halves = newest(*words[:3]), newest(*words[3:])
+@given(st.lists(ENTRIES, max_size=6))
+def test_hosts_that_exchange_their_entries_in_any_order_agree(entries: list[Drains]) -> None:
+    together = tidied(newest(*entries), "abc")
+    assert tidied(newest(*reversed(entries)), "abc") == together
+    assert tidied(newest(together, *entries), "abc") == together
+    halves = newest(*entries[:3]), newest(*entries[3:])
     assert tidied(newest(*halves), "abc") == together
 
 
@@ -97,7 +97,7 @@ def test_the_list_of_former_releases_is_as_old_as_its_file(tmp_path: Path) -> No
     file.write_text('["b", "a"]')
     os.utime(file, (1_764_324_000, 1_764_324_000))
     found = read_drains(State(tmp_path))
-    assert found.nodes == dict.fromkeys("ab", Word(since="2025-11-28T10:00:00.000+00:00"))
+    assert found.nodes == dict.fromkeys("ab", Entry(since="2025-11-28T10:00:00.000+00:00"))
 
 
 @pytest.mark.parametrize(

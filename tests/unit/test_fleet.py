@@ -166,7 +166,7 @@ FILTERS: list[tuple[dict[str, list[str]], list[str]]] = [
 def test_only_the_nodes_that_are_asked_for_are_shown(chosen: dict[str, list[str]], names: list[str]) -> None:
     found = status_of(pool_of(*FLEET), pool_of(node("x"), name="batch"))
     lines = lines_of(found, filter=Filter(**chosen))
-    assert (shown(lines) if names else lines[-3]) == (names or "no node is in such a state")
+    assert (shown(lines) if names else lines[-3]) == (names or "no node matches")
     assert any(line.startswith("10 nodes: ") for line in lines), "the totals are of all nodes"
 
 
@@ -227,7 +227,7 @@ def test_a_node_that_still_gets_requests_never_looks_as_if_it_were_out(name: str
 def test_a_drain_has_its_age_and_its_reason() -> None:
     rows = rows_of([pool_of(*FLEET)], {})
     assert list(summary(status_of(pool_of(*FLEET)), rows, NOW))[-1] == (
-        "2 nodes drained by hand; for the longest time e: 3 d"
+        "2 nodes drained by hand; the longest is e (3 d)"
     )
     said = {row.name: fleet.reason(row, NOW) for row in rows if row.state == "drained"}
     assert said == {

@@ -239,7 +239,7 @@ def test_a_setting_that_an_older_inventory_does_not_pass_on() -> None:
     assert line.startswith(
         "node-a: vllm_max_conns is set, here and on 1 other node(s), and vllm_node does not pass it on"
     )
-    assert line.endswith("copy inventory/group_vars/vllm/vllm.yml of this version once more")
+    assert line.endswith("copy inventory/group_vars/vllm/vllm.yml of this version into your inventory")
 
 
 @pytest.mark.parametrize(
@@ -248,12 +248,12 @@ def test_a_setting_that_an_older_inventory_does_not_pass_on() -> None:
         ("vllm_nginx_lb_balancer", "nginx_ingress_balancer, which both roles read; remove it"),
         ("vllm_host", "ansible_host; remove it"),
         ("vllm_name", "the name of the host in the inventory; remove it"),
-        ("keepalived_peer", "ingress_peer; copy inventory/group_vars/ingress/keepalived.yml once more"),
+        ("keepalived_peer", "ingress_peer; copy group_vars/ingress/keepalived.yml of this version"),
     ],
 )
 def test_former_variable_is_told_its_successor(name: str, successor: str) -> None:
     assert misspelt_variables({"ingress-1": [name]}) == [
-        f"ingress-1: {name} is not a variable; in its place is {successor}"
+        f"ingress-1: {name} is not a variable; its successor is {successor}"
     ]
 
 
@@ -592,7 +592,7 @@ def test_playbook_names_the_successor_of_a_former_variable(tmp_path: Path) -> No
     result = run_preflight(tmp_path, groups(ingress={"ingress-1": {"vllm_nginx_lb_balancer": "upstream"}}))
     assert result.returncode == 2
     assert (
-        "ingress-1: vllm_nginx_lb_balancer is not a variable; in its place is nginx_ingress_balancer" in result.stdout
+        "ingress-1: vllm_nginx_lb_balancer is not a variable; its successor is nginx_ingress_balancer" in result.stdout
     )
 
 

@@ -73,19 +73,19 @@ def test_a_line_break_at_the_end_of_a_key_has_a_line_of_its_own(end: str) -> Non
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"name": "team-a"}, "nginx_ingress_clients[0] has no key; give it key, or keys with a list of dicts with"),
+        ({"name": "team-a"}, "nginx_ingress_clients[0] has no key; add key, or add keys, a list of dicts with key"),
         (with_keys(KEY), "nginx_ingress_clients[0].keys[0] (not shown): allowed is a dict with key and expires;"),
         ({"name": "a", "keys": KEY}, "nginx_ingress_clients[0].keys[0] (not shown): allowed is a dict with key and"),
         (with_keys({"key": KEY, "until": 1}), "nginx_ingress_clients[0].keys[0] has 'until'; allowed is key, expires;"),
         (
             {**with_keys({"key": KEY}), "expires": "2027-01-31"},
-            "nginx_ingress_clients[0].expires is that of key, which is missing; put it beside the key in keys",
+            "nginx_ingress_clients[0] has expires without key; in keys, put expires beside its key",
         ),
         (client(expires="soon"), "nginx_ingress_clients[0].expires is 'soon'; allowed is a date such as 2027-01-31"),
         (client(expires="2027-02-30"), "nginx_ingress_clients[0].expires is '2027-02-30'; allowed is a date such as"),
         (client(expires=20270131), "nginx_ingress_clients[0].expires is '20270131'; allowed is a date such as"),
         (client(expires="0027-01-31"), "nginx_ingress_clients[0].expires is '0027-01-31'; allowed is a date such as"),
-        (client(keys=[{"key": KEY.upper()}]), "nginx_ingress_clients: team-a has a key twice, or that of another"),
+        (client(keys=[{"key": KEY.upper()}]), "nginx_ingress_clients: team-a has a key that occurs twice"),
     ],
 )
 def test_wrong_keys_of_a_client(wrong: dict[str, Any], line: str) -> None:
@@ -97,7 +97,7 @@ def test_wrong_keys_of_a_client(wrong: dict[str, Any], line: str) -> None:
 def test_a_key_belongs_to_one_client() -> None:
     lines = nginx_ingress_key_problems([client(), {"name": "team-b", "keys": [{"key": KEY.upper()}]}], OFF)
     assert lines == [
-        f"nginx_ingress_clients: {name} has a key twice, or that of another client; give each one of its own"
+        f"nginx_ingress_clients: {name} has a key that occurs twice (case does not count); make a new key"
         for name in ("team-a", "team-b")
     ]
 

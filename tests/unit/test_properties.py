@@ -440,9 +440,9 @@ WORD = {"since": NOW, "reason": "a fan", "by": None}
 def test_any_drained_nodes_are_used_or_those_of_the_last_tick(content: bytes) -> None:
     with state_with("drained.json", content) as state:
         drains = read_drains(state)
-    for name, _, word in drains.words():
-        assert f"{name} {word.since} {word.reason} {word.by}".isprintable()
-        assert 0 < seconds_of(word.since) < 2**32
+    for name, _, entry in drains.entries():
+        assert f"{name} {entry.since} {entry.reason} {entry.by}".isprintable()
+        assert 0 < seconds_of(entry.since) < 2**32
 
 
 @given(files({"group": 1, "generations": [[1, 2], [3]]}))

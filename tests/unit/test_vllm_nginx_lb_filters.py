@@ -72,7 +72,7 @@ def test_what_is_smaller_or_left_out_is_told() -> None:
         "In batches: a, b, d; e, f, g; h",
         "pool llm_cluster: batches of 3 instead of 8, so that 4 of 9 nodes serve",
         "Left out, because the inventory has vllm_drain: true: i",
-        "Left out, because they are drained by somebody (-e rolling_nodes=… takes them all the same): c",
+        "Left out, because somebody has drained them (-e rolling_nodes=… takes them too): c",
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_node_to_whose_reason_somebody_has_added_words_is_left_out() -> None:
     drains["nodes"]["b"]["reason"] += ", and a fan is broken"
     found = plan(nodes(*"abcd"), drains)
     assert ["b"] not in found["batches"]
-    assert found["lines"][-1].startswith("Left out, because they are drained by somebody (")
+    assert found["lines"][-1].startswith("Left out, because somebody has drained them (")
     assert found["lines"][-1].endswith(": b")
 
 
@@ -89,9 +89,7 @@ def test_a_node_to_whose_reason_somebody_has_added_words_is_left_out() -> None:
 def test_a_pool_that_can_spare_no_node_is_refused(ratio: str) -> None:
     found = plan(nodes(*"ab"), {"nodes": {}, "undrained": {}}, serving_ratio=ratio)
     (problem,) = found["problems"]
-    assert problem.startswith(
-        f"pool llm_cluster: 2 of 2 nodes have to serve (rolling_serving_ratio {ratio}), and 0 are"
-    )
+    assert problem.startswith(f"pool llm_cluster: 2 of 2 nodes must serve (rolling_serving_ratio {ratio}), and 0 are")
 
 
 def run_of(found: dict[str, Any], done: int) -> str:
@@ -177,16 +175,16 @@ def status(**states: Any) -> dict[str, Any]:
         (
             {"a": "up", "b": "down", "c": "up"},
             {},
-            ["not up: b", "pool llm_cluster: 1 nodes would serve, and 2 have to"],
+            ["not up: b", "pool llm_cluster: 1 nodes would serve, and 2 must"],
         ),
         (
             {"a": "up", "b": "down", "c": "up"},
             {"force": True},
-            ["pool llm_cluster: 1 nodes would serve, and 2 have to"],
+            ["pool llm_cluster: 1 nodes would serve, and 2 must"],
         ),
         ({"a": "up", "b": "down", "c": "up"}, {"force": True, "serving_ratio": "0.3"}, []),
         ({"a": "up", "b": "drained", "c": "up"}, {"serving_ratio": "0.3"}, []),
-        ({"a": "up", "b": "drained", "c": "up"}, {}, ["pool llm_cluster: 1 nodes would serve, and 2 have to"]),
+        ({"a": "up", "b": "drained", "c": "up"}, {}, ["pool llm_cluster: 1 nodes would serve, and 2 must"]),
         ({"a": "drained", "b": "up", "c": "unknown"}, {"force": True}, []),  # nothing more is taken out
         ({"a": "up", "c": "up"}, {"serving_ratio": "0.3"}, ["not up: b"]),
     ],

@@ -38,7 +38,7 @@ class Moment:
     interval_seconds: float = 0.0  # between two ticks of the timer; an operator or a playbook may run more of them
 
     def is_too_soon(self, since: float | None) -> bool:
-        """Tell whether no interval has passed since a time: what takes some ticks must not take less with more ticks.
+        """Tell whether less than an interval has passed since a time. Further ticks must not make a slow start shorter.
 
         The monotonic clock starts again at boot: a time in the future is from before it.
         """

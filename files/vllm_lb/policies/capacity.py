@@ -138,7 +138,7 @@ def learn(seen: Observation, first_weight: int, moment: Moment, *, is_running: b
     ramps = is_in_slow_start(ends_at, moment)
     begins_anew = returns or ramps or not moment.applied
     if moment.is_too_soon(before.at) and not begins_anew:
-        return before  # an average of some readings must not be one of a moment
+        return before  # readings of one moment must not count as an average over time
     after = dataclasses.replace(
         before,
         at=moment.now,

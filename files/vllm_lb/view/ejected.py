@@ -28,7 +28,7 @@ class Ejection:
 def ejected_nodes(nginx: NginxSettings) -> dict[tuple[str, str], str] | None:
     """Return the cause of each ejection by pool and node. With the balancer `upstream`, Lua ejects none.
 
-    None: it is not known, because nginx does not answer, or confirm_url is not set.
+    None: this is not known, because nginx does not answer, or confirm_url is not set.
     """
     if nginx.balancer != "work":
         return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes as `status` shows them: beside what is decided, what nginx runs. Selected, sorted, and counted. Pure."""
+"""The nodes as `status` shows them, with decided and live weights: select, sort and count them. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from vllm_lb.plan import NodePlan, PoolPlan
 
-STILL_LIVE = "still live"  # shown as the state of a node that is out by decision, and still gets requests
-EJECTED = "ejected"  # the state of a node that is up, and that nginx's Lua leaves out for seconds
+STILL_LIVE = "still live"  # shown as the state of a node whose decided weight is 0, and that still gets requests
+EJECTED = "ejected"  # the state of a node that is up, and that nginx's Lua has ejected for some seconds
 GONE = "gone"  # the state of a node that nginx knows and the plan does not
 RANKS = ("down", "unknown", EJECTED, "up", "drained")  # states, the worst first; "up" here is a node with an error
-MOST_NAMES = 3  # that one line names
+MOST_NAMES = 3  # names of nodes in one line
 
 
 @data(kw_only=True)
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def is_still_live(self) -> bool:
-        """Whether the node gets requests although it is decided that it gets none."""
+        """Whether the node gets requests although its decided weight is 0."""
         return self.decided == 0 and self.differs
 
     @property

@@ -175,7 +175,7 @@ def wrapped(line: str, width: int | None) -> list[str]:
 def nodes_within(taken: Sequence[Row], limit: int, now: float, width: int | None) -> list[str]:
     """Return the table, the worst nodes first if not all of a few are shown, and how many more there are."""
     if not taken:
-        return ["no node is in such a state"]
+        return ["no node matches"]
     is_cut = len(taken) > limit
     ordered = worst_first(taken) if is_cut or len(taken) > MOST_NODES else taken
     table = table_of_nodes(ordered[:limit], now, width)
@@ -201,8 +201,8 @@ def summary(status: Status, rows: Sequence[Row], now: float) -> Iterator[str]:
     drained = [(seconds_of(row.plan.drained_since), row.name) for row in rows if row.plan and row.plan.drained_since]
     if drained:
         since, name = min(drained)
-        longest = f"{name}: {span(now - since)}"
-        yield f"{counted(len(drained), 'node')} drained by hand; for the longest time {longest}"
+        longest = f"{name} ({span(now - since)})"
+        yield f"{counted(len(drained), 'node')} drained by hand; the longest is {longest}"
 
 
 def work_of_nginx(status: Status, reloads: int) -> str:

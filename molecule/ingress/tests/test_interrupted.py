@@ -117,7 +117,7 @@ def test_a_port_that_another_program_holds_costs_the_host_nothing(host: str) -> 
         )
         assert done.returncode != 0, done.stdout
         assert re.search(r"python3 \(process \d+\) listens on \S*:8099", done.stdout), done.stdout
-        assert "The former one is back in its place" in done.stdout
+        assert "The former configuration is back in its place" in done.stdout
         assert stack.run(host, "sh", "-c", files) == before
         assert is_let_in(host, entries.KEYS["team-a"])
         stack.run(host, "systemctl", "restart", "nginx.service")

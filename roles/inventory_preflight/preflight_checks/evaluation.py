@@ -42,7 +42,7 @@ class Evaluator:
     def nodes(self, variables: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the nodes of inventory_preflight_nodes, and lines if they cannot be evaluated.
 
-        Then the nodes that can be are returned, because their faults are told, too.
+        Then the list has the nodes that can be evaluated, because the checks report their faults too.
         """
         found, lines = self.values(variables, [NODES])
         if not lines:

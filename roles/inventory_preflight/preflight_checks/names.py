@@ -25,10 +25,10 @@ NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansib
 NODE_OTHERS = ("vllm_node", "vllm_node_name")
 # Former names, and what to do about each
 SUCCESSORS = {
-    "keepalived_peer": "in its place is ingress_peer; copy inventory/group_vars/ingress/keepalived.yml once more",
-    "vllm_nginx_lb_balancer": "in its place is nginx_ingress_balancer, which both roles read; remove it",
-} | {f"{NODE_PREFIX}{key}": f"in its place is {successor}; remove it" for key, successor in NODE_IDENTITY.items()}
-# Former names that copies of the inventory may have, and that do no harm
+    "keepalived_peer": "its successor is ingress_peer; copy group_vars/ingress/keepalived.yml of this version",
+    "vllm_nginx_lb_balancer": "its successor is nginx_ingress_balancer, which both roles read; remove it",
+} | {f"{NODE_PREFIX}{key}": f"its successor is {successor}; remove it" for key, successor in NODE_IDENTITY.items()}
+# Former names that copies of the inventory may still set. Nothing reads them, so the check is silent about them.
 RETIRED = ("inventory_preflight_host_variables",)
 
 # How similar two texts must be, from 0 to 1, for one to be a misspelling of the other.
@@ -87,7 +87,7 @@ def is_known(name: str) -> bool:
 
 
 def is_foreign(name: str) -> bool:
-    """Tell whether a name begins like a setting of a node, and is similar to none: it may be of something else."""
+    """Tell whether a name begins like a setting of a node, and is similar to none: it may belong to something else."""
     return prefix_of(name) == NODE_PREFIX and not is_known(name) and name not in SUCCESSORS and not similar_name(name)
 
 
@@ -123,7 +123,7 @@ def foreign_problem(hosts_of: Mapping[str, Sequence[str]], names: Sequence[str])
     hosts = list(dict.fromkeys(host for name in names for host in hosts_of[name]))
     return (
         f"{told_hosts(hosts)}: {', '.join(names)} begin with {NODE_PREFIX} and are no settings of a vLLM node; allowed "
-        f"are {', '.join(known_names()[NODE_PREFIX])}; correct or remove them, or if they are of something else, set "
+        f"are {', '.join(known_names()[NODE_PREFIX])}; correct or remove them, or if they are for something else, set "
         f"inventory_preflight_extra_host_variables: [{', '.join(names)}] in group_vars/all/inventory_preflight.yml"
     )
 
@@ -154,13 +154,13 @@ def name_problems(
     ingress_hosts: Collection[str],
     extra: Collection[str] = (),
 ) -> list[str]:
-    """Return one line for each variable that is similar to a variable of the roles and is none, or is misplaced.
+    """Return one line for each variable that is misspelt or misplaced.
 
     Args:
         hosts_of: by the name of a variable, the hosts that have it, wherever it is set.
         nodes: names of the vLLM nodes.
         ingress_hosts: names of the ingress hosts.
-        extra: names that are variables of something else.
+        extra: names of variables that belong to something else.
     """
     others = {name: hosts for name, hosts in hosts_of.items() if name not in extra}
     ours = {*nodes, *ingress_hosts}

@@ -160,7 +160,7 @@ def check_pool_drained(nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def check_pool_case(nodes: Sequence[Node]) -> Iterator[str]:
-    """Jinja groups nodes by pool without regard to case; Lua finds pools by their exact names."""
+    """Jinja's filter `unique` ignores case; Lua finds pools by their exact names."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for pool in nodes_by_pool(nodes):
         spellings[pool.lower()].append(pool)
@@ -221,6 +221,6 @@ def forgotten_settings(nodes: Sequence[Node], variables: Mapping[str, Mapping[st
                 hosts_of[f"vllm_{key}"].append(name)
     return [
         f"{hosts[0]}: {variable} is set, here and on {len(hosts) - 1} other node(s), and vllm_node does not pass it "
-        "on; copy inventory/group_vars/vllm/vllm.yml of this version once more"
+        "on; copy inventory/group_vars/vllm/vllm.yml of this version into your inventory"
         for variable, hosts in hosts_of.items()
     ]

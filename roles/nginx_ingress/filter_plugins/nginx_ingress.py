@@ -56,7 +56,7 @@ def duplicates(where: str, what: str, values: Sequence[str]) -> Iterator[str]:
 
 
 def client_problems(clients: Sequence[Settings]) -> Iterator[str]:
-    """Yield the problems of the clients, but those of their keys (nginx_ingress_keys.py)."""
+    """Yield the problems of the clients, without those of their keys (nginx_ingress_keys.py has these)."""
     for index, client in enumerate(clients):
         where = f"nginx_ingress_clients[{index}]"
         name = client.get("name")
@@ -209,25 +209,25 @@ def nginx_ingress_networks(networks: Sequence[str], version: int) -> list[str]:
     return [value for value in networks if ipaddress.ip_network(value).version == version]
 
 
-# What helps against what nginx or tasks/take.yml says. The first pattern that is found counts.
+# Advice on what nginx or tasks/take.yml says. The first pattern that matches counts.
 ADVICE = {
     r"listens on": """Another program holds that port. Stop it, or change nginx_ingress_listen_port,
         nginx_ingress_tls_listen_port or nginx_ingress_status_port.""",
-    r"does not run the parts|answers at": """/var/log/nginx/error.log says why. If nginx_ingress_status_addresses now
-        has 0.0.0.0, or no longer has, nginx needs a new start, which ends streams: systemctl stop nginx, and run the
-        play again.""",
+    r"does not run the parts|answers at": """/var/log/nginx/error.log says why. If you added 0.0.0.0 to
+        nginx_ingress_status_addresses, or removed it, nginx must be stopped and started, which ends streams: run
+        systemctl stop nginx, then run the play again.""",
     r"duplicate default server": """Another site is the default server of that port. If it is Debian's example, set
-        nginx_ingress_default_site_enabled: false; if it must be, set nginx_ingress_refuse_unknown_names_enabled:
-        false.""",
+        nginx_ingress_default_site_enabled: false; if another site must be it, set
+        nginx_ingress_refuse_unknown_names_enabled: false.""",
     r'directive "[a-z_]*lua|ndk_http|http_lua|not binary compatible|resty\.|cjson': """This nginx has no Lua that works.
-        If it is Debian's, install libnginx-mod-http-lua and lua-cjson of the same release, and see that
+        If this is Debian's nginx, install libnginx-mod-http-lua and lua-cjson of the same release, and check that
         /etc/nginx/modules-enabled has the module. If it is not Debian's, for instance nginx.org's, set
         nginx_ingress_balancer: upstream and nginx_ingress_answer_guard_enabled: false.""",
 }
 
 
 def nginx_ingress_advice(said: str) -> str:
-    """Return what helps against what nginx says; empty where nginx says it all."""
+    """Return advice on a complaint of nginx; an empty text if there is none."""
     return next((" ".join(advice.split()) for pattern, advice in ADVICE.items() if re.search(pattern, said)), "")
 
 

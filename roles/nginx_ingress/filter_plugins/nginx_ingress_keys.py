@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - Ansible loads filter plugins from plain folders, not packages
 """Filters of the role nginx_ingress for its clients' keys and the grace time: problems, times of expiry, notices.
 
-No function returns a text with a key in it, but nginx_ingress_keys.
+Only nginx_ingress_keys returns texts with keys.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ UTC = dt.timezone.utc  # noqa: UP017 - Python 3.10 has no datetime.UTC, and ansi
 # Unix seconds with ten digits, from 2001 to 2286: nginx_ingress_digits_below compares them digit by digit.
 FIRST, LAST = 10**9, 10**10 - 1
 DAY_SECONDS = 86400
-SOON_DAYS = 30  # an expiry is told so many days before
+SOON_DAYS = 30  # a run announces an expiry this many days before
 
 
 def seconds_of(value: object) -> int:
-    """Return the Unix seconds of a date, which means its beginning, or of a time. Without a zone it is UTC.
+    """Return the Unix seconds of a time, or of the beginning of a date. Without a zone it is UTC.
 
-    YAML makes dates and times of texts that look like them.
+    YAML turns texts that look like dates and times into dates and times.
 
     Raises:
         ValueError: it is no date and no time from 2001 to 2286.
@@ -75,12 +75,12 @@ def decrypted(key: Settings) -> Settings:
 
 
 def expiry_problems(name: str, value: object) -> Iterator[str]:
-    """Yield a problem if a variable has neither a date nor a time nor nothing."""
+    """Yield a problem if a variable has a value that is neither a date nor a time."""
     try:
         _ = value in (None, "") or seconds_of(value)
     except ValueError:
         yield (
-            f"{name} is {str(value)!r}; allowed is a date such as 2027-01-31, which ends at its beginning in UTC, or a "
+            f"{name} is {str(value)!r}; allowed is a date such as 2027-01-31, which means its beginning in UTC, or a "
             "time such as 2027-01-31T18:00:00+01:00; correct it"
         )
 
@@ -111,9 +111,9 @@ def client_problems(where: str, client: Settings) -> Iterator[str]:
     """Yield the problems of one client's keys."""
     keys = named_keys(client)
     if not keys:
-        yield f"{where} has no key; give it key, or keys with a list of dicts with key and expires"
+        yield f"{where} has no key; add key, or add keys, a list of dicts with key and expires"
     if "expires" in client and "key" not in client:
-        yield f"{where}.expires is that of key, which is missing; put it beside the key in keys"
+        yield f"{where} has expires without key; in keys, put expires beside its key"
     for below, key in keys:
         yield from key_problems(where + below, key)
 
@@ -128,7 +128,7 @@ def duplicates(clients: Sequence[Settings]) -> Iterator[str]:
     ]
     counts = Counter(text for _, text in keys)
     for name in dict.fromkeys(name for name, text in keys if counts[text] > 1):
-        yield f"nginx_ingress_clients: {name} has a key twice, or that of another client; give each one of its own"
+        yield f"nginx_ingress_clients: {name} has a key that occurs twice (case does not count); make a new key"
 
 
 def grace_problems(clients: Sequence[Settings], grace: Mapping[str, Any]) -> Iterator[str]:

@@ -36,8 +36,8 @@ options:
       status: {description: "The good status.", type: int, default: 200}
       content: {description: "A regular expression of a good body.", type: str, default: ""}
       location: {description: "A regular expression of a good Location.", type: str, default: ""}
-  answering: {description: "URLs at which a server answers, with whatever.", type: list, elements: str, default: []}
-  silent: {description: "URLs at which no server answers.", type: list, elements: str, default: []}
+  answering: {description: "URLs at which a server must give any answer.", type: list, elements: str, default: []}
+  silent: {description: "URLs at which no server may answer.", type: list, elements: str, default: []}
   ports: {description: "The ports of nginx's servers.", type: list, elements: int, default: []}
   within_seconds: {description: "How long to ask until all is good.", type: float, default: 0}
   list_files: {description: "Whether to list the files of the live set.", type: bool, default: false}
@@ -52,11 +52,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-problem: {description: "What stands in place of the link; else empty.", type: str, returned: always}
-live: {description: "The directory that the link names; else empty.", type: str, returned: always}
-runs: {description: "The directory whose set nginx runs; else empty.", type: str, returned: always}
+problem: {description: "What is in place of the link; empty for a link or nothing.", type: str, returned: always}
+live: {description: "The directory that the link names; empty if there is no link.", type: str, returned: always}
+runs: {description: "The directory whose set nginx runs; empty if it runs neither.", type: str, returned: always}
 answers: {description: "Whether nginx answers for a set on disk.", type: bool, returned: always}
-left: {description: "Whether there is another set besides this one.", type: bool, returned: always}
+left: {description: "Whether an interrupted run has left another set.", type: bool, returned: always}
 nginx_runs: {description: "Whether nginx itself runs.", type: bool, returned: always}
 wrong: {description: "What is not as it should be, one sentence each.", type: list, returned: always}
 holders: {description: "Other programs that hold a port of nginx.", type: list, returned: always}
@@ -69,7 +69,7 @@ URL = re.compile(r"http://127\.0\.0\.1:[0-9]+/configuration")
 PID_FILE = Path("/run/nginx.pid")
 REQUEST_SECONDS = 5
 PAUSE_SECONDS = 0.1
-# nginx tries to bind a port five times, half a second apart. It does not get a port that another program holds then.
+# nginx tries to bind a port five times, half a second apart. Then it gives up, if another program holds the port.
 BIND_SECONDS = 3
 MAX_ANSWER_BYTES = 1_000_000
 
@@ -124,7 +124,7 @@ def problem_of(question: dict[str, Any]) -> str:
     if status != question["status"]:
         return f"{question['url']} answers {status}" if status else f"nobody answers at {question['url']}"
     if not re.search(question["content"], body) or not re.search(question["location"], location):
-        return f"{question['url']} answers {status} with something else"
+        return f"{question['url']} answers {status} with an unexpected text"
     return ""
 
 
@@ -199,7 +199,7 @@ def look(parts: Path, given: dict[str, Any]) -> dict[str, Any]:
     runs = next((directory for directory, it in named.items() if it and running[directory] == it.name), "")
     wrong = []
     if not live or runs != live:
-        others = " or ".join(dict.fromkeys(filter(None, running.values()))) or "others"
+        others = " or ".join(dict.fromkeys(filter(None, running.values()))) or "another set"
         wrong.append(f"nginx does not run the parts in {parts}, but {others}")
     wrong += filter(None, map(problem_of, given["questions"]))
     wrong += [f"nobody answers at {where}" for where in given["answering"] if not answers(where)]
@@ -213,7 +213,7 @@ def look(parts: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Look until all is as it should be, or the time is over."""
+    """Compare and ask until all is as it should be, or the time is over."""
     question = {
         "url": {"type": "str", "required": True},
         "headers": {"type": "dict", "default": {}},

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # ruff: noqa: EXE001 - Ansible needs the first line, and runs a copy
-"""Writes a set of parts beside the live one, if it differs from that."""
+"""Writes a set of parts beside the live set, if the two differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ module: nginx_ingress_set
 short_description: Write a set of parts of nginx's configuration
 description:
   - Fills a directory with the files of a set, if they differ from those of the live set. A file that is in the live set
-    and not among the names is left out. One task for all files - one task for each takes a minute on a busy host.
+    and not among the names is left out. This is one task, because a task for each file takes a minute on a busy host.
   - The set gets a name of its own in C(set.conf), which the status server answers. It says nothing about keys.
 options:
   live: {description: "The directory of the live set; it need not exist.", type: path, required: true}
@@ -27,7 +27,7 @@ options:
   texts: {description: "The texts of files that everybody may read, by name.", type: dict, required: true}
   secrets: {description: "The texts of files that only root may read, by name.", type: dict, default: {}}
   url: {description: "Where the status server answers the name of the set.", type: str, required: true}
-  force: {description: "Whether to make a set that has the files of the live one.", type: bool, default: false}
+  force: {description: "Whether to make a set also if its files are those of the live one.", type: bool, default: false}
 author: vllm-nginx-lb
 """
 
@@ -84,7 +84,7 @@ def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]]) -> None:
     """Fill the next directory: the changed files, the others of the live set, and the name."""
     live, target = Path(given["live"]), Path(given["next"])
     remove(target)
-    # A copy has its permissions a moment after its text. Only root comes in until the set is whole.
+    # A copied file gets its permissions after its text. So only root may enter the directory until the set is complete.
     target.mkdir(mode=0o700)
     for name in given["names"]:
         if name in changed:
@@ -136,7 +136,7 @@ def main() -> None:
     module.exit_json(
         changed=differs,
         files=sorted([*changed, *surplus]),
-        # A diff would show keys, those of a file that is left out too.
+        # A diff of a secret file would show keys, also if the file is removed.
         diff=[
             {"before_header": name, "after_header": name, "before": read(live / name), "after": text}
             for name, text in sorted(shown.items())

@@ -2,8 +2,8 @@
 """Run the command of rolling.yml for all nodes of a batch at the same time, on the machine that runs Ansible.
 
 Standard input is JSON: `command`, for the shell, and `nodes`, a dict of environment variables for each node, by name.
-Standard output is JSON: for each node its `code` and the last lines of its `output`. If this program is ended, it ends the
-commands too.
+Standard output is JSON: for each node its `code` and the last lines of its `output`. If this program is ended, it ends
+the commands too.
 """
 
 from __future__ import annotations

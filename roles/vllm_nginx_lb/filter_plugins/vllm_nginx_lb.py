@@ -3,7 +3,7 @@
 
 Nodes of the inventory are dicts with `name`, `pool` and `drain`. Nodes of a status are those of status.json. A run of
 rolling.yml is known by the reason of its drains and of their ends: see RUN, and __vllm_nginx_lb_run_reason in
-vars/main.yml. So drained.json on the ingress hosts remembers which nodes a run has done, whatever ended it.
+vars/main.yml. So drained.json on the ingress hosts has the nodes that a run has done, whatever ended the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Node = dict[str, Any]
 
-# A reason with more words is an operator's.
+# A reason with further words is an operator's.
 RUN = re.compile(r"rolling\.yml ([0-9a-f]{8}), (\d{1,6}) of (\d{1,6}) nodes done, begun (\S{20,40})")
 # A run that stopped longer ago is over: the same command begins again with all nodes.
 RESUMABLE_SECONDS = 86400
@@ -37,26 +37,26 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
 
     Returns:
         `batches`, lists of names; `key`, `total`, `begun` and `done`, which make the reason of the drains: the number
-        of nodes of the run, when it began, and how many it has done already; `lines` that say to the operator what is
-        done and what is not; and `problems`, for which nothing can be done.
+        of nodes of the run, when it began, and how many it has done already; `lines` that tell the operator what
+        the run does and leaves out; and `problems`, which forbid the run.
     """
     wanted = list(dict.fromkeys(settings["nodes"] or [node["name"] for node in nodes]))
     key = hashlib.sha256("\n".join([settings["command"], *settings["nodes"]]).encode()).hexdigest()[:8]
     inventory = [node["name"] for node in nodes if is_true(node.get("drain"))]
-    drained = {name: word.get("reason") or "" for name, word in drains["nodes"].items()}
+    drained = {name: entry.get("reason") or "" for name, entry in drains["nodes"].items()}
     by_rolling = [name for name, reason in drained.items() if RUN.fullmatch(reason)]
     operator = [
         name for name in wanted if name in drained and name not in {*by_rolling, *settings["nodes"], *inventory}
     ]
     begun, done = unfinished_run(key, drains, settings["now"]) if is_true(settings["resume"]) else ("", [])
     todo = [name for name in wanted if name not in {*inventory, *operator, *done}]
-    todo.sort(key=lambda name: name not in drained)  # those that are out already come first
+    todo.sort(key=lambda name: name not in drained)  # nodes that are already out come first
     out = {*inventory, *(name for name in drained if name not in todo)}
     batches, shrunk, problems = batches_of(nodes, todo, out, set(drained), settings)
     left_out = {
         "Left out, because the inventory has vllm_drain: true": [name for name in wanted if name in inventory],
-        "Left out, because they are drained by somebody (-e rolling_nodes=… takes them all the same)": operator,
-        f"Done already by this run, which began at {begun} (-e rolling_resume=false begins anew)": done,
+        "Left out, because somebody has drained them (-e rolling_nodes=… takes them too)": operator,
+        f"Done already by this run, which began at {begun} (-e rolling_resume=false takes them again)": done,
         "Still drained by another run of rolling.yml (playbooks/undrain.yml puts them back)": [
             name for name in by_rolling if name not in wanted
         ],
@@ -82,19 +82,19 @@ def vllm_nginx_lb_rolling_plan(nodes: Sequence[Node], settings: Mapping[str, Any
 def unfinished_run(key: str, drains: Mapping[str, Any], now: str) -> tuple[str, list[str]]:
     """Return when the last run with this key began, and the nodes that it has done.
 
-    The run is over if it has done all nodes, if it said nothing for a day, or if somebody has drained or undrained a
-    node since: then it is not known what the nodes are like. The time is empty then.
+    The run is over if it has done all nodes, if its last entry is older than a day, or if somebody has drained or
+    undrained a node since, because then the states of the nodes are not known. The time is empty then.
     """
-    words = [(name, True, word) for name, word in drains["nodes"].items()]
-    words += [(name, False, word) for name, word in (drains.get("undrained") or {}).items()]
-    last = max(words, key=lambda each: seconds_of(each[2]["since"]), default=None)
+    entries = [(name, True, entry) for name, entry in drains["nodes"].items()]
+    entries += [(name, False, entry) for name, entry in (drains.get("undrained") or {}).items()]
+    last = max(entries, key=lambda each: seconds_of(each[2]["since"]), default=None)
     match = last and RUN.fullmatch(last[2].get("reason") or "")
     if not last or not match or match[1] != key or seconds_of(now) - seconds_of(last[2]["since"]) > RESUMABLE_SECONDS:
         return "", []
     of_run = {
         name: (is_drained, int(each[2]))
-        for name, is_drained, word in words
-        if (each := RUN.fullmatch(word.get("reason") or "")) and each.group(1, 4) == match.group(1, 4)
+        for name, is_drained, entry in entries
+        if (each := RUN.fullmatch(entry.get("reason") or "")) and each.group(1, 4) == match.group(1, 4)
     }
     done = [name for name, (is_drained, _) in of_run.items() if not is_drained]
     is_over = max(count for _, count in of_run.values()) >= int(match[3])
@@ -123,7 +123,7 @@ def batches_of(
 ) -> tuple[list[list[str]], list[str], list[str]]:
     """Return the batches of the nodes `todo`, a line for each pool whose batches are smaller than asked, and problems.
 
-    A batch has nodes of one pool, so many at most that the pool keeps the share that has to serve. `out` are nodes that
+    A batch has nodes of one pool, and leaves the pool the share that must serve. `out` are nodes that
     do not serve meanwhile. `drained` nodes do not serve already, so they take nothing away.
     """
     pool_of = {node["name"]: node.get("pool") or "llm_cluster" for node in nodes}
@@ -136,7 +136,7 @@ def batches_of(
         spare = len([name for name in members if name not in out]) - least
         if spare < 1 and not set(mine) <= drained:
             problems.append(
-                f"pool {pool}: {least} of {len(members)} nodes have to serve (rolling_serving_ratio "
+                f"pool {pool}: {least} of {len(members)} nodes must serve (rolling_serving_ratio "
                 f"{settings['serving_ratio']}), and {len(members) - spare - least} are drained, so none can be taken "
                 "out; undrain nodes, or lower the ratio"
             )
@@ -157,7 +157,7 @@ def batch_size(batch: int | str, members: int) -> int:
 
 
 def least_serving(pool: str, nodes: Sequence[Node], ratio: float | str) -> int:
-    """Return how many nodes of a pool have to serve. Nodes that the inventory drains do not count."""
+    """Return how many nodes of a pool must serve. Nodes that the inventory drains do not count."""
     members = [node for node in nodes if (node.get("pool") or "llm_cluster") == pool and not is_true(node.get("drain"))]
     return math.ceil(len(members) * float(ratio) - 1e-9)
 
@@ -171,7 +171,7 @@ def vllm_nginx_lb_rolling_obstacles(
         status: what status.json has.
         nodes: the nodes of the inventory.
         batch: the names.
-        settings: `serving_ratio`, and `force`, with which nodes that are not up do not matter by themselves.
+        settings: `serving_ratio`, and `force`, with which nodes that are not up are no obstacle by themselves.
     """
     seen = {node["name"]: node for pool in status.get("pools", []) for node in pool["nodes"]}
     known = [node["name"] for node in nodes if not is_true(node.get("drain")) and node["name"] not in batch]
@@ -185,7 +185,7 @@ def vllm_nginx_lb_rolling_obstacles(
         serving = [name for name in others if states.get(name) == "up" and seen[name]["weight"]]
         if len(serving) < least:
             found.append(
-                f"pool {pool}: {len(serving)} nodes would serve, and {least} have to (rolling_serving_ratio "
+                f"pool {pool}: {len(serving)} nodes would serve, and {least} must (rolling_serving_ratio "
                 f"{settings['serving_ratio']})"
             )
     return found

@@ -1,13 +1,13 @@
-// The nodes as the page shows them: beside what is decided, what nginx runs; which of them, and in which order. It does
-// for the page what view/fleet.py does for the command `status`. Pure: it knows neither the DOM nor the network.
+// The nodes as the page shows them, with decided and live weights: which nodes, and in which order. It does for the page
+// what view/fleet.py does for the command `status`. Pure: it knows neither the DOM nor the network.
 
 import { duration, seconds, shortened } from "./format.js";
 import { codeOf, countedStates, keyOf } from "./status.js";
 
-const STILL_LIVE = "still live"; // shown as the state of a node that is out by decision, and still gets requests
-const EJECTED = "ejected"; // the state of a node that is up, and that nginx's Lua leaves out for seconds
+const STILL_LIVE = "still live"; // shown as the state of a node whose decided weight is 0, and that still gets requests
+const EJECTED = "ejected"; // the state of a node that is up, and that nginx's Lua has ejected for some seconds
 const RANKS = ["down", "unknown", EJECTED, "up", "drained"]; // the worst first; "up" here is a node with an error
-const MOST_NAMES = 3; // that one sentence names
+const MOST_NAMES = 3; // names of nodes in one sentence
 
 /**
  * `live`: the weight that nginx runs; undefined where it is not known. `state`: as decided, or "ejected" or "gone".
@@ -34,7 +34,7 @@ export function rowsOf(status, ejected = []) {
   });
 }
 
-/** Return what stands for a node that nginx knows and the status does not. */
+/** Return an entry for a node that nginx knows and the status does not. */
 const goneNode = (name) => ({
   ...{ name, state: "gone", weight: 0, previous_weight: null, kv_cache_usage: null, running: null, waiting: null },
   ...{ address: null, scrape_seconds: null, cause: null, reason: "no longer in the configuration" },

@@ -9,7 +9,7 @@ import { clock, percent, shown } from "./format.js";
 import { now, page } from "./state.js";
 import { codeOf, errorBesideReason, load } from "./status.js";
 
-const MOST_CARDS = 30; // so many nodes are all shown, in the order of the status; of more, the worst are
+const MOST_CARDS = 30; // up to this many nodes are shown in the order of the status; of more, the worst are shown
 
 const cards = new Map(); // by key
 let showsAll = false;

@@ -41,7 +41,7 @@ async function poll() {
     }
     // A hidden page reads no history: its timers come once a minute, and each would find ticks missing.
     if (gap && !view.isHidden()) {
-      if (isNew) view.draw(); // of many nodes the history takes its time
+      if (isNew) view.draw(); // with many nodes, reading the history takes seconds
       await readHistory();
     }
     trim(page.history, now() - HOUR);
@@ -78,7 +78,7 @@ async function readStatus() {
   return page.status?.decided_at !== before;
 }
 
-/** Read which nodes nginx has ejected. What is known stays while nginx does not answer: readStatus() tells that. */
+/** Read which nodes nginx has ejected. If nginx does not answer, the last answer stays; readStatus() reports that. */
 async function readEjected() {
   try {
     const { nodes } = parsed(await ask("work/ejected", "no-cache")) ?? {};

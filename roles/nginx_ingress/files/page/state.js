@@ -9,8 +9,8 @@ const FALLBACK_INTERVAL = 5; // seconds, until a status.json says how often a ti
 export const page = {
   status: null, // the last status.json that could be read
   history: emptyHistory(),
-  historyWasRead: false, // or could not be read
-  ejected: [], // what nginx leaves out for seconds now: {pool, node, cause}
+  historyWasRead: false, // true also after a try that failed
+  ejected: [], // the nodes that nginx has ejected now: {pool, node, cause}
   trouble: null, // why there is no newer status.json: {cause, text}
 };
 

@@ -1,9 +1,9 @@
---- The nodes' former key, while they change to another one. A node that answers 401 to the one key is asked once more
--- with the former one. The first answer ends no try, and nobody is blamed for it. former_api_key.conf has the key.
--- answer_guard.conf does the same for the balancer `upstream`.
+--- The nodes' former key, while they change to a new one. nginx asks a node that answers 401 to the new key once more
+-- with the former key. The first answer is neither an error of the node nor a try. former_api_key.conf has the former
+-- key. answer_guard.conf does the same for the balancer `upstream`.
 
 local UNAUTHORIZED = 401
--- former_api_key.conf asks the same node once more in place of this status, which nobody else uses.
+-- At this status, which nothing else uses, former_api_key.conf asks the same node once more.
 local ASK_AGAIN = 597
 
 local former_key = {}

@@ -109,8 +109,8 @@ function phases.balance(pool_name)
     var.vllm_nginx_lb_choice = why
 end
 
---- access_by_lua where a node is asked again with its former key: go on with the record of the request, which nginx has
--- lost in the redirect.
+--- access_by_lua where nginx asks a node again with the former key: find the record of the request again, which nginx
+-- has lost in the redirect.
 function phases.ask_again()
     ngx.ctx.vllm_nginx_lb = worker.requests:under_way(tonumber(ngx.var.vllm_nginx_lb_request))
 end

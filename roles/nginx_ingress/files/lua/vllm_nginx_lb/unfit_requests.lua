@@ -2,7 +2,7 @@
 -- grace time, over all workers.
 
 local KEY = "unfit:"
--- What a request may lack. The first ones are what authentication_maps.conf finds of a key, and "_key".
+-- What a request may lack. The first three are the states of a key in authentication_maps.conf, with "_key" added.
 local FAULTS = { "missing_key", "unknown_key", "expired_key", "no_tls", "unknown_name" }
 local ANSWERS = { "refused", "served" }
 local NAME = "vllm_nginx_lb_work_unfit_requests_total"
@@ -28,7 +28,8 @@ function UnfitRequests:count(fault, is_refused)
     return (self.dict:incr(KEY .. fault .. ":" .. ANSWERS[is_refused and 1 or 2], 1))
 end
 
---- Count what a request lacks. A variable is nil where nothing checks it, and empty where this request was not checked.
+--- Count what a request lacks. A variable is nil if no part of the configuration checks it, and empty if this request
+-- was not checked.
 ---@param var table with nginx's variables
 function UnfitRequests:see(var)
     local key = var.vllm_nginx_lb_checked_key or ""
