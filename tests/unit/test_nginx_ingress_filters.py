@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +13,11 @@ from roles.nginx_ingress.filter_plugins.nginx_ingress import (
     nginx_ingress_networks,
     nginx_ingress_problems,
     nginx_ingress_retry_after,
+    nginx_ingress_role_files,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEY = "0123456789abcdef"
 ALL = {"requests_per_minute": "60", "requests_burst": 20, "concurrent_requests": 4}
@@ -171,6 +175,16 @@ def test_networks_are_told_apart_by_version() -> None:
     networks = ["192.0.2.1", "2001:db8::1", "192.0.2.0/24", "2001:db8::/32"]
     assert nginx_ingress_networks(networks, 4) == ["192.0.2.1", "192.0.2.0/24"]
     assert nginx_ingress_networks(networks, 6) == ["2001:db8::1", "2001:db8::/32"]
+
+
+def test_files_of_the_role_have_their_names_and_checksums(tmp_path: Path) -> None:
+    (tmp_path / "lua" / "work").mkdir(parents=True)
+    (tmp_path / "lua" / "work" / "pick.lua").write_bytes(b"abc")
+    (tmp_path / "lua" / "a.lua").write_bytes(b"")
+    assert nginx_ingress_role_files(str(tmp_path)) == [
+        {"name": "lua/a.lua", "checksum": "da39a3ee5e6b4b0d3255bfef95601890afd80709"},
+        {"name": "lua/work/pick.lua", "checksum": "a9993e364706816aba3e25717850c26c9cd0d89d"},  # FIPS 180-2, B.1
+    ]
 
 
 def test_files_are_named_below_their_folder() -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import itertools
 import math
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -236,6 +238,15 @@ def nginx_ingress_named_files(files: Sequence[Mapping[str, Any]], folder: str) -
     return [{"name": file["path"].removeprefix(f"{folder}/"), "checksum": file["checksum"]} for file in files]
 
 
+def nginx_ingress_role_files(folder: str) -> list[dict[str, str]]:
+    """Return the name below a folder of this machine, and the SHA-1, of each file there. The files are small."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return [
+        {"name": str(path.relative_to(folder)), "checksum": hashlib.sha1(path.read_bytes()).hexdigest()}  # noqa: S324
+        for path in files
+    ]
+
+
 def nginx_ingress_ipv6_mask(bits: int) -> str:
     """Return the mask of an IPv6 prefix of so many bits, such as ``ffff:ffff:ffff:ffff::`` for 64."""
     return str(ipaddress.IPv6Network(f"::/{bits}").netmask)
@@ -255,5 +266,6 @@ class FilterModule:
             nginx_ingress_networks,
             nginx_ingress_problems,
             nginx_ingress_retry_after,
+            nginx_ingress_role_files,
         )
         return {each.__name__: each for each in filters}
