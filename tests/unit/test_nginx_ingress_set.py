@@ -64,3 +64,21 @@ def test_only_root_comes_into_a_set_until_it_is_whole(tmp_path: Path, monkeypatc
         "set.conf": 0o644,
     }
     assert mode(following) == 0o755
+
+
+def test_the_files_are_on_the_disk_before_the_set_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = tmp_path / "bin" / "sync"
+    sync.parent.mkdir()
+    sync.write_text(f'#!/bin/sh\necho "$1" >{tmp_path}/seen\nls "$2" >>{tmp_path}/seen\nexec /bin/sync "$@"\n')
+    sync.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sync.parent), prepend=":")
+    following = tmp_path / "next"
+    given = {
+        "live": str(tmp_path / "none"),
+        "next": str(following),
+        "names": ["new.conf"],
+        "url": "http://127.0.0.1:1/",
+    }
+    the_module().fill(given, {"new.conf": ("# new", 0o644)})
+    assert (tmp_path / "seen").read_text().split() == ["--file-system", "new.conf"]
+    assert sorted(path.name for path in following.iterdir()) == ["new.conf", "set.conf"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,9 @@ def fill(given: dict[str, Any], changed: dict[str, tuple[str, int]]) -> None:
         else:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(live / name, target / name)
-    # After a power cut, no link may name files whose texts were not on the disk yet.
-    os.sync()
+    # After a power cut, no link may name files whose texts were not on the disk yet. Other file systems of the host may
+    # hang.
+    subprocess.run(["sync", "--file-system", target], check=False)  # noqa: S603, S607 - where PATH has it
     # The name comes last: a set that an interrupted run leaves has none.
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     comment = f"# {given['url']} answers the name of the set that nginx runs."
