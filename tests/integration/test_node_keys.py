@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -101,6 +103,21 @@ def test_no_client_sees_that_nodes_change_their_key_one_after_the_other(
             assert [row["answers"].get("401") for row in rows] == [None] * 3
             assert [row["ejections"] for row in rows] in ([{}] * 3, [[]] * 3)
             assert [(row["streams"], row["pending_bytes"]) for row in rows] == [(0, 0)] * 3
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("name", ["upstream", "work"])
+def test_a_client_loses_no_request_on_a_connection_whose_answer_came_with_the_former_key(
+    tmp_path: Path, hosts: dict[str, Host], name: str
+) -> None:
+    with keyed(FORMER) as (node,), ingress(tmp_path, hosts[name], [node.port]) as entry:
+        # It connects anew only if an answer says that nginx closes the connection.
+        client = http.client.HTTPConnection(urlsplit(entry.url).netloc, timeout=10)
+        with contextlib.closing(client):
+            for _ in range(5):
+                client.request("POST", "/v1/completions", b"{}")
+                answer = client.getresponse()
+                assert (answer.status, json.loads(answer.read())) == (200, {"node": node.name})
 
 
 @pytest.mark.unmeasured
