@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -238,6 +239,9 @@ class Stack:
             self.master.wait(10)
         self.master = master = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         wait_for(lambda: master.poll() is None and answers(self.status_port) and self.is_master(master.pid))
+        # nginx listens, and writes its pid file, before it starts its workers.
+        wanted = re.search(r"worker_processes (\d+)", (self.directory / "nginx.conf").read_text())
+        wait_for(lambda: len(self.worker_pids()) >= int(wanted[1] if wanted else 1))
 
     def is_master(self, pid: int) -> bool:
         """Tell whether nginx has written its pid file, which it does after it listens."""
