@@ -5,6 +5,7 @@ Run as a program, it lists the files that are on the ingress now: `former.py LIS
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -62,10 +63,12 @@ def inventory(tree: Path, scenario: Path) -> Path:
 def files() -> set[str]:
     """Return what is installed and configured on the ingress: every path below /etc and /usr/local.
 
-    The balancer's copies of published files are left out.
+    The balancer's copies of published files are left out. Of nginx's two sets of parts either may be the live one, so both
+    have one name here.
     """
     unnamed = " ".join(f"! -name '{pattern}'" for pattern in COPIES)
-    return set(stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}").splitlines())
+    found = stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}")
+    return {re.sub(r"/parts\.[12]\b", "/parts.N", path) for path in found.splitlines()}
 
 
 def modules() -> str:
