@@ -63,8 +63,8 @@ def inventory(tree: Path, scenario: Path) -> Path:
 def files() -> set[str]:
     """Return what is installed and configured on the ingress: every path below /etc and /usr/local.
 
-    The balancer's copies of published files are left out. Of nginx's two sets of parts either may be the live one, so both
-    have one name here.
+    The balancer's copies of published files are left out. Of nginx's two sets of parts either may be the live one, so
+    both have one name here.
     """
     unnamed = " ".join(f"! -name '{pattern}'" for pattern in COPIES)
     found = stack.on_ingress("sh", "-c", f"find /etc /usr/local -xdev {unnamed}")
