@@ -143,7 +143,8 @@ def test_status_tells_live_weights_from_decided_ones(stack: Stack) -> None:
     stack.nodes[0].load["kv"] = 0.95
     stack.run()
     assert "nginx runs" not in stack.script("status").stdout
-    stack.script("rollback")
+    assert stack.script("rollback").returncode == 0
+    stack.await_generation(stack.status()["generation"])
     said = stack.script("status").stdout
     runs = f"nginx runs the weights of generation {stack.generation()[:12]}: "
     assert f"\n{runs}1 node differs; node-a (live 100, decided 10)\n" in said
