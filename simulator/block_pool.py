@@ -27,6 +27,12 @@ class BlockPool:
         self._holders: dict[int, int] = {}  # by hash, how many requests hold the block
         self._unheld: dict[int, None] = {}  # hashes of cached blocks that none holds, least recently used first
 
+    def copy(self) -> BlockPool:
+        """Return a pool in the same state."""
+        twin = BlockPool(self.free)
+        twin._holders, twin._unheld = self._holders.copy(), self._unheld.copy()
+        return twin
+
     def count_cached(self, hashes: Sequence[int]) -> int:
         """Return how many hashes from the first on are in the cache."""
         return sum(1 for _ in itertools.takewhile(lambda h: h in self._holders or h in self._unheld, hashes))

@@ -11,7 +11,9 @@ Times are seconds on the caller's clock, sizes are tokens or blocks.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from simulator.block_pool import BlockPool
@@ -55,6 +57,23 @@ class Engine:
     def kv_cache_usage(self) -> float:
         """Used share of the cache, 0 to 1."""
         return self.used_blocks / self.config.num_blocks
+
+    @property
+    def step_ends_at(self) -> float | None:
+        """When the step under way ends; None between steps."""
+        return self._step.ends_at if self._step else None
+
+    def copy(self) -> Engine:
+        """Return an engine in the same state, with copies of the requests and with counters from zero."""
+        twin = Engine(self.config, self.speed)
+        copies = {request: copy.copy(request) for request in (*self.running, *self.waiting)}
+        twin.running = [copies[request] for request in self.running]
+        twin.waiting = deque(copies[request] for request in self.waiting)
+        twin._pool = self._pool.copy()
+        if self._step:
+            twin._step = replace(self._step, advanced=[], finished=[], preempted=[])
+        twin._batch = [(copies[each], tokens) for each, tokens in self._batch if not each.aborted]
+        return twin
 
     def submit(self, request: Request, now: float) -> None:
         """Put a new request at the end of the waiting queue.

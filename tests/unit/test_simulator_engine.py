@@ -267,3 +267,30 @@ def test_every_request_that_fits_gets_exactly_its_tokens(
     assert [(r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in again] == [
         (r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in reports
     ]
+
+
+def test_a_copy_goes_on_as_the_engine_would_and_leaves_it_alone() -> None:
+    engine = Engine(replace(SMALL, prefix_caching=True))
+    shared, other = (1, 2), (3, 4, 5)
+    requests = [Request("a", 8, 3, shared), Request("b", 8, 2, shared), Request("c", 12, 2, other), Request("d", 4, 1)]
+    for request in requests:
+        engine.submit(request, 0.0)
+    engine.begin(0.0)
+    engine.abort(requests[1])
+    twin = engine.copy()
+    states = [(request.computed, request.generated) for request in requests]
+    assert twin.step_ends_at == engine.step_ends_at is not None
+
+    def ends(each: Engine) -> list[tuple[float, list[str]]]:
+        found, at = [], each.step_ends_at
+        while at is not None:
+            found.append((at, [request.request_id for request in each.finish().finished]))
+            at = each.begin(at)
+        return found
+
+    from_twin = ends(twin)
+    assert [(request.computed, request.generated) for request in requests] == states
+    assert ends(engine) == from_twin
+    assert sorted(name for _, names in from_twin for name in names) == ["a", "c", "d"]
+    assert engine.step_ends_at is None
+    assert twin.free_blocks == engine.free_blocks == SMALL.num_blocks
