@@ -9,6 +9,7 @@ from benchmarks.matrix import QUICK_CONTESTANTS, QUICK_SCENARIOS
 from benchmarks.proxies import CONTESTANTS
 from benchmarks.results import FOLDER
 from benchmarks.scenario import SCENARIOS
+from benchmarks.virtual import CONTESTANTS as VIRTUAL_CONTESTANTS
 
 MODES = {
     "quick": "three contestants, two scenarios, in real time: about three minutes",
@@ -26,16 +27,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     Returns:
         What the options say. `contestants` and `scenarios` are lists of Contestant and Scenario, `seeds` is a number,
-        `results` a path.
+        `results` a path. In the mode virtual the contestants are those of benchmarks/virtual.
     """
-    names = [each.name for each in CONTESTANTS]
+    names, virtual_names = ([each.name for each in group] for group in (CONTESTANTS, VIRTUAL_CONTESTANTS))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure the balancer against what people would use instead.",
         epilog=f"Result files are in {FOLDER.relative_to(FOLDER.parents[1])}/: JSON, tables in Markdown, a picture.",
     )
     parser.add_argument("mode", choices=MODES, help="; ".join(f"{name}: {text}" for name, text in MODES.items()))
-    parser.add_argument("--only", metavar="A,B", help=f"only these contestants: {', '.join(names)}")
+    in_virtual_time = f"in virtual time: {', '.join(virtual_names)}"
+    only = f"only these contestants: {', '.join(names)}; {in_virtual_time}"
+    parser.add_argument("--only", metavar="A,B", help=only)
     parser.add_argument("--scenarios", metavar="A,B", help=f"only these: {', '.join(s.name for s in SCENARIOS)}")
     parser.add_argument("--seeds", type=int, help="runs of each (3 in full, 1 in quick, 5 in virtual time)")
     parser.add_argument("--scale", type=float, default=0.1, help="real seconds per second of the model (0.1)")
@@ -46,6 +49,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, metavar="FILE", help="result file (MODE.json; of show: full.json)")
     options = parser.parse_args(arguments)
     quick = options.mode == "quick"
+    contestants = VIRTUAL_CONTESTANTS if options.mode == "virtual" else CONTESTANTS
+    names = [each.name for each in contestants]
     options.seeds = options.seeds or SEEDS.get(options.mode, SEEDS_OF_OTHERS)
     options.results = options.results or FOLDER / f"{'full' if options.mode == 'show' else options.mode}.json"
     wanted = options.only.split(",") if options.only else QUICK_CONTESTANTS if quick else names
@@ -55,6 +60,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; --help lists what there is")
     if options.mode == "show" and not options.results.exists():
         parser.error(f"{options.results}: no such file; a run in the mode quick, full or virtual writes one")
-    options.contestants = [each for each in CONTESTANTS if each.name in wanted]
+    options.contestants = [each for each in contestants if each.name in wanted]
     options.scenarios = [each for each in SCENARIOS if not scenarios or each.name in scenarios]
     return options

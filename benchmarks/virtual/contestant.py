@@ -38,9 +38,9 @@ class Contestant(abc.ABC):
             The node's index, and a ticket that first_token() and ended() get; None if no node is left.
         """
 
-    def first_token(self, ticket: Any) -> None:
+    def first_token(self, ticket: Any, now: float) -> None:
         """Take note of a request's first token."""
-        del ticket
+        del ticket, now
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
         """Take note of a request's end."""

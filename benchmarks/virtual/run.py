@@ -135,7 +135,7 @@ class Run:
                 node.token_gaps += 1
                 node.token_gap_seconds += request.token_gap
             elif request in self._sent:
-                self.contestant.first_token(self._sent[request].ticket)
+                self.contestant.first_token(self._sent[request].ticket, self.now)
         for request in report.finished:
             node.finished += 1
             self._finish(request)
