@@ -64,17 +64,23 @@ CASES: tuple[tuple[str, dict[str, Any], int, int], ...] = (
     ("smetric", {"rates": [4000.0, None], "tokens": [500, 0]}, 1000, 1),
     ("smetric", {"rates": [None, None], "tokens": [500, 0]}, 1000, 1),
     ("smetric", {"rates": [1000.0, 4000.0], "sent": [(0, 960)]}, 1024, 0),
-    ("smg-cache-aware", {"requests": [10, 0], "sent": [(0, 400)]}, 1000, 0),
-    ("smg-cache-aware", {"requests": [10, 0], "sent": [(0, 288)]}, 1000, 1),
-    ("smg-cache-aware", {"requests": [65, 0], "sent": [(0, 1000)]}, 1000, 1),
-    ("smg-cache-aware", {"requests": [64, 0], "sent": [(0, 1000)]}, 1000, 0),
-    ("smg-cache-aware", {"requests": [195, 130], "sent": [(0, 1000)]}, 1000, 0),
-    ("smg-cache-aware", {"requests": [196, 130], "sent": [(0, 1000)]}, 1000, 1),
-    ("smg-cache-aware", {"requests": [0, 10], "sent": [(0, 1000), (1, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"requests": [5, 0], "sent": [(0, 400)]}, 1000, 0),
+    ("smg-cache-aware", {"requests": [5, 0], "sent": [(0, 288)]}, 1000, 1),
+    ("smg-cache-aware", {"requests": [8, 0], "sent": [(0, 1000)]}, 1000, 0),
+    ("smg-cache-aware", {"requests": [11, 0], "sent": [(0, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"requests": [120, 80], "sent": [(0, 1000)]}, 1000, 0),
+    ("smg-cache-aware", {"requests": [160, 40], "sent": [(0, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"waiting": [8, 0], "sent": [(0, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"usage": [0.8, 0.1], "sent": [(0, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"usage": [0.8, 0.9], "requests": [3, 2], "sent": [(0, 1000)]}, 1000, 1),
+    ("smg-cache-aware", {"usage": [0.79, 0.1], "waiting": [7, 0], "sent": [(0, 1000)]}, 1000, 0),
+    ("smg-cache-aware", {"requests": [0, 5], "sent": [(0, 1000), (1, 1000)]}, 1000, 1),
     ("smg-cache-aware", {"requests": [1, 1], "processed": [5, 3]}, 1000, 1),
-    ("smg-least-load", {"usage": [0.9, 0.1]}, 1000, 1),
-    ("smg-least-load", {"usage": [0.9, 0.1], "since": [0, 2]}, 1000, 1),
-    ("smg-least-load", {"usage": [0.9, 0.1], "since": [0, 3]}, 1000, 0),
+    ("smg-least-load", {"usage": [0.79, 0.1]}, 1000, 1),
+    ("smg-least-load", {"usage": [0.79, 0.1], "since": [0, 1]}, 1000, 1),
+    ("smg-least-load", {"usage": [0.79, 0.1], "since": [0, 2]}, 1000, 0),
+    ("smg-least-load", {"usage": [0.8, 0.1], "since": [0, 9]}, 1000, 1),
+    ("smg-least-load", {"waiting": [0, 8], "since": [9, 0], "usage": [0.1, 0.1]}, 1000, 0),
     ("smg-least-load", {"usage": [0.5, 0.5], "since": [1, 0], "requests": [0, 50]}, 1000, 1),
     ("smg-least-load", {"usage": [None, 0.5], "requests": [2, 0]}, 1000, 1),
     ("smg-least-load", {"usage": [None, None], "requests": [3, 2]}, 1000, 1),
@@ -120,22 +126,34 @@ def test_smetric_learns_the_rate_of_each_worker() -> None:
 def test_smg_polls_the_kv_usage_of_nodes_that_answer() -> None:
     law = begun("smg-least-load")
     law.since = [4, 4]
+    for number in range(9):
+        submit(law.nodes[0], call(4000, conversation=number), 0.0)
+    law.nodes[0].engine.begin(0.0)
     law.nodes[1].up = False
     law.tick(0.0)
-    assert (law.usage, law.since) == ([0.0, None], [0, 4])
+    assert (law.since, law.waiting, law.usage[1]) == ([0, 4], [8, 0], None)
+    assert law.usage[0] == law.nodes[0].engine.kv_cache_usage > 0
+
+
+def test_smg_forgets_a_prefix_after_three_minutes() -> None:
+    for later, expected in ((179.0, 0), (181.0, 1)):
+        law = begun("smg-cache-aware")
+        law.choose(call(1000), {1}, 0.0)
+        assert law.choose(call(1000), set(), later)[0] == expected
 
 
 def test_a_prefix_index_forgets_the_oldest_blocks_of_a_node() -> None:
     index = PrefixIndex([3, 3])
-    index.note((1, 2, 3), 0)
-    index.note((1, 2, 9), 1)
+    index.note((1, 2, 3), 0, 0.0)
+    index.note((1, 2, 9), 1, 1.0)
     assert index.matched((1, 2, 3)) == {0: 3, 1: 2}
-    assert index.deepest((1, 2, 3, 4)) == (3, 0)
-    assert index.deepest((1, 2)) == (2, 1)
-    index.note((7, 8), 0)  # 1 and 2 are forgotten
+    assert index.deepest((1, 2, 3, 4), 0.0) == (3, 0)
+    assert index.deepest((1, 2, 3, 4), 0.5) == (2, 1)
+    assert index.deepest((1, 2), 1.5) == (0, None)
+    index.note((7, 8), 0, 2.0)  # 1 and 2 are forgotten
     assert index.matched((1, 2, 3)) == {1: 2}
     assert index.matched((3,)) == {0: 1}
-    assert index.deepest((5,)) == (0, None)
+    assert index.deepest((5,), 0.0) == (0, None)
 
 
 def test_a_memory_of_prefixes_is_as_large_as_the_nodes_cache() -> None:

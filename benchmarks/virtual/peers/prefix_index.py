@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
-NOBODY: OrderedDict[int, None] = OrderedDict()
+NOBODY: OrderedDict[int, float] = OrderedDict()
 
 
 class PrefixIndex:
@@ -22,7 +22,7 @@ class PrefixIndex:
     def __init__(self, capacities: Sequence[int]) -> None:
         """Start empty; the capacities say how many blocks are remembered of each node."""
         self.capacities = capacities
-        self._nodes: dict[int, OrderedDict[int, None]] = {}  # by block, the last noted one last
+        self._nodes: dict[int, OrderedDict[int, float]] = {}  # by block, with times, the last noted one last
         self._blocks: list[OrderedDict[int, None]] = [OrderedDict() for _ in capacities]  # by node, likewise
 
     def matched(self, prefix: Sequence[int]) -> dict[int, int]:
@@ -37,24 +37,27 @@ class PrefixIndex:
             found.update(dict.fromkeys(alive, count))
         return found
 
-    def deepest(self, prefix: Sequence[int]) -> tuple[int, int | None]:
-        """Return how many blocks from the first on any node was sent, and which node was sent the last of them last."""
+    def deepest(self, prefix: Sequence[int], since: float) -> tuple[int, int | None]:
+        """Return how many blocks from the first on any node was sent, and which node was sent the last of them last.
+
+        `since`: seconds; what was sent before does not count.
+        """
         count, node = 0, None
         for block in prefix:
             holders = self._nodes.get(block)
-            if not holders:
+            if not holders or holders[next(reversed(holders))] < since:
                 break
             count, node = count + 1, next(reversed(holders))
         return count, node
 
-    def note(self, prefix: Sequence[int], node: int) -> None:
-        """Note that a node is sent a prompt."""
+    def note(self, prefix: Sequence[int], node: int, now: float) -> None:
+        """Note that a node is sent a prompt; `now` in seconds."""
         blocks = self._blocks[node]
         for block in prefix:
             blocks[block] = None
             blocks.move_to_end(block)
             holders = self._nodes.setdefault(block, OrderedDict())
-            holders[node] = None
+            holders[node] = now
             holders.move_to_end(node)
         while len(blocks) > self.capacities[node]:
             self._forget(blocks.popitem(last=False)[0], node)

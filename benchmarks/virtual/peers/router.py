@@ -41,6 +41,7 @@ class Router(Contestant):
     Attributes:
         requests: under way, by node.
         tokens: uncached prompt tokens of requests without a first token, by node.
+        now: when the request arrived that is chosen for; seconds.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,7 +52,7 @@ class Router(Contestant):
         """Start with nothing under way."""
         del scenario
         self.nodes, self.chance = nodes, chance
-        self.requests, self.tokens = [0] * len(nodes), [0] * len(nodes)
+        self.requests, self.tokens, self.now = [0] * len(nodes), [0] * len(nodes), 0.0
 
     @abc.abstractmethod
     def pick(self, call: Call, cached: dict[int, int], usable: Sequence[int]) -> int:
@@ -83,6 +84,7 @@ class Router(Contestant):
         usable = [node for node in range(len(self.nodes)) if node not in tried]
         if not usable:
             return None
+        self.now = now
         cached = self.cached(call)
         node = self.pick(call, cached, usable)
         self.note(call, node)
@@ -127,4 +129,4 @@ class PrefixRouter(Router):
 
     def note(self, call: Call, node: int) -> None:
         """Remember the prompt's blocks."""
-        self.prefixes.note(call.prefix(self.block_tokens), node)
+        self.prefixes.note(call.prefix(self.block_tokens), node, self.now)
