@@ -134,8 +134,9 @@ class OutstandingWork(ScriptWeights):
         """Return names of the prompt's prefix marks, from its beginning on; "" without prefixes."""
         if self.settings.get("affinity") != "prefix":
             return ""
-        blocks = call.prefix(BLOCK_TOKENS)[BLOCKS_OF_A_MARK - 1 :: BLOCKS_OF_A_MARK]
-        return " ".join(map(str, blocks[: self.ingress.prefix_bytes // MARK_BYTES]))
+        blocks = call.prefix(BLOCK_TOKENS)
+        most = min(len(blocks), self.ingress.prefix_bytes // MARK_BYTES * BLOCKS_OF_A_MARK)
+        return " ".join(str(blocks[last]) for last in range(BLOCKS_OF_A_MARK - 1, most, BLOCKS_OF_A_MARK))
 
     def first_token(self, ticket: Any, now: float) -> None:
         """Count the prompt as done: a ticket is a node's index, and the bytes that are still pending."""
