@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.scenario import ENGINE
 from benchmarks.virtual.contestant import Contestant
 
 if TYPE_CHECKING:
@@ -50,7 +49,8 @@ def time_to_first_token(node: VirtualNode) -> float:
 
     From the engine's model of a step: prompt tokens, the steps they take, and sequences that continue.
     """
-    steps = 1 + node.pending_tokens / ENGINE.max_num_batched_tokens
-    prompts = node.pending_tokens * ENGINE.prefill_token_seconds + steps * ENGINE.step_seconds
-    decodes = len(node.engine.running) * (ENGINE.decode_sequence_seconds + DECODE_COST_SECONDS)
+    config, pending = node.engine.config, node.pending_tokens
+    steps = 1 + pending / config.max_num_batched_tokens
+    prompts = pending * config.prefill_token_seconds + steps * config.step_seconds
+    decodes = len(node.engine.running) * (config.decode_sequence_seconds + DECODE_COST_SECONDS)
     return (prompts + decodes) / node.engine.speed
