@@ -13,13 +13,14 @@ from benchmarks.virtual import CONTESTANTS as VIRTUAL_CONTESTANTS
 
 MODES = {
     "quick": "three contestants, two scenarios, in real time: about three minutes",
-    "full": "all of them, in real time: two hours",
+    "full": "all of them but scenarios with many nodes or other engines, in real time: hours",
     "virtual": "nginx modelled, in virtual time, on all processors",
     "knee": "the load up to which 95 %% of requests are good with fresh join-the-shortest-queue",
     "show": "no run: print the tables of a result file in Markdown",
 }
 SEEDS = {"quick": 1, "full": 3}
 SEEDS_OF_OTHERS = 5
+TRACE_HELP = "replay this file instead of drawing requests: Azure's CSV format, or Mooncake's if it ends in .jsonl"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="runs of each (3 in full, 1 in quick, 5 in virtual time)")
     parser.add_argument("--scale", type=float, default=0.1, help="real seconds per second of the model (0.1)")
     parser.add_argument("--shorten", type=float, default=0.4, help="share of each scenario's time (0.4)")
-    parser.add_argument("--trace", type=Path, help="replay this file in Azure's CSV format instead of drawing requests")
+    parser.add_argument("--trace", type=Path, help=TRACE_HELP)
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the runs that are in the file")
     parser.add_argument("--no-overhead", action="store_true", help="leave out what a proxy adds to a request")
     parser.add_argument("--results", type=Path, metavar="FILE", help="result file (MODE.json; of show: full.json)")
@@ -58,8 +59,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = set(wanted) - set(names) or set(scenarios) - {each.name for each in SCENARIOS}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; --help lists what there is")
+    too_large = [each.name for each in SCENARIOS if each.virtual_only and each.name in scenarios]
+    if too_large and options.mode != "virtual":
+        parser.error(f"only in virtual time: {', '.join(too_large)}")
     if options.mode == "show" and not options.results.exists():
         parser.error(f"{options.results}: no such file; a run in the mode quick, full or virtual writes one")
     options.contestants = [each for each in contestants if each.name in wanted]
-    options.scenarios = [each for each in SCENARIOS if not scenarios or each.name in scenarios]
+    usable = [each for each in SCENARIOS if options.mode == "virtual" or not each.virtual_only]
+    options.scenarios = [each for each in usable if not scenarios or each.name in scenarios]
     return options

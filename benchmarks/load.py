@@ -24,7 +24,7 @@ MODEL = "sim"
 def body(call: Call) -> bytes:
     """Return a request's body."""
     return json.dumps(
-        {"model": MODEL, "prompt": call.prompt(), "max_tokens": call.output_tokens, "stream": True}
+        {"model": MODEL, "prompt": call.prompt(), "max_tokens": call.output_tokens, "stream": call.streamed}
     ).encode()
 
 
@@ -67,10 +67,13 @@ class Load:
         except (aiohttp.ClientError, OSError):
             complete = False
         text = b"".join(pieces)
-        complete = complete and text.count(TOKEN) == call.output_tokens and END in text
+        complete = complete and text.count(TOKEN) == call.output_tokens and (END in text or not call.streamed)
         node = NODE.search(text)
         outcome.node = int(node[1]) if node else None
-        if first is not None:
+        if not call.streamed:
+            outcome.tokens = call.output_tokens
+            outcome.whole_answer = (last - sent) / self.scale if complete else None
+        elif first is not None:
             outcome.first_token = (first - sent) / self.scale
             if call.output_tokens > 1:
                 outcome.per_token = (last - first) / self.scale / (call.output_tokens - 1)

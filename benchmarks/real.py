@@ -92,7 +92,7 @@ def play(contestant: Contestant, scenario: Scenario, seed: int, scale: float, tr
     calls = scenario.calls(seed, trace)
     directory = Path(tempfile.mkdtemp(prefix="vllm-nginx-lb-bench-"))
     try:
-        with Fleet(scenario.speeds, directory, scale) as fleet:
+        with Fleet(scenario.engine, scenario.speeds, directory, scale) as fleet:
             port, status_port = free_ports(2)
             if PORT in (port, status_port):
                 raise ContestantError(f"port {PORT} belongs to the nodes: run it again")

@@ -24,6 +24,8 @@ class Outcome:
         at: when it was sent, since the start of the run.
         first_token: seconds from then to the first token; None if none came.
         per_token: mean seconds per token after the first; None for an answer of one token.
+        whole_answer: of an answer that is not streamed, seconds to its end; first_token and per_token are None then.
+        tokens: how many it has.
         problem: None if every token came, "failed" if no token came, "cut" if some are missing.
         node: index of the node that answered; None if unknown.
     """
@@ -33,11 +35,17 @@ class Outcome:
     per_token: float | None = None
     problem: str | None = None
     node: int | None = None
+    whole_answer: float | None = None
+    tokens: int = 0
 
     @property
     def good(self) -> bool:
-        """Whether it was answered in full and in time."""
-        if self.problem or self.first_token is None or self.first_token > GOOD_FIRST_TOKEN_SECONDS:
+        """Whether it was answered in full and in time; one that is not streamed has the time of all its tokens."""
+        if self.problem:
+            return False
+        if self.whole_answer is not None:
+            return self.whole_answer <= GOOD_FIRST_TOKEN_SECONDS + GOOD_TOKEN_SECONDS * (self.tokens - 1)
+        if self.first_token is None or self.first_token > GOOD_FIRST_TOKEN_SECONDS:
             return False
         return self.per_token is None or self.per_token <= GOOD_TOKEN_SECONDS
 
@@ -91,7 +99,10 @@ def percentile(values: Sequence[float], ratio: float) -> float:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
-    """Return the summary of a run's requests. One without a first token is in no percentile."""
+    """Return the summary of a run's requests. One without a first token is in no percentile.
+
+    So the percentiles leave out answers that are not streamed: nobody sees their first tokens.
+    """
     first = [1000 * each.first_token for each in outcomes if each.first_token is not None]
     per_token = [1000 * each.per_token for each in outcomes if each.per_token is not None]
     return Summary(

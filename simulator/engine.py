@@ -75,6 +75,10 @@ class Engine:
         twin._batch = [(copies[each], tokens) for each, tokens in self._batch if not each.aborted]
         return twin
 
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request would be found in the prefix cache now."""
+        return self._cached_blocks(request) * self.config.block_size
+
     def submit(self, request: Request, now: float) -> None:
         """Put a new request at the end of the waiting queue.
 
@@ -174,8 +178,10 @@ class Engine:
             if request.arrived_at > step.started_at:
                 break
             found = request.prefix[: self._cached_blocks(request)]
-            tokens = min(request.prompt_tokens + request.generated - len(found) * self.config.block_size, budget)
-            if self._blocks_for(tokens) > self._pool.room_with(found):
+            uncached = request.prompt_tokens + request.generated - len(found) * self.config.block_size
+            tokens = min(uncached, budget)
+            needed = uncached if self.config.reserve_whole_prompt else tokens
+            if self._blocks_for(needed) > self._pool.room_with(found):
                 break
             self._pool.hold(found)
             request.blocks = request.cached_blocks = len(found)
@@ -210,7 +216,8 @@ class Engine:
         """Return how many blocks of a request are in the prefix cache; its last token is always computed."""
         if not self.config.prefix_caching:
             return 0
-        return min(self._pool.count_cached(request.prefix), (request.prompt_tokens - 1) // self.config.block_size)
+        most = (request.prompt_tokens + request.generated - 1) // self.config.block_size
+        return min(self._pool.count_cached(request.prefix), most)
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
@@ -225,7 +232,7 @@ class Engine:
         return True
 
     def _publish(self, request: Request) -> None:
-        """Cache the blocks of the prompt that are computed, in order."""
+        """Cache the blocks that are computed and have a name, in order."""
         if not self.config.prefix_caching:
             return
         complete = min(request.computed // self.config.block_size, len(request.prefix))

@@ -20,9 +20,11 @@ class Contestant(abc.ABC):
 
     Attributes:
         name: the contestant's name in tables.
+        ingress: which of the scenario's ingresses it is, from 0; each is a contestant of its own.
     """
 
     name: str
+    ingress: int = 0
 
     @abc.abstractmethod
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
@@ -39,7 +41,7 @@ class Contestant(abc.ABC):
         """
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Take note of a request's first token."""
+        """Take note of a request's first token; not called if its answer is not streamed."""
         del ticket, now
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from benchmarks.scenario import ENGINE
 from benchmarks.virtual.contestant import Contestant
-from simulator.engine_records import Request
 
 if TYPE_CHECKING:
     import random
@@ -52,9 +50,10 @@ def time_to_first_token(node: VirtualNode) -> float:
 
     From the engine's model of a step: prompt tokens, the steps they take, and sequences that continue.
     """
-    steps = 1 + node.pending_tokens / ENGINE.max_num_batched_tokens
-    prompts = node.pending_tokens * ENGINE.prefill_token_seconds + steps * ENGINE.step_seconds
-    decodes = len(node.engine.running) * (ENGINE.decode_sequence_seconds + DECODE_COST_SECONDS)
+    config, pending = node.engine.config, node.pending_tokens
+    steps = 1 + pending / config.max_num_batched_tokens
+    prompts = pending * config.prefill_token_seconds + steps * config.step_seconds
+    decodes = len(node.engine.running) * (config.decode_sequence_seconds + DECODE_COST_SECONDS)
     return (prompts + decodes) / node.engine.speed
 
 
@@ -84,7 +83,7 @@ class Exact(Limit):
 def first_token_at(node: VirtualNode, call: Call, now: float, until: float) -> float:
     """Return when a request that a node gets now has its first token if no other comes; inf: not before `until`."""
     engine = node.engine.copy()
-    request = Request("", call.prompt_tokens, call.output_tokens, call.prefix(engine.config.block_size))
+    request = node.request(call)
     engine.submit(request, now)
     ends_at = engine.step_ends_at or engine.begin(now)
     while ends_at is not None and ends_at < until:

@@ -11,7 +11,7 @@ from benchmarks import real
 from benchmarks.contestant import ContestantError, Site
 from benchmarks.fleet import PORT, Fleet
 from benchmarks.proxies import CONTESTANTS as ALL
-from benchmarks.scenario import BY_NAME
+from benchmarks.scenario import BY_NAME, ENGINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_node_that_is_killed_and_started_again_loses_only_what_it_had() -> Non
 
 
 def test_a_contestant_that_does_not_start_says_why(tmp_path: Path) -> None:
-    with Fleet((1.0, 1.0), tmp_path, 0.1) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
+    with Fleet(ENGINE, (1.0, 1.0), tmp_path, 0.1) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
         directory = tmp_path / "nginx"
         directory.mkdir()
         port = int(taken.getsockname()[1])

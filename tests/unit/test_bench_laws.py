@@ -11,16 +11,17 @@ import pytest
 
 from benchmarks import virtual
 from benchmarks.command_line import parse_arguments
-from benchmarks.scenario import BY_NAME
+from benchmarks.scenario import BY_NAME, ENGINE
 from benchmarks.virtual.limits import first_token_at
 from benchmarks.virtual.node import VirtualNode
 from benchmarks.virtual.peers.prefix_index import PrefixIndex
 from benchmarks.virtual.peers.router import PrefixRouter
 from benchmarks.workload import Call
-from simulator.engine_records import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from simulator.engine_records import Request
 
 pytestmark = pytest.mark.unmeasured
 CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
@@ -29,7 +30,7 @@ CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
 def begun(name: str, speeds: Sequence[float] = (1.0, 1.0)) -> Any:
     """Return a contestant that has begun with two idle nodes."""
     contestant = copy.copy(CONTESTANTS[name])
-    nodes = [VirtualNode(index, speed) for index, speed in enumerate(speeds)]
+    nodes = [VirtualNode(index, ENGINE, speed) for index, speed in enumerate(speeds)]
     scenario = replace(BY_NAME["unequal"], speeds=tuple(speeds))
     contestant.begin(nodes, scenario, random.Random(1))  # noqa: S311 - to be repeated
     return contestant
@@ -165,8 +166,7 @@ def test_a_memory_of_prefixes_is_as_large_as_the_nodes_cache() -> None:
 
 def submit(node: VirtualNode, prompt: Call, now: float) -> Request:
     """Send a request to a node."""
-    prefix = prompt.prefix(node.engine.config.block_size)
-    request = Request("", prompt.prompt_tokens, prompt.output_tokens, prefix)
+    request = node.request(prompt)
     node.engine.submit(request, now)
     return request
 
@@ -208,7 +208,7 @@ def test_the_exact_oracle_chooses(
 
 
 def test_the_exact_oracle_foresees_what_happens_and_changes_nothing() -> None:
-    node = VirtualNode(0, 0.7)
+    node = VirtualNode(0, ENGINE, 0.7)
     submit(node, call(5000, conversation=3), 0.0)
     submit(node, call(3000, conversation=4), 0.0)
     node.engine.begin(0.0)
