@@ -80,19 +80,8 @@ class Engine:
         return self._cached_blocks(request) * self.config.block_size
 
     def submit(self, request: Request, now: float) -> None:
-        """Put a new request at the end of the waiting queue.
-
-        Raises:
-            ValueError: it has no tokens, or is longer than the engine can ever hold.
-        """
-        if request.prompt_tokens < 1 or request.max_tokens < 1:
-            raise ValueError("a request needs at least one prompt token and one output token")
-        total, longest = request.prompt_tokens + request.max_tokens, self.config.longest_request
-        if total > longest:
-            raise ValueError(
-                f"{request.prompt_tokens} prompt tokens and {request.max_tokens} output tokens make {total}, "
-                f"above this model's maximum context length of {longest} tokens"
-            )
+        """Put a new request at the end of the waiting queue; raises ValueError as EngineConfig.check_size does."""
+        self.config.check_size(request.prompt_tokens, request.max_tokens)
         request.arrived_at = now
         self.waiting.append(request)
 
@@ -124,13 +113,7 @@ class Engine:
             self._schedule_waiting(step, budget)
         if not self._batch:
             return None
-        config = self.config
-        cost = (
-            config.step_seconds
-            + step.prefill_tokens * config.prefill_token_seconds
-            + step.decodes * config.decode_sequence_seconds
-        )
-        step.ends_at = now + cost / self.speed
+        step.ends_at = now + self.config.seconds_of_step(step.prefill_tokens, step.decodes) / self.speed
         self._step = step
         return step.ends_at
 

@@ -60,3 +60,22 @@ class EngineConfig:
         The last output token is never an input, so it needs no cache.
         """
         return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
+    def check_size(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Refuse a request that the engine can never hold.
+
+        Raises:
+            ValueError: it has no tokens, or is longer than longest_request.
+        """
+        if prompt_tokens < 1 or output_tokens < 1:
+            raise ValueError("a request needs at least one prompt token and one output token")
+        total = prompt_tokens + output_tokens
+        if total > self.longest_request:
+            raise ValueError(
+                f"{prompt_tokens} prompt tokens and {output_tokens} output tokens make {total}, "
+                f"above this model's maximum context length of {self.longest_request} tokens"
+            )
+
+    def seconds_of_step(self, prefill_tokens: int, decodes: int) -> float:
+        """Return how long a step takes that computes prompt tokens and continues sequences."""
+        return self.step_seconds + prefill_tokens * self.prefill_token_seconds + decodes * self.decode_sequence_seconds

@@ -18,16 +18,17 @@ class BlockNames(Sequence[int]):
     and differ in every later one.
     """
 
-    __slots__ = ("_ends", "_runs")
+    __slots__ = ("_ends", "_length", "_runs")
 
     def __init__(self, runs: Iterable[range]) -> None:
         """Take ranges with a step of 1; empty ones are left out."""
         self._runs = tuple(run for run in runs if run)
         self._ends = list(itertools.accumulate(map(len, self._runs)))
+        self._length = self._ends[-1] if self._ends else 0
 
     def __len__(self) -> int:
         """Count the names."""
-        return self._ends[-1] if self._ends else 0
+        return self._length
 
     def __iter__(self) -> Iterator[int]:
         """Yield the names in order."""
@@ -59,8 +60,8 @@ class BlockNames(Sequence[int]):
                 run[max(0, first - begin) : max(0, end - begin)] for run, begin in zip(self._runs, begins, strict=True)
             )
         if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
+            index += self._length
+        if not 0 <= index < self._length:
             raise IndexError("block name index out of range")
         run = bisect_right(self._ends, index)
         return self._runs[run][index - self._ends[run]]
@@ -75,13 +76,14 @@ class BlockNames(Sequence[int]):
         """Return a hash of length and last name, which tells the earlier ones."""
         return hash((len(self), self[-1] if self else None))
 
-    def common(self, other: BlockNames) -> int:
-        """Return how many names from the first on are equal."""
-        low, high = 0, min(len(self), len(other))
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self[middle - 1] == other[middle - 1]:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def common(self, other: Sequence[int]) -> int:
+        """Return how many names from the first on are equal to those of another prompt."""
+        if not isinstance(other, BlockNames):
+            other = BlockNames(range(name, name + 1) for name in other)
+        count, ours, theirs = 0, iter(self._runs), iter(other._runs)
+        run, other_run = next(ours, None), next(theirs, None)
+        while run and other_run and run.start == other_run.start:
+            equal = min(len(run), len(other_run))
+            count += equal
+            run, other_run = run[equal:] or next(ours, None), other_run[equal:] or next(theirs, None)
+        return count

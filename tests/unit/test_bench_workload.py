@@ -158,6 +158,8 @@ def test_block_names_are_a_sequence() -> None:
     for first, end in itertools.product(range(-8, 9), repeat=2):
         assert list(names[first:end]) == plain[first:end]
     assert names[:4] == BlockNames([range(5, 8), range(20, 21)]) != names[:5]
+    assert names.common(plain[:5]) == names[:5].common(BlockNames([range(5, 6), range(6, 8), range(20, 99)])) == 5
+    assert names.common([5, 6, 8]) == 2
     assert hash(names[:4]) == hash(BlockNames([range(5, 8), range(20, 21)]))
     with pytest.raises(IndexError):
         names[7]
