@@ -45,7 +45,7 @@ class Load:
             tasks = []
             for call, content in zip(calls, bodies, strict=True):
                 await asyncio.sleep(max(0.0, begin + call.at * self.scale - loop.time()))
-                outcome = Outcome(call.at, problem="failed")
+                outcome = Outcome(call.at, problem="failed", conversation=call.conversation)
                 self.outcomes.append(outcome)
                 tasks.append(asyncio.create_task(self._send(session, url, call, content, outcome)))
             await asyncio.gather(*tasks)

@@ -28,6 +28,7 @@ class Outcome:
         tokens: how many it has.
         problem: None if every token came, "failed" if no token came, "cut" if some are missing.
         node: index of the node that answered; None if unknown.
+        conversation: whose turn it was.
     """
 
     at: float
@@ -37,6 +38,7 @@ class Outcome:
     node: int | None = None
     whole_answer: float | None = None
     tokens: int = 0
+    conversation: int = -1
 
     @property
     def good(self) -> bool:
@@ -65,6 +67,7 @@ class Summary:
         peak_draining: most sets of old workers that had requests at one time.
         proxy_cpu_ms: processor time of the proxy's processes per request, real ms; None if not measured.
         balancer_cpu_ms: the same of the program that decides weights.
+        at_home: share of later turns that went to the node of the turn before, 0 to 1; None without such turns.
         halved_after: seconds until a slowed node's share of requests has fallen by half; None if that does not apply.
     """
 
@@ -81,6 +84,7 @@ class Summary:
     peak_draining: int = 0
     proxy_cpu_ms: float | None = None
     balancer_cpu_ms: float | None = None
+    at_home: float | None = None
     halved_after: float | None = None
 
 
@@ -115,6 +119,23 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         failed=sum(each.problem == "failed" for each in outcomes),
         cut=sum(each.problem == "cut" for each in outcomes),
     )
+
+
+def share_at_home(outcomes: Sequence[Outcome], since: float) -> float | None:
+    """Return the share of turns from `since` on that went to the node of their conversation's turn before.
+
+    None if there are none: first turns do not count, nor turns whose node, or that of the turn before, is unknown.
+    """
+    homes: dict[int, int] = {}
+    same = total = 0
+    for each in sorted(outcomes, key=lambda outcome: outcome.at):
+        if each.node is None:
+            continue
+        if each.conversation in homes and each.at >= since:
+            total += 1
+            same += homes[each.conversation] == each.node
+        homes[each.conversation] = each.node
+    return same / total if total else None
 
 
 BEFORE_SECONDS, WINDOW_SECONDS = 120, 20  # of the share before, and of the share after

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.scenario import INTERVAL_SECONDS
-from benchmarks.summary import Outcome, Summary, seconds_until_halved, summarise
+from benchmarks.summary import Outcome, Summary, seconds_until_halved, share_at_home, summarise
 from benchmarks.virtual.node import VirtualNode
 from simulator.engine import Engine
 
@@ -81,6 +81,7 @@ class Run:
         summary.preemptions = sum(n.engine.counters.preemptions + n.lost_preemptions for n in self.nodes)
         self.ingresses[0].report(summary)
         summary.reloads_per_hour *= 3600 / scenario.seconds
+        summary.at_home = share_at_home(self.outcomes, scenario.warm_up)
         if scenario.slowed:
             summary.halved_after = seconds_until_halved(self.outcomes, *scenario.slowed)
         return summary
@@ -112,7 +113,7 @@ class Run:
         return random.Random(call.conversation).choice(self.ingresses)
 
     def _arrive(self, call: Call) -> None:
-        outcome = Outcome(call.at, problem="failed")
+        outcome = Outcome(call.at, problem="failed", conversation=call.conversation)
         self.outcomes.append(outcome)
         ingress = self._ingress_of(call)
         tried: set[int] = set()

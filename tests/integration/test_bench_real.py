@@ -32,6 +32,14 @@ def test_every_stream_of_a_short_run_is_read_to_its_last_token(name: str) -> Non
     assert (summary.balancer_cpu_ms or 0) > 0 or not name.startswith(("article", "ours-"))
 
 
+def test_answers_that_are_not_streamed_are_read_whole_and_are_in_no_percentile() -> None:
+    scenario = BY_NAME["not-streamed"].shortened(0.1)
+    summary = real.play(CONTESTANTS["nginx-least-conn"], scenario, seed=1, scale=0.1)
+    assert (summary.failed, summary.cut) == (0, 0)
+    assert summary.goodput > 0.9  # half of the requests can be good only by the time of their whole answers
+    assert summary.ttft_p50 > 0
+
+
 def test_a_node_that_is_killed_and_started_again_loses_only_what_it_had() -> None:
     summary = real.play(CONTESTANTS["ours-capacity"], BY_NAME["restart"].shortened(0.1), seed=1, scale=0.1)
     lost = summary.cut + summary.failed  # failed: those that had no token yet
