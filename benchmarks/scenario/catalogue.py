@@ -163,8 +163,8 @@ ENGINES = (
     ),
     Scenario(
         name="small-kv-reasoning-mix",
-        title="KV caches of 24,576 tokens, a fifth of reasoning among chats, 75 %",
-        load=0.75,
+        title="KV caches of 24,576 tokens, a fifth of reasoning among chats, 65 %",
+        load=0.65,
         kind="reasoning-mix",
         engine=SMALL_KV,
         virtual_only=True,
@@ -186,8 +186,8 @@ ENGINES = (
 )
 
 
-def _fleet(nodes: int, seconds: float, ingresses: int = 1, kind: str = "azure") -> Scenario:
-    """Return a scenario of equal nodes at 85 % of the knee."""
+def _fleet(nodes: int, seconds: float, ingresses: int = 1, kind: str = "azure", load: float = 0.85) -> Scenario:
+    """Return a scenario of equal nodes."""
     name, title = f"fleet-{nodes}", f"{nodes} equal nodes"
     if ingresses > 1:
         name, title = f"{name}-by-{ingresses}", f"{title}, {ingresses} ingresses"
@@ -195,8 +195,8 @@ def _fleet(nodes: int, seconds: float, ingresses: int = 1, kind: str = "azure") 
         name, title = f"{name}-{kind}", f"{title}, {kind}"
     return Scenario(
         name=name,
-        title=f"{title}, 85 %",
-        load=0.85,
+        title=f"{title}, {load:.0%}".replace("%", " %"),
+        load=load,
         speeds=(1.0,) * nodes,
         seconds=seconds,
         warm_up=seconds / 4,
@@ -209,10 +209,11 @@ def _fleet(nodes: int, seconds: float, ingresses: int = 1, kind: str = "azure") 
 MOST_REAL_NODES = 4  # simulated nodes on one machine
 FLEETS = (
     _fleet(2, 600),
-    _fleet(2, 600, kind="reasoning-mix"),
+    _fleet(2, 600, kind="reasoning-mix", load=0.75),
     _fleet(4, 450, ingresses=2),
     _fleet(16, 240),
     _fleet(16, 240, ingresses=8),
+    _fleet(16, 240, ingresses=8, kind="multi-turn"),
     _fleet(64, 120),
     _fleet(64, 120, ingresses=8),
     _fleet(1000, 60),

@@ -27,8 +27,8 @@ class Demand:
     Attributes:
         fresh: prompt tokens that no earlier request has computed.
         output: tokens of its answer.
-        held: tokens that it holds in the KV cache while it runs, half of its answer included, without those of
-            documents that many requests share.
+        held: tokens that a running one holds in the KV cache, half of its answer included, without those of documents
+            that many requests share. A request counts for as long as it runs: as much as its answer has tokens.
         pause_seconds: from its end to the next turn, while its tokens should stay in the cache; 0 if no turn follows.
     """
 
@@ -80,7 +80,7 @@ class Kind:
         return KNEE * self.demand.capacity(engine) / AZURE.capacity(ENGINE)
 
 
-AZURE = Demand(fresh=1155, output=211, held=1260)
+AZURE = Demand(fresh=1155, output=211, held=1290)
 # Those with the demand AZURE make about as much work as independent requests, though their lengths differ.
 KINDS = {
     "azure": Kind(workload.azure, AZURE, traced=True),
@@ -88,10 +88,10 @@ KINDS = {
     "multi-turn": Kind(workload.multi_turn, AZURE),
     "long": Kind(workload.long_streams, AZURE),
     "not-streamed": Kind(workload.not_streamed, AZURE),
-    "agents": Kind(workload.coding_agents, Demand(fresh=1500, output=523, held=105_000, pause_seconds=8.0)),
-    "tool-loops": Kind(workload.tool_loops, Demand(fresh=730, output=182, held=8700, pause_seconds=2.0)),
-    "rag": Kind(workload.rag, Demand(fresh=130, output=211, held=440)),
+    "agents": Kind(workload.coding_agents, Demand(fresh=1500, output=523, held=107_000, pause_seconds=8.0)),
+    "tool-loops": Kind(workload.tool_loops, Demand(fresh=730, output=182, held=8800, pause_seconds=2.0)),
+    "rag": Kind(workload.rag, Demand(fresh=130, output=211, held=460)),
     "long-context": Kind(workload.long_context, Demand(fresh=11_900, output=343, held=12_100), traced=True),
-    "reasoning": Kind(workload.reasoning, Demand(fresh=900, output=1460, held=1630)),
-    "reasoning-mix": Kind(workload.reasoning_mix, Demand(fresh=1105, output=461, held=1335)),
+    "reasoning": Kind(workload.reasoning, Demand(fresh=900, output=1460, held=3300)),
+    "reasoning-mix": Kind(workload.reasoning_mix, Demand(fresh=1105, output=461, held=2600)),
 }

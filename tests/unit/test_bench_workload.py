@@ -198,12 +198,13 @@ def test_a_demand_is_what_the_requests_take(kind: str) -> None:
     assert mean(late) == pytest.approx(demand.fresh, rel=0.15)
     assert mean([call.output_tokens for call in calls]) == pytest.approx(demand.output, rel=0.1)
     documents = [sum(span.tokens for span in call.beginning) if kind == "rag" else 0 for call in calls]
-    held = [
-        call.prompt_tokens - document + call.output_tokens / 2
+    running = [
+        (call.output_tokens, call.prompt_tokens - document + call.output_tokens / 2)
         for call, document in zip(calls, documents, strict=True)
         if call.at >= steady
     ]
-    assert mean(held) == pytest.approx(demand.held, rel=0.1)
+    held = sum(output * tokens for output, tokens in running) / sum(output for output, _ in running)
+    assert held == pytest.approx(demand.held, rel=0.1)
 
 
 def test_the_knee_is_the_measured_one_for_the_engine_that_it_was_measured_with() -> None:
