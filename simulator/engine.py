@@ -219,7 +219,11 @@ class Engine:
         if not self.config.prefix_caching:
             return
         complete = min(request.computed // self.config.block_size, len(request.prefix))
-        while request.cached_blocks < complete and self._pool.publish(request.prefix[request.cached_blocks]):
+        if request.cached_blocks >= complete:
+            return
+        for name in request.prefix[request.cached_blocks : complete]:
+            if not self._pool.publish(name):
+                break
             request.cached_blocks += 1
 
     def _release(self, request: Request) -> None:

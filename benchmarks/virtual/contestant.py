@@ -21,10 +21,12 @@ class Contestant(abc.ABC):
     Attributes:
         name: the contestant's name in tables.
         ingress: which of the scenario's ingresses it is, from 0; each is a contestant of its own.
+        most_nodes: of a fleet for which it is quick enough.
     """
 
     name: str
     ingress: int = 0
+    most_nodes: int = 1000
 
     @abc.abstractmethod
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:

@@ -57,27 +57,54 @@ def time_to_first_token(node: VirtualNode) -> float:
     return (prompts + decodes) / node.engine.speed
 
 
-class Exact(Limit):
+class Exact(Contestant):
     """Plays each node forward to the request's first token, and chooses the node where that comes first.
 
     It is exact but for requests that come later: queues, caches, speeds, steps under way and preemptions are the true
-    ones. It is greedy: it does not weigh what a choice costs other requests. Its time grows with the nodes, so it is
-    not for fleets of a thousand.
+    ones. It is greedy: it does not weigh what a choice costs other requests.
     """
 
+    most_nodes = 64  # its time grows with the nodes
+
     def __init__(self, name: str) -> None:
-        """Take the name; an estimate decides which nodes are played first, so that others can be given up early."""
-        super().__init__(name, time_to_first_token)
+        """Take the name in tables."""
+        self.name = name
+
+    def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
+        """Start."""
+        del scenario
+        self.nodes, self.chance = nodes, chance
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, None] | None:
-        """Choose the node with the first first token among those that are up."""
+        """Choose the node with the first first token among those that are up.
+
+        Nodes that look good are played first, so that others need not be played, or not to the end.
+        """
         usable = [node for node in self.nodes if node.up and node.index not in tried]
         best, soonest = None, math.inf
-        for node in sorted(usable, key=lambda node: (self.cost(node), self.chance.random())):
-            at = first_token_at(node, call, now, soonest)
+        for node in sorted(usable, key=lambda node: (prompt_seconds(node, call), self.chance.random())):
+            at = first_token_at(node, call, now, soonest) if earliest(node, call, now) < soonest else math.inf
             if best is None or at < soonest:
                 best, soonest = node, at
         return (best.index, None) if best else None
+
+
+def prompt_seconds(node: VirtualNode, call: Call) -> float:
+    """Return an estimate of the seconds until a request gets its first token, its own prompt included."""
+    own = (call.prompt_tokens - node.cached_tokens(call)) * node.engine.config.prefill_token_seconds
+    return time_to_first_token(node) + own / node.engine.speed
+
+
+def earliest(node: VirtualNode, call: Call, now: float) -> float:
+    """Return a time before which a request cannot get its first token.
+
+    Where other prompts are under way, these may bring what the request shares with them into the cache.
+    """
+    config = node.engine.config
+    tokens = 1 if node.pending_tokens else max(1, call.prompt_tokens - node.cached_tokens(call))
+    steps = -(-tokens // config.max_num_batched_tokens)
+    seconds = steps * config.step_seconds + tokens * config.prefill_token_seconds
+    return (node.engine.step_ends_at or now) + seconds / node.engine.speed
 
 
 def first_token_at(node: VirtualNode, call: Call, now: float, until: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import virtual
 from benchmarks.command_line import parse_arguments
 from benchmarks.scenario import BY_NAME, ENGINE
-from benchmarks.virtual.limits import first_token_at
+from benchmarks.virtual.limits import earliest, first_token_at
 from benchmarks.virtual.node import VirtualNode
 from benchmarks.virtual.peers.prefix_index import PrefixIndex
 from benchmarks.virtual.peers.router import PrefixRouter
@@ -213,9 +213,13 @@ def test_the_exact_oracle_foresees_what_happens_and_changes_nothing() -> None:
     submit(node, call(3000, conversation=4), 0.0)
     node.engine.begin(0.0)
     foreseen = [first_token_at(node, call(2000), 0.1, float("inf")) for _ in range(2)]
+    bound = earliest(node, call(2000), 0.1)
     request = submit(node, call(2000), 0.1)
     run(node, 0.1)
     assert foreseen == [request.first_token_at] * 2
+    assert bound < foreseen[0]
+    alone = call(9000, conversation=5)
+    assert earliest(node, alone, 50.0) == pytest.approx(first_token_at(node, alone, 50.0, float("inf")))
     assert first_token_at(node, call(9000, conversation=5), 50.0, 50.5) == float("inf")
 
 
