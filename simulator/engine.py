@@ -67,8 +67,7 @@ class Engine:
         """Return an engine in the same state, with copies of the requests and with counters from zero."""
         twin = Engine(self.config, self.speed)
         copies = {request: copy.copy(request) for request in (*self.running, *self.waiting)}
-        twin.running = [copies[request] for request in self.running]
-        twin.waiting = deque(copies[request] for request in self.waiting)
+        twin.running, twin.waiting = [copies[r] for r in self.running], deque(copies[r] for r in self.waiting)
         twin._pool = self._pool.copy()
         if self._step:
             twin._step = replace(self._step, advanced=[], finished=[], preempted=[])
