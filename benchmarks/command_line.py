@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.matrix import QUICK_CONTESTANTS, QUICK_SCENARIOS
 from benchmarks.proxies import CONTESTANTS
 from benchmarks.results import FOLDER
-from benchmarks.scenario import SCENARIOS
+from benchmarks.scenario import BY_NAME, GROUPS, SCENARIOS
 from benchmarks.virtual import CONTESTANTS as VIRTUAL_CONTESTANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.scenario import Scenario
 
 MODES = {
     "quick": "three contestants, two scenarios, in real time: about three minutes",
@@ -40,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     in_virtual_time = f"in virtual time: {', '.join(virtual_names)}"
     only = f"only these contestants: {', '.join(names)}; {in_virtual_time}"
     parser.add_argument("--only", metavar="A,B", help=only)
-    parser.add_argument("--scenarios", metavar="A,B", help=f"only these: {', '.join(s.name for s in SCENARIOS)}")
+    parser.add_argument("--scenarios", metavar="A,B", help=f"only these: {', '.join((*GROUPS, *BY_NAME))}")
     parser.add_argument("--seeds", type=int, help="runs of each (3 in full, 1 in quick, 5 in virtual time)")
     parser.add_argument("--scale", type=float, default=0.1, help="real seconds per second of the model (0.1)")
     parser.add_argument("--shorten", type=float, default=0.4, help="share of each scenario's time (0.4)")
@@ -56,15 +62,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options.results = options.results or FOLDER / f"{'full' if options.mode == 'show' else options.mode}.json"
     wanted = options.only.split(",") if options.only else QUICK_CONTESTANTS if quick else names
     scenarios = options.scenarios.split(",") if options.scenarios else QUICK_SCENARIOS if quick else ()
-    unknown = set(wanted) - set(names) or set(scenarios) - {each.name for each in SCENARIOS}
+    unknown = set(wanted) - set(names) or set(scenarios) - {*GROUPS, *BY_NAME}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; --help lists what there is")
-    too_large = [each.name for each in SCENARIOS if each.virtual_only and each.name in scenarios]
+    too_large = [name for name in scenarios if name in BY_NAME and BY_NAME[name].virtual_only]
     if too_large and options.mode != "virtual":
         parser.error(f"only in virtual time: {', '.join(too_large)}")
     if options.mode == "show" and not options.results.exists():
         parser.error(f"{options.results}: no such file; a run in the mode quick, full or virtual writes one")
     options.contestants = [each for each in contestants if each.name in wanted]
-    usable = [each for each in SCENARIOS if options.mode == "virtual" or not each.virtual_only]
-    options.scenarios = [each for each in usable if not scenarios or each.name in scenarios]
+    options.scenarios = scenarios_of(scenarios or tuple(GROUPS), virtual=options.mode == "virtual")
     return options
+
+
+def scenarios_of(names: Sequence[str], *, virtual: bool) -> list[Scenario]:
+    """Return the scenarios with these names, or of groups with these names, as far as they run in that kind of time."""
+    wanted = {each for name in names for each in GROUPS.get(name, (name,))}
+    return [each for each in SCENARIOS if each.name in wanted and (virtual or not each.virtual_only)]

@@ -220,4 +220,9 @@ FLEETS = (
     _fleet(1000, 60, ingresses=10),
 )
 SCENARIOS = (*FIRST, *WORKLOADS, *ENGINES, *FLEETS)
+# A name that stands for several scenarios on the command line.
+GROUPS = {
+    name: tuple(scenario.name for scenario in group)
+    for name, group in {"first": FIRST, "workloads": WORKLOADS, "engines": ENGINES, "fleets": FLEETS}.items()
+}
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -98,6 +98,8 @@ def test_the_command_line_names_what_it_does_not_know(capsys: pytest.CaptureFixt
     assert "only in virtual time: fleet-1000" in capsys.readouterr().err
     assert {each.name for each in parse_arguments(["virtual"]).scenarios} >= {"fleet-1000", "agents"}
     assert "fleet-1000" not in {each.name for each in parse_arguments(["full"]).scenarios}
+    some = parse_arguments(["full", "--scenarios", "agents,fleets"]).scenarios
+    assert [each.name for each in some] == ["agents", "fleet-2", "fleet-2-reasoning-mix"]
     quick = parse_arguments(["quick"])
     assert [each.name for each in quick.scenarios] == ["equal-75", "unequal"]
     assert (quick.seeds, quick.results.name) == (1, "quick.json")
