@@ -28,7 +28,7 @@ ENGINE = EngineConfig(
     prefix_caching=True,
 )
 FAST = EngineConfig(
-    max_num_batched_tokens=8192,  # vLLM's default for a server on GPUs of 70 GB and more
+    max_num_batched_tokens=8192,  # vLLM's default for a server on H100; on A100 it is 2,048
     step_seconds=0.030,
     prefill_token_seconds=0.0001,
     decode_sequence_seconds=0.0003,
