@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run_virtual(options: argparse.Namespace) -> None:
     """Run everything in virtual time."""
     results = Results(conditions(options))
-    for run in play_all(options.scenarios, options.seeds, options.trace):
+    for run in play_all(options.contestants, options.scenarios, options.seeds, options.trace):
         results.add(*run)
     finish(results, options)
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.contestant import Backend, ContestantError
 from benchmarks.processes import await_answer
-from benchmarks.scenario import ENGINE
 
 if TYPE_CHECKING:
     from benchmarks.scenario import Event
+    from simulator.engine_config import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT, CONTROL_PORT = 18490, 18491
@@ -30,9 +30,9 @@ FLAGS = {
 class SimulatedNode:
     """One node: a process with a control endpoint."""
 
-    def __init__(self, index: int, speed: float, directory: Path, scale: float) -> None:
-        """Prepare; `speed` is a factor on the speed of ENGINE, `scale` real seconds per second of the model."""
-        self.index, self.speed, self.scale = index, speed, scale
+    def __init__(self, index: int, engine: EngineConfig, speed: float, directory: Path, scale: float) -> None:
+        """Prepare; `speed` is a factor on the engine's speed, `scale` real seconds per second of the model."""
+        self.index, self.engine, self.speed, self.scale = index, engine, speed, scale
         self.name, self.host = f"node-{index}", f"127.0.0.{index + 2}"
         self.log = directory / f"{self.name}.log"
         self.lost_preemptions = 0
@@ -47,8 +47,8 @@ class SimulatedNode:
         """Start the process; await_start waits for it."""
         options = [f"--host={self.host}", f"--port={PORT}", f"--control-port={CONTROL_PORT}", f"--name={self.name}"]
         options += [f"--speed={self.speed / self.scale}", f"--stream-interval={round(1 / self.scale)}"]
-        for each in fields(ENGINE):
-            value = getattr(ENGINE, each.name)
+        for each in fields(self.engine):
+            value = getattr(self.engine, each.name)
             if each.name in FLAGS:
                 options.append(f"{FLAGS[each.name]}={value * 1000}")
             elif value is not False:
@@ -115,9 +115,9 @@ class SimulatedNode:
 class Fleet:
     """Several nodes, started together and ended at the end of the context."""
 
-    def __init__(self, speeds: tuple[float, ...], directory: Path, scale: float) -> None:
-        """Prepare."""
-        self.nodes = [SimulatedNode(i, speed, directory, scale) for i, speed in enumerate(speeds)]
+    def __init__(self, engine: EngineConfig, speeds: tuple[float, ...], directory: Path, scale: float) -> None:
+        """Prepare nodes with the same engine."""
+        self.nodes = [SimulatedNode(i, engine, speed, directory, scale) for i, speed in enumerate(speeds)]
         self.backends = tuple(
             Backend(node.name, node.host, PORT, speed) for node, speed in zip(self.nodes, speeds, strict=True)
         )

@@ -24,7 +24,7 @@ MODEL = "sim"
 def body(call: Call) -> bytes:
     """Return a request's body."""
     return json.dumps(
-        {"model": MODEL, "prompt": call.prompt(), "max_tokens": call.output_tokens, "stream": True}
+        {"model": MODEL, "prompt": call.prompt(), "max_tokens": call.output_tokens, "stream": call.streamed}
     ).encode()
 
 
@@ -45,7 +45,7 @@ class Load:
             tasks = []
             for call, content in zip(calls, bodies, strict=True):
                 await asyncio.sleep(max(0.0, begin + call.at * self.scale - loop.time()))
-                outcome = Outcome(call.at, problem="failed")
+                outcome = Outcome(call.at, problem="failed", conversation=call.conversation)
                 self.outcomes.append(outcome)
                 tasks.append(asyncio.create_task(self._send(session, url, call, content, outcome)))
             await asyncio.gather(*tasks)
@@ -67,10 +67,13 @@ class Load:
         except (aiohttp.ClientError, OSError):
             complete = False
         text = b"".join(pieces)
-        complete = complete and text.count(TOKEN) == call.output_tokens and END in text
+        complete = complete and text.count(TOKEN) == call.output_tokens and (END in text or not call.streamed)
         node = NODE.search(text)
         outcome.node = int(node[1]) if node else None
-        if first is not None:
+        if not call.streamed:
+            outcome.tokens = call.output_tokens
+            outcome.whole_answer = (last - sent) / self.scale if complete else None
+        elif first is not None:
             outcome.first_token = (first - sent) / self.scale
             if call.output_tokens > 1:
                 outcome.per_token = (last - first) / self.scale / (call.output_tokens - 1)

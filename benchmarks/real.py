@@ -20,7 +20,7 @@ import psutil
 from benchmarks.contestant import Contestant, ContestantError, Running, Site
 from benchmarks.fleet import PORT, Fleet, SimulatedNode
 from benchmarks.load import Load, body
-from benchmarks.summary import Summary, seconds_until_halved, summarise
+from benchmarks.summary import Summary, seconds_until_halved, share_at_home, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def play(contestant: Contestant, scenario: Scenario, seed: int, scale: float, tr
     calls = scenario.calls(seed, trace)
     directory = Path(tempfile.mkdtemp(prefix="vllm-nginx-lb-bench-"))
     try:
-        with Fleet(scenario.speeds, directory, scale) as fleet:
+        with Fleet(scenario.engine, scenario.speeds, directory, scale) as fleet:
             port, status_port = free_ports(2)
             if PORT in (port, status_port):
                 raise ContestantError(f"port {PORT} belongs to the nodes: run it again")
@@ -110,6 +110,7 @@ def play(contestant: Contestant, scenario: Scenario, seed: int, scale: float, tr
     summary.peak_draining = running.peak_draining
     summary.proxy_cpu_ms = 1000 * spent / max(1, len(load.outcomes))
     summary.balancer_cpu_ms = 1000 * deciding / max(1, len(load.outcomes))
+    summary.at_home = share_at_home(load.outcomes, scenario.warm_up)
     if scenario.slowed:
         summary.halved_after = seconds_until_halved(load.outcomes, *scenario.slowed)
     return summary

@@ -24,8 +24,11 @@ class Outcome:
         at: when it was sent, since the start of the run.
         first_token: seconds from then to the first token; None if none came.
         per_token: mean seconds per token after the first; None for an answer of one token.
+        whole_answer: of an answer that is not streamed, seconds to its end; first_token and per_token are None then.
+        tokens: how many it has.
         problem: None if every token came, "failed" if no token came, "cut" if some are missing.
         node: index of the node that answered; None if unknown.
+        conversation: whose turn it was.
     """
 
     at: float
@@ -33,11 +36,18 @@ class Outcome:
     per_token: float | None = None
     problem: str | None = None
     node: int | None = None
+    whole_answer: float | None = None
+    tokens: int = 0
+    conversation: int = -1
 
     @property
     def good(self) -> bool:
-        """Whether it was answered in full and in time."""
-        if self.problem or self.first_token is None or self.first_token > GOOD_FIRST_TOKEN_SECONDS:
+        """Whether it was answered in full and in time; one that is not streamed has the time of all its tokens."""
+        if self.problem:
+            return False
+        if self.whole_answer is not None:
+            return self.whole_answer <= GOOD_FIRST_TOKEN_SECONDS + GOOD_TOKEN_SECONDS * (self.tokens - 1)
+        if self.first_token is None or self.first_token > GOOD_FIRST_TOKEN_SECONDS:
             return False
         return self.per_token is None or self.per_token <= GOOD_TOKEN_SECONDS
 
@@ -57,6 +67,7 @@ class Summary:
         peak_draining: most sets of old workers that had requests at one time.
         proxy_cpu_ms: processor time of the proxy's processes per request, real ms; None if not measured.
         balancer_cpu_ms: the same of the program that decides weights.
+        at_home: share of later turns that went to the node of the turn before, 0 to 1; None without such turns.
         halved_after: seconds until a slowed node's share of requests has fallen by half; None if that does not apply.
     """
 
@@ -73,6 +84,7 @@ class Summary:
     peak_draining: int = 0
     proxy_cpu_ms: float | None = None
     balancer_cpu_ms: float | None = None
+    at_home: float | None = None
     halved_after: float | None = None
 
 
@@ -91,7 +103,10 @@ def percentile(values: Sequence[float], ratio: float) -> float:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
-    """Return the summary of a run's requests. One without a first token is in no percentile."""
+    """Return the summary of a run's requests. One without a first token is in no percentile.
+
+    So the percentiles leave out answers that are not streamed: nobody sees their first tokens.
+    """
     first = [1000 * each.first_token for each in outcomes if each.first_token is not None]
     per_token = [1000 * each.per_token for each in outcomes if each.per_token is not None]
     return Summary(
@@ -104,6 +119,23 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         failed=sum(each.problem == "failed" for each in outcomes),
         cut=sum(each.problem == "cut" for each in outcomes),
     )
+
+
+def share_at_home(outcomes: Sequence[Outcome], since: float) -> float | None:
+    """Return the share of turns from `since` on that went to the node of their conversation's turn before.
+
+    None if there are none: first turns do not count, nor turns whose node, or that of the turn before, is unknown.
+    """
+    homes: dict[int, int] = {}
+    same = total = 0
+    for each in sorted(outcomes, key=lambda outcome: outcome.at):
+        if each.node is None:
+            continue
+        if each.conversation in homes and each.at >= since:
+            total += 1
+            same += homes[each.conversation] == each.node
+        homes[each.conversation] = each.node
+    return same / total if total else None
 
 
 BEFORE_SECONDS, WINDOW_SECONDS = 120, 20  # of the share before, and of the share after

@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "reloads_per_hour": ("reloads/h", ".0f"),
     "peak_draining": ("draining", ".0f"),
     "proxy_cpu_ms": ("proxy CPU ms", ".2f"),
+    "at_home": ("at home", ".1%"),
     "halved_after": ("halved s", ".0f"),
 }
 

@@ -90,6 +90,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--engines", type=_count, default=1, help="engines behind this address (1)")
     add("--speed", type=_positive, default=1.0, help="factor on the engines' pace (1.0)")
     add("--prefix-caching", action="store_true", help="share the blocks of prompts that begin alike")
+    add("--reserve-whole-prompt", action="store_true", help="begin a request when its whole prompt has room")
     for option, text in {
         "max_num_batched_tokens": "tokens per step",
         "max_num_seqs": "requests running at once",

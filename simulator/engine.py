@@ -11,7 +11,9 @@ Times are seconds on the caller's clock, sizes are tokens or blocks.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from simulator.block_pool import BlockPool
@@ -56,20 +58,29 @@ class Engine:
         """Used share of the cache, 0 to 1."""
         return self.used_blocks / self.config.num_blocks
 
-    def submit(self, request: Request, now: float) -> None:
-        """Put a new request at the end of the waiting queue.
+    @property
+    def step_ends_at(self) -> float | None:
+        """When the step under way ends; None between steps."""
+        return self._step.ends_at if self._step else None
 
-        Raises:
-            ValueError: it has no tokens, or is longer than the engine can ever hold.
-        """
-        if request.prompt_tokens < 1 or request.max_tokens < 1:
-            raise ValueError("a request needs at least one prompt token and one output token")
-        total, longest = request.prompt_tokens + request.max_tokens, self.config.longest_request
-        if total > longest:
-            raise ValueError(
-                f"{request.prompt_tokens} prompt tokens and {request.max_tokens} output tokens make {total}, "
-                f"above this model's maximum context length of {longest} tokens"
-            )
+    def copy(self) -> Engine:
+        """Return an engine in the same state, with copies of the requests and with counters from zero."""
+        twin = Engine(self.config, self.speed)
+        copies = {request: copy.copy(request) for request in (*self.running, *self.waiting)}
+        twin.running, twin.waiting = [copies[r] for r in self.running], deque(copies[r] for r in self.waiting)
+        twin._pool = self._pool.copy()
+        if self._step:
+            twin._step = replace(self._step, advanced=[], finished=[], preempted=[])
+        twin._batch = [(copies[each], tokens) for each, tokens in self._batch if not each.aborted]
+        return twin
+
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request would be found in the prefix cache now."""
+        return self._cached_blocks(request) * self.config.block_size
+
+    def submit(self, request: Request, now: float) -> None:
+        """Put a new request at the end of the waiting queue; raises ValueError as EngineConfig.check_size does."""
+        self.config.check_size(request.prompt_tokens, request.max_tokens)
         request.arrived_at = now
         self.waiting.append(request)
 
@@ -101,13 +112,7 @@ class Engine:
             self._schedule_waiting(step, budget)
         if not self._batch:
             return None
-        config = self.config
-        cost = (
-            config.step_seconds
-            + step.prefill_tokens * config.prefill_token_seconds
-            + step.decodes * config.decode_sequence_seconds
-        )
-        step.ends_at = now + cost / self.speed
+        step.ends_at = now + self.config.seconds_of_step(step.prefill_tokens, step.decodes) / self.speed
         self._step = step
         return step.ends_at
 
@@ -155,8 +160,10 @@ class Engine:
             if request.arrived_at > step.started_at:
                 break
             found = request.prefix[: self._cached_blocks(request)]
-            tokens = min(request.prompt_tokens + request.generated - len(found) * self.config.block_size, budget)
-            if self._blocks_for(tokens) > self._pool.room_with(found):
+            uncached = request.prompt_tokens + request.generated - len(found) * self.config.block_size
+            tokens = min(uncached, budget)
+            needed = uncached if self.config.reserve_whole_prompt else tokens
+            if self._blocks_for(needed) > self._pool.room_with(found):
                 break
             self._pool.hold(found)
             request.blocks = request.cached_blocks = len(found)
@@ -191,7 +198,8 @@ class Engine:
         """Return how many blocks of a request are in the prefix cache; its last token is always computed."""
         if not self.config.prefix_caching:
             return 0
-        return min(self._pool.count_cached(request.prefix), (request.prompt_tokens - 1) // self.config.block_size)
+        most = (request.prompt_tokens + request.generated - 1) // self.config.block_size
+        return min(self._pool.count_cached(request.prefix), most)
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
@@ -206,11 +214,15 @@ class Engine:
         return True
 
     def _publish(self, request: Request) -> None:
-        """Cache the blocks of the prompt that are computed, in order."""
+        """Cache the blocks that are computed and have a name, in order."""
         if not self.config.prefix_caching:
             return
         complete = min(request.computed // self.config.block_size, len(request.prefix))
-        while request.cached_blocks < complete and self._pool.publish(request.prefix[request.cached_blocks]):
+        if request.cached_blocks >= complete:
+            return
+        for name in request.prefix[request.cached_blocks : complete]:
+            if not self._pool.publish(name):
+                break
             request.cached_blocks += 1
 
     def _release(self, request: Request) -> None:

@@ -19,6 +19,8 @@ class EngineConfig:
         prefill_token_seconds: added cost per prompt token of a step, >= 0.
         decode_sequence_seconds: added cost per sequence of a step that only continues, >= 0.
         prefix_caching: whether prompts with equal prefixes share blocks, which are computed once.
+        reserve_whole_prompt: whether a request begins only when its whole prompt has room in the cache, as vLLM does by
+            default since it has `--scheduler-reserve-full-isl`; else when its first chunk has.
     """
 
     max_num_batched_tokens: int = 2048
@@ -30,6 +32,7 @@ class EngineConfig:
     prefill_token_seconds: float = 0.0001
     decode_sequence_seconds: float = 0.0002
     prefix_caching: bool = False
+    reserve_whole_prompt: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no engine can have.
@@ -37,7 +40,11 @@ class EngineConfig:
         Raises:
             ValueError: names the field, its value and what is allowed.
         """
-        lowest = {"max_model_len": 2, "prefill_token_seconds": 0, "decode_sequence_seconds": 0, "prefix_caching": 0}
+        lowest = {
+            "max_model_len": 2,
+            **dict.fromkeys(("prefill_token_seconds", "decode_sequence_seconds"), 0),
+            **dict.fromkeys(("prefix_caching", "reserve_whole_prompt"), 0),
+        }
         for option in fields(self):
             value, least = getattr(self, option.name), lowest.get(option.name, 1)
             if option.name == "step_seconds":
@@ -53,3 +60,22 @@ class EngineConfig:
         The last output token is never an input, so it needs no cache.
         """
         return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
+    def check_size(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Refuse a request that the engine can never hold.
+
+        Raises:
+            ValueError: it has no tokens, or is longer than longest_request.
+        """
+        if prompt_tokens < 1 or output_tokens < 1:
+            raise ValueError("a request needs at least one prompt token and one output token")
+        total = prompt_tokens + output_tokens
+        if total > self.longest_request:
+            raise ValueError(
+                f"{prompt_tokens} prompt tokens and {output_tokens} output tokens make {total}, "
+                f"above this model's maximum context length of {self.longest_request} tokens"
+            )
+
+    def seconds_of_step(self, prefill_tokens: int, decodes: int) -> float:
+        """Return how long a step takes that computes prompt tokens and continues sequences."""
+        return self.step_seconds + prefill_tokens * self.prefill_token_seconds + decodes * self.decode_sequence_seconds

@@ -20,7 +20,8 @@ class Request:
         request_id: any name, for error messages.
         prompt_tokens: >= 1.
         max_tokens: how many tokens it generates, >= 1; nothing ends it earlier.
-        prefix: for each whole block of the prompt a hash of all tokens up to its end, as far as it may be shared.
+        prefix: for each whole block of the prompt a hash of all tokens up to its end, as far as it may be shared; then
+            those of its answer, if later prompts may have them.
         generated: tokens generated so far.
         computed: tokens whose keys and values are in the cache now.
         blocks: cache blocks held now.

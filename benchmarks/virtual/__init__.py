@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.scenario import NO_RELOAD_LIMITS
-from benchmarks.virtual.limits import Limit, queue_length, time_to_first_token
+from benchmarks.virtual.limits import Exact, Limit, queue_length, time_to_first_token
 from benchmarks.virtual.nginx import StaticNginx
 from benchmarks.virtual.outstanding_work import OutstandingWork
+from benchmarks.virtual.peers.llm_d import LlmD
+from benchmarks.virtual.peers.lmetric import Lmetric
+from benchmarks.virtual.peers.shortest_queue import ShortestQueue
+from benchmarks.virtual.peers.smetric import Smetric
+from benchmarks.virtual.peers.smg import SmgCacheAware, SmgLeastLoad
 from benchmarks.virtual.script_weights import ScriptWeights
 
 if TYPE_CHECKING:
@@ -23,6 +28,22 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ScriptWeights("ours-capacity", "capacity"),
     ScriptWeights("ours-static", "static", known=True),
     OutstandingWork("ours-work", "capacity"),
+    OutstandingWork("ours-work-prefix", "capacity", affinity="prefix"),
+    # Parts of `work` left out, and other weights.
+    OutstandingWork("ours-work-no-pending", "capacity", pending=False),
+    OutstandingWork("ours-work-no-streams", "capacity", stream_bytes=0),
+    OutstandingWork("ours-work-no-weights", "static"),
+    OutstandingWork("ours-work-no-slow-start", "capacity", ramp_seconds=0),
+    OutstandingWork("ours-work-static", "static", known=True),
+    OutstandingWork("ours-work-stepped", "stepped"),
+    ShortestQueue("jsq"),
+    LlmD("llm-d"),
+    Lmetric("lmetric"),
+    Lmetric("lmetric-queued", queued=True),
+    Smetric("smetric"),
+    SmgCacheAware("smg-cache-aware"),
+    SmgLeastLoad("smg-least-load"),
     Limit("limit-jsq", queue_length),
     Limit("limit-oracle", time_to_first_token),
+    Exact("limit-exact"),
 )

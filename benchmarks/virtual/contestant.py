@@ -20,9 +20,13 @@ class Contestant(abc.ABC):
 
     Attributes:
         name: the contestant's name in tables.
+        ingress: which of the scenario's ingresses it is, from 0; each is a contestant of its own.
+        most_nodes: of a fleet for which it is quick enough.
     """
 
     name: str
+    ingress: int = 0
+    most_nodes: int = 1000
 
     @abc.abstractmethod
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
@@ -38,9 +42,9 @@ class Contestant(abc.ABC):
             The node's index, and a ticket that first_token() and ended() get; None if no node is left.
         """
 
-    def first_token(self, ticket: Any) -> None:
-        """Take note of a request's first token."""
-        del ticket
+    def first_token(self, ticket: Any, now: float) -> None:
+        """Take note of a request's first token; not called if its answer is not streamed."""
+        del ticket, now
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
         """Take note of a request's end."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.scenario import ENGINE
+from typing import TYPE_CHECKING
+
 from simulator.engine import Engine
+from simulator.engine_records import Request
 from vllm_lb.causes import ScrapeCause
 from vllm_lb.observation import Reading, Sample
+
+if TYPE_CHECKING:
+    from benchmarks.workload import Call
+    from simulator.engine_config import EngineConfig
 
 
 class VirtualNode:
@@ -24,15 +30,16 @@ class VirtualNode:
         token_gap_seconds: the times from the one to the other, summed.
     """
 
-    def __init__(self, index: int, speed: float) -> None:
-        """Start idle; `speed` is a factor on that of scenario.ENGINE."""
+    def __init__(self, index: int, config: EngineConfig, speed: float) -> None:
+        """Start idle; `speed` is a factor on that of the engine's configuration."""
         self.index = index
-        self.engine = Engine(ENGINE, speed)
+        self.engine = Engine(config, speed)
         self.busy = False
         self.up = True
         self.blind = False
         self.frozen: Sample | None = None
-        self.address = f"127.0.0.{index + 2}"
+        high, low = divmod(index + 2, 256)
+        self.address = f"127.0.{high}.{low}"
         self.lost_preemptions = 0
         self.finished = 0
         self.token_gaps = 0
@@ -72,6 +79,14 @@ class VirtualNode:
     def set_frozen(self, *, frozen: bool) -> None:
         """Freeze the node's metrics, or let them change again."""
         self.frozen = self._read() if frozen else None
+
+    def request(self, call: Call) -> Request:
+        """Return a call as the engine takes it. The blocks of its answer can be shared too, as in vLLM."""
+        return Request("", call.prompt_tokens, call.output_tokens, call.blocks(self.engine.config.block_size))
+
+    def cached_tokens(self, call: Call) -> int:
+        """Return how many tokens of a call's prompt are in the node's cache now."""
+        return self.engine.cached_tokens(self.request(call))
 
     @property
     def pending_tokens(self) -> int:

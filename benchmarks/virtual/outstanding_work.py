@@ -19,15 +19,35 @@ if TYPE_CHECKING:
     from benchmarks.virtual.node import VirtualNode
     from benchmarks.workload import Call
 
+MARK_BYTES = 1024  # a prefix mark stands for so many bytes (affinity/prefix.lua)
+BLOCK_TOKENS = 16  # of the names that a call has for its prompt's blocks
+BLOCKS_OF_A_MARK = MARK_BYTES // (BLOCK_TOKENS * workload.CHARACTERS_PER_TOKEN)
 # One ingress with one pool, over the pure modules of the role's Lua. Settings have their defaults but for those given.
 # The name of a node is its slot, the index in the fleet. Lists are passed as further arguments.
 INGRESS = """
 local least_work = require "vllm_nginx_lb.least_work"
 local slow_start = require "vllm_nginx_lb.slow_start"
 
+--- A shared dictionary that is never full. It keeps what has expired; affinity/prefix.lua looks at times itself.
+local function endless_dict()
+    local values = {}
+    return {
+        get = function(_, key) return values[key] end,
+        set = function(_, key, value) values[key] = value end,
+        capacity = function() return 2 ^ 24 end,
+        free_space = function() return 1 end,
+    }
+end
+
 return function(given, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
-    local pools, totals, ingress = nil, {}, {}
+    local pools, totals, ingress, clock = nil, {}, { prefix_bytes = settings.prefix_bytes }, 0
+    local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
+        settings = settings,
+        dict = endless_dict(),
+        now = function() return clock end,
+        has_refused = function() return false end,
+    }
 
     -- Take the weights of all nodes.
     function ingress.publish(now, ...)
@@ -40,16 +60,25 @@ return function(given, randint)
         slow_start.begin(pools, former, now, settings.ramp_seconds)
     end
 
-    -- Choose a node for a request of so many bytes, and count it; whether each node may be taken follows.
-    function ingress.choose(now, bytes, ...)
-        local usable, request = { ... }, { bytes = math.min(bytes, settings.max_request_bytes), cached = {} }
+    -- Choose a node for a request of so many bytes and these prefix marks, and count it. Whether each node may be
+    -- taken follows.
+    function ingress.choose(now, bytes, marks, ...)
+        local usable = { ... }
+        local request = { bytes = math.min(bytes, settings.max_request_bytes), marks = {}, client = "" }
+        for mark in marks:gmatch "%S+" do
+            request.marks[#request.marks + 1] = mark
+        end
+        clock = now
+        request.cached = affinity:cached(request)
         slow_start.go_on(pools, now, settings.ramp_seconds)
         local node = least_work.best(pools.pool.nodes, totals, request, settings, function(candidate)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
-            ingress.count(node.slot, request.bytes, 1)
-            return node.slot, request.bytes
+            local pending = least_work.cost(request, node)
+            affinity:note(request, node)
+            ingress.count(node.slot, pending, 1)
+            return node.slot, pending
         end
     end
 
@@ -68,10 +97,15 @@ class OutstandingWork(ScriptWeights):
 
     balancer = "work"
 
-    def __init__(self, name: str, policy: str, **settings: float) -> None:
-        """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults."""
-        super().__init__(name, policy)
-        self.settings = settings
+    def __init__(
+        self, name: str, policy: str, *, known: bool = False, pending: bool = True, **settings: float | str
+    ) -> None:
+        """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
+
+        `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
+        """
+        super().__init__(name, policy, known=known)
+        self.pending, self.settings = pending, settings
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""
@@ -91,13 +125,22 @@ class OutstandingWork(ScriptWeights):
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
         """Let Lua choose."""
-        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
+        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
         usable = [index not in tried for index in range(len(self.nodes))]
-        chosen = self.ingress.choose(now, size, *usable)
+        chosen = self.ingress.choose(now, size, self.marks(call), *usable)
         return (chosen[0], list(chosen)) if chosen else None
 
-    def first_token(self, ticket: Any) -> None:
+    def marks(self, call: Call) -> str:
+        """Return names of the prompt's prefix marks, from its beginning on; "" without prefixes."""
+        if self.settings.get("affinity") != "prefix":
+            return ""
+        blocks = call.prefix(BLOCK_TOKENS)
+        most = min(len(blocks), self.ingress.prefix_bytes // MARK_BYTES * BLOCKS_OF_A_MARK)
+        return " ".join(str(blocks[last]) for last in range(BLOCKS_OF_A_MARK - 1, most, BLOCKS_OF_A_MARK))
+
+    def first_token(self, ticket: Any, now: float) -> None:
         """Count the prompt as done: a ticket is a node's index, and the bytes that are still pending."""
+        del now
         self.ingress.count(ticket[0], -ticket[1], 0)
         ticket[1] = 0
 

@@ -12,11 +12,10 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.scenario import ENGINE, INTERVAL_SECONDS
-from benchmarks.summary import Outcome, Summary, seconds_until_halved, summarise
+from benchmarks.scenario import INTERVAL_SECONDS
+from benchmarks.summary import Outcome, Summary, seconds_until_halved, share_at_home, summarise
 from benchmarks.virtual.node import VirtualNode
 from simulator.engine import Engine
-from simulator.engine_records import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,14 +24,16 @@ if TYPE_CHECKING:
     from benchmarks.scenario import Event, Scenario
     from benchmarks.virtual.contestant import Contestant
     from benchmarks.workload import Call
+    from simulator.engine_records import Request
 
 MAX_TRIES = 3  # the role's default for proxy_next_upstream_tries
 
 
 @dataclass(slots=True)
 class Sent:
-    """A request under way that went through the contestant; `ticket` is the contestant's."""
+    """A request under way that went through a contestant, one of several ingresses; `ticket` is the contestant's."""
 
+    ingress: Contestant
     call: Call
     outcome: Outcome
     node: int
@@ -44,7 +45,8 @@ class Run:
     """One contestant in one scenario with one seed.
 
     Attributes:
-        nodes, outcomes: filled by play(); one outcome for each call.
+        contestant: plays no part itself: each ingress is a copy of it.
+        ingresses, nodes, outcomes: filled by play(); one outcome for each call.
         now: seconds since the start.
     """
 
@@ -52,6 +54,7 @@ class Run:
     scenario: Scenario
     seed: int
     calls: Sequence[Call]
+    ingresses: list[Contestant] = field(default_factory=list)
     nodes: list[VirtualNode] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     now: float = 0.0
@@ -62,9 +65,8 @@ class Run:
     def play(self) -> Summary:
         """Play to the end of the last request, and return the summary."""
         scenario = self.scenario
-        self.nodes = [VirtualNode(i, speed) for i, speed in enumerate(scenario.speeds)]
-        self.contestant.begin(self.nodes, scenario, random.Random(f"contestant {self.seed}"))
-        self._at(0.0, self._tick, None)
+        self.nodes = [VirtualNode(i, scenario.engine, speed) for i, speed in enumerate(scenario.speeds)]
+        self._begin_ingresses()
         for call in self.calls:
             self._at(call.at, self._arrive, call)
         for hidden in scenario.hidden_calls(self.seed):
@@ -77,8 +79,9 @@ class Run:
         counted = [outcome for outcome in self.outcomes if outcome.at >= scenario.warm_up]
         summary = summarise(counted)
         summary.preemptions = sum(n.engine.counters.preemptions + n.lost_preemptions for n in self.nodes)
-        self.contestant.report(summary)
+        self.ingresses[0].report(summary)
         summary.reloads_per_hour *= 3600 / scenario.seconds
+        summary.at_home = share_at_home(self.outcomes, scenario.warm_up)
         if scenario.slowed:
             summary.halved_after = seconds_until_halved(self.outcomes, *scenario.slowed)
         return summary
@@ -86,25 +89,44 @@ class Run:
     def _at(self, when: float, what: Callable[..., None], value: Any) -> None:
         heapq.heappush(self._events, (when, next(self._order), what, value))
 
-    def _tick(self, _: None) -> None:
-        self.contestant.tick(self.now)
+    def _begin_ingresses(self) -> None:
+        """Begin each ingress, and start its timer; the timers of several are spread over an interval."""
+        count = self.scenario.ingresses
+        for number in range(count):
+            ingress = copy.copy(self.contestant)
+            ingress.ingress = number
+            seed = f"contestant {self.seed}" + (f" {number}" if number else "")
+            ingress.begin(self.nodes, self.scenario, random.Random(seed))
+            ingress.tick(0.0)
+            self.ingresses.append(ingress)
+            self._at((number / count or 1) * INTERVAL_SECONDS, self._tick, ingress)
+
+    def _tick(self, ingress: Contestant) -> None:
+        ingress.tick(self.now)
         if self.now < self.scenario.seconds:
-            self._at(self.now + INTERVAL_SECONDS, self._tick, None)
+            self._at(self.now + INTERVAL_SECONDS, self._tick, ingress)
+
+    def _ingress_of(self, call: Call) -> Contestant:
+        """Return the ingress that a call's conversation keeps to."""
+        if len(self.ingresses) == 1:
+            return self.ingresses[0]
+        return random.Random(call.conversation).choice(self.ingresses)
 
     def _arrive(self, call: Call) -> None:
-        outcome = Outcome(call.at, problem="failed")
+        outcome = Outcome(call.at, problem="failed", conversation=call.conversation)
         self.outcomes.append(outcome)
+        ingress = self._ingress_of(call)
         tried: set[int] = set()
         while len(tried) < MAX_TRIES:
-            choice = self.contestant.choose(call, tried, self.now)
+            choice = ingress.choose(call, tried, self.now)
             if choice is None:
                 return
             node, ticket = choice
             if self.nodes[node].up:
                 outcome.node, outcome.problem = node, None
-                self._submit(self.nodes[node], call, Sent(call, outcome, node, ticket))
+                self._submit(self.nodes[node], call, Sent(ingress, call, outcome, node, ticket))
                 return
-            self.contestant.ended(ticket, self.now, failed=True)
+            ingress.ended(ticket, self.now, failed=True)
             tried.add(node)
 
     def _arrive_hidden(self, hidden: tuple[int, Call]) -> None:
@@ -112,7 +134,7 @@ class Run:
             self._submit(self.nodes[hidden[0]], hidden[1], None)
 
     def _submit(self, node: VirtualNode, call: Call, sent: Sent | None) -> None:
-        request = Request("", call.prompt_tokens, call.output_tokens, call.prefix(ENGINE.block_size))
+        request = node.request(call)
         if sent:
             self._sent[request] = sent
         node.engine.submit(request, self.now)
@@ -134,8 +156,8 @@ class Run:
             if request.generated > 1:
                 node.token_gaps += 1
                 node.token_gap_seconds += request.token_gap
-            elif request in self._sent:
-                self.contestant.first_token(self._sent[request].ticket)
+            elif (sent := self._sent.get(request)) and sent.call.streamed:
+                sent.ingress.first_token(sent.ticket, self.now)
         for request in report.finished:
             node.finished += 1
             self._finish(request)
@@ -145,10 +167,13 @@ class Run:
         sent = self._sent.pop(request, None)
         if sent is None or request.first_token_at is None or request.token_at is None:
             return
-        sent.outcome.first_token = request.first_token_at - sent.call.at
-        if request.generated > 1:
-            sent.outcome.per_token = (request.token_at - request.first_token_at) / (request.generated - 1)
-        self.contestant.ended(sent.ticket, self.now, failed=False)
+        if not sent.call.streamed:
+            sent.outcome.whole_answer, sent.outcome.tokens = request.token_at - sent.call.at, request.generated
+        else:
+            sent.outcome.first_token = request.first_token_at - sent.call.at
+            if request.generated > 1:
+                sent.outcome.per_token = (request.token_at - request.first_token_at) / (request.generated - 1)
+        sent.ingress.ended(sent.ticket, self.now, failed=False)
 
     def _happen(self, event: Event) -> None:
         node = self.nodes[event.node]
@@ -169,9 +194,9 @@ class Run:
         for request in [r for r, sent in self._sent.items() if sent.node == node.index]:
             sent = self._sent.pop(request)
             sent.outcome.problem = "cut"
-            self.contestant.ended(sent.ticket, self.now, failed=True)
+            sent.ingress.ended(sent.ticket, self.now, failed=True)
         node.lost_preemptions += node.engine.counters.preemptions
-        node.engine = Engine(ENGINE, node.engine.speed)
+        node.engine = Engine(node.engine.config, node.engine.speed)
         node.finished = node.token_gaps = 0
         node.token_gap_seconds = 0.0
         node.busy = node.up = False
@@ -179,4 +204,4 @@ class Run:
 
 def play(contestant: Contestant, scenario: Scenario, seed: int, trace: Path | None = None) -> Summary:
     """Run one contestant through a scenario, with the requests of a trace if one is given."""
-    return Run(copy.copy(contestant), scenario, seed, scenario.calls(seed, trace)).play()
+    return Run(contestant, scenario, seed, scenario.calls(seed, trace)).play()

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
     from benchmarks.scenario import Scenario
     from benchmarks.summary import Summary
+    from benchmarks.virtual.contestant import Contestant
 
 GOOD_SHARE = 0.95  # of requests, up to the knee
 
 
-def play_all(scenarios: Sequence[Scenario], seeds: int, trace: Path | None) -> Iterator[tuple[str, str, int, Summary]]:
+def play_all(
+    contestants: Sequence[Contestant], scenarios: Sequence[Scenario], seeds: int, trace: Path | None
+) -> Iterator[tuple[str, str, int, Summary]]:
     """Yield contestant, scenario, seed and summary of each run, in a fixed order."""
-    jobs = [(c, s, seed) for s in scenarios for c in CONTESTANTS for seed in range(seeds)]
+    pairs = [(c, s) for s in scenarios for c in contestants if len(s.speeds) <= c.most_nodes]
+    jobs = [(*pair, seed) for pair in pairs for seed in range(seeds)]
     with ProcessPoolExecutor() as pool:
         runs = [pool.submit(play, *job, trace) for job in jobs]
         for done, ((contestant, scenario, seed), run) in enumerate(zip(jobs, runs, strict=True)):

@@ -11,7 +11,7 @@ from benchmarks import real
 from benchmarks.contestant import ContestantError, Site
 from benchmarks.fleet import PORT, Fleet
 from benchmarks.proxies import CONTESTANTS as ALL
-from benchmarks.scenario import BY_NAME
+from benchmarks.scenario import BY_NAME, ENGINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,14 @@ def test_every_stream_of_a_short_run_is_read_to_its_last_token(name: str) -> Non
     assert (summary.balancer_cpu_ms or 0) > 0 or not name.startswith(("article", "ours-"))
 
 
+def test_answers_that_are_not_streamed_are_read_whole_and_are_in_no_percentile() -> None:
+    scenario = BY_NAME["not-streamed"].shortened(0.1)
+    summary = real.play(CONTESTANTS["nginx-least-conn"], scenario, seed=1, scale=0.1)
+    assert (summary.failed, summary.cut) == (0, 0)
+    assert summary.goodput > 0.9  # half of the requests can be good only by the time of their whole answers
+    assert summary.ttft_p50 > 0
+
+
 def test_a_node_that_is_killed_and_started_again_loses_only_what_it_had() -> None:
     summary = real.play(CONTESTANTS["ours-capacity"], BY_NAME["restart"].shortened(0.1), seed=1, scale=0.1)
     lost = summary.cut + summary.failed  # failed: those that had no token yet
@@ -40,7 +48,7 @@ def test_a_node_that_is_killed_and_started_again_loses_only_what_it_had() -> Non
 
 
 def test_a_contestant_that_does_not_start_says_why(tmp_path: Path) -> None:
-    with Fleet((1.0, 1.0), tmp_path, 0.1) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
+    with Fleet(ENGINE, (1.0, 1.0), tmp_path, 0.1) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
         directory = tmp_path / "nginx"
         directory.mkdir()
         port = int(taken.getsockname()[1])

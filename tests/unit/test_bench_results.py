@@ -10,7 +10,7 @@ import pytest
 from benchmarks.command_line import parse_arguments
 from benchmarks.plot import plot
 from benchmarks.results import Results
-from benchmarks.summary import Outcome, Summary, seconds_until_halved, summarise
+from benchmarks.summary import Outcome, Summary, seconds_until_halved, share_at_home, summarise
 from benchmarks.tables import markdown_report, text_report
 
 if TYPE_CHECKING:
@@ -26,6 +26,21 @@ def test_summary_count_what_failed_and_what_was_cut() -> None:
     assert (summary.requests, summary.failed, summary.cut) == (13, 1, 1)
     assert summary.goodput == pytest.approx(10 / 13)
     assert summary.ttft_p50 == pytest.approx(550)
+
+
+def test_a_turn_is_at_home_where_the_turn_before_was() -> None:
+    turns = [(1.0, 7, 0), (2.0, 8, 1), (3.0, 7, 0), (4.0, 8, 2), (5.0, 8, None), (6.0, 8, 2), (7.0, 9, 0)]
+    outcomes = [Outcome(at, node=node, conversation=conversation) for at, conversation, node in reversed(turns)]
+    assert share_at_home(outcomes, since=0.0) == pytest.approx(2 / 3)
+    assert share_at_home(outcomes, since=3.5) == pytest.approx(1 / 2)
+    assert share_at_home(outcomes, since=6.5) is None
+
+
+@pytest.mark.parametrize(("seconds", "good"), [(2.9, 1.0), (3.1, 0.5)])
+def test_an_answer_that_is_not_streamed_is_good_by_the_time_of_all_its_tokens(seconds: float, good: float) -> None:
+    found = summarise([Outcome(0.0, whole_answer=seconds, tokens=11), Outcome(1.0, first_token=0.5)])
+    assert found.goodput == good
+    assert found.ttft_p99 == pytest.approx(500)
 
 
 def test_the_time_until_a_share_has_halved() -> None:
@@ -78,6 +93,13 @@ def test_the_command_line_names_what_it_does_not_know(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         parse_arguments(["quick", "--only", "nginx-least-conn,unheard-of"])
     assert "unknown: unheard-of; --help lists what there is" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_arguments(["full", "--scenarios", "agents,fleet-1000"])
+    assert "only in virtual time: fleet-1000" in capsys.readouterr().err
+    assert {each.name for each in parse_arguments(["virtual"]).scenarios} >= {"fleet-1000", "agents"}
+    assert "fleet-1000" not in {each.name for each in parse_arguments(["full"]).scenarios}
+    some = parse_arguments(["full", "--scenarios", "agents,fleets"]).scenarios
+    assert [each.name for each in some] == ["agents", "fleet-2", "fleet-2-reasoning-mix"]
     quick = parse_arguments(["quick"])
     assert [each.name for each in quick.scenarios] == ["equal-75", "unequal"]
     assert (quick.seeds, quick.results.name) == (1, "quick.json")

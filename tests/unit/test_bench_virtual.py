@@ -6,17 +6,20 @@ import functools
 import pickle
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks import virtual, workload
 from benchmarks.scenario import BY_NAME, SCENARIOS, Scenario
 from benchmarks.summary import percentile
+from benchmarks.virtual.limits import Limit, queue_length
 from benchmarks.virtual.nginx_model import Nginx, Peers
+from benchmarks.virtual.node import VirtualNode
 from benchmarks.virtual.run import play
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.unmeasured
@@ -40,8 +43,8 @@ def test_every_contestant_answers_every_request_and_repeats_exactly(contestant: 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_scenario_runs_with_the_default_policy(scenario: Scenario) -> None:
-    found = play(CONTESTANTS["ours-capacity"], scenario.shortened(0.15), 1)
-    assert found.requests > 30
+    found = play(CONTESTANTS["ours-capacity"], scenario.shortened(min(0.15, 1.2 / len(scenario.speeds))), 1)
+    assert found.requests > 20
     assert found.failed == 0
     assert (found.cut > 0) == (scenario.name == "restart")
 
@@ -130,6 +133,84 @@ def test_a_trace_is_replayed_at_the_wanted_rate(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected columns TIMESTAMP, ContextTokens, GeneratedTokens"):
         workload.read_trace(path, rate=2.0, seconds=3.0)
+
+
+class Recorded(Limit):
+    """Sends each request to the shortest queue, and notes what an ingress is told."""
+
+    def __init__(self) -> None:
+        """Note nothing yet."""
+        super().__init__("recorded", queue_length)
+        self.began: list[int] = []
+        self.ticks: list[tuple[int, float]] = []
+        self.sent: list[tuple[int, workload.Call]] = []
+        self.first: list[object] = []
+
+    def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
+        """Start."""
+        super().begin(nodes, scenario, chance)
+        self.began.append(self.ingress)
+
+    def choose(self, call: workload.Call, tried: set[int], now: float) -> tuple[int, Any] | None:
+        """Choose, and note it."""
+        chosen = super().choose(call, tried, now)
+        self.sent.append((self.ingress, call))
+        return (chosen[0], call) if chosen else None
+
+    def first_token(self, ticket: object, now: float) -> None:
+        """Note it."""
+        del now
+        self.first.append(ticket)
+
+    def tick(self, now: float) -> None:
+        """Note it."""
+        self.ticks.append((self.ingress, now))
+
+
+def test_each_ingress_is_a_contestant_and_a_conversation_keeps_to_one() -> None:
+    told = Recorded()
+    scenario = replace(BY_NAME["multi-turn"].shortened(0.2), ingresses=3)
+    summary = play(told, scenario, 1)
+    assert told.began == [0, 1, 2]
+    homes: dict[int, set[int]] = {}
+    for ingress, call in told.sent:
+        homes.setdefault(call.conversation, set()).add(ingress)
+    assert {len(each) for each in homes.values()} == {1}
+    shares = [sum(ingress == number for ingress, _ in told.sent) / len(told.sent) for number in range(3)]
+    assert min(shares) > 0.2
+    assert [tick for tick in told.ticks if tick[1] in (0.0, 10.0)] == [(0, 0.0), (1, 0.0), (2, 0.0), (0, 10.0)]
+    assert min(at for ingress, at in told.ticks if ingress == 1 and at) == pytest.approx(10 / 3)
+    assert summary.at_home is not None
+    assert 0 < summary.at_home < 1
+
+
+def test_no_first_token_is_told_of_an_answer_that_is_not_streamed() -> None:
+    told = Recorded()
+    scenario = BY_NAME["not-streamed"].shortened(0.2)
+    summary = play(told, scenario, 1)
+    streamed = [call for _, call in told.sent if call.streamed]
+    assert 0 < len(streamed) < len(told.sent)
+    assert sorted(told.first, key=id) == sorted(streamed, key=id)
+    assert summary.goodput > 0.9
+    assert summary.failed == 0
+
+
+@pytest.mark.parametrize("name", ["agents", "multi-turn", "rag"])
+def test_a_node_knows_how_much_of_a_prompt_it_has_cached(name: str) -> None:
+    scenario = BY_NAME[name]
+    node = VirtualNode(0, scenario.engine, 1.0)
+    calls = scenario.shortened(0.1).calls(0)
+    first = calls[0]
+    again = next(call for call in calls[1:] if call.prefix(16).common(first.prefix(16)) > 10)
+    assert node.cached_tokens(again) == 0
+    request, now = node.request(first), 0.0
+    node.engine.submit(request, now)
+    while (ends_at := node.engine.begin(now)) is not None:
+        node.engine.finish()
+        now = ends_at
+    computed = (first.prompt_tokens + first.output_tokens - 1) // 16  # the last token is no input
+    shared = min(again.prefix(16).common(first.blocks(16)), computed, (again.prompt_tokens - 1) // 16)
+    assert node.cached_tokens(again) == 16 * shared
 
 
 def test_contestants_can_be_handed_to_other_processes() -> None:

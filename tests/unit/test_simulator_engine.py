@@ -267,3 +267,84 @@ def test_every_request_that_fits_gets_exactly_its_tokens(
     assert [(r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in again] == [
         (r.started_at, r.ends_at, r.prefill_tokens, r.decodes) for r in reports
     ]
+
+
+def test_a_copy_goes_on_as_the_engine_would_and_leaves_it_alone() -> None:
+    engine = Engine(replace(SMALL, prefix_caching=True))
+    shared, other = (1, 2), (3, 4, 5)
+    requests = [Request("a", 8, 3, shared), Request("b", 8, 2, shared), Request("c", 12, 2, other), Request("d", 4, 1)]
+    for request in requests:
+        engine.submit(request, 0.0)
+    engine.begin(0.0)
+    engine.abort(requests[1])
+    twin = engine.copy()
+    states = [(request.computed, request.generated) for request in requests]
+    assert twin.step_ends_at == engine.step_ends_at is not None
+
+    def ends(each: Engine) -> list[tuple[float, list[str]]]:
+        found, at = [], each.step_ends_at
+        while at is not None:
+            found.append((at, [request.request_id for request in each.finish().finished]))
+            at = each.begin(at)
+        return found
+
+    from_twin = ends(twin)
+    assert [(request.computed, request.generated) for request in requests] == states
+    assert ends(engine) == from_twin
+    assert sorted(name for _, names in from_twin for name in names) == ["a", "c", "d"]
+    assert engine.step_ends_at is None
+    assert twin.free_blocks == engine.free_blocks == SMALL.num_blocks
+
+
+def test_the_blocks_of_an_answer_can_be_shared_if_they_have_names() -> None:
+    engine = Engine(CACHING)
+    run(
+        engine, [(0.0, Request("turn", prompt_tokens=8, max_tokens=9, prefix=(1, 2, 3, 4)))]
+    )  # the last token is no input
+    reports = run(engine, [(50.0, Request("next", prompt_tokens=20, max_tokens=1, prefix=(1, 2, 3, 4, 5)))])
+    assert reports[0].prefill_tokens == 20 - 16
+
+
+def test_blocks_without_a_name_are_reused_before_those_with_one() -> None:
+    engine = Engine(replace(CACHING, max_num_batched_tokens=32))
+    run(engine, [(0.0, Request("old", prompt_tokens=8, max_tokens=1, prefix=(1, 2)))])
+    for at in (10.0, 20.0):
+        run(engine, [(at, Request("nameless", prompt_tokens=24, max_tokens=1))])
+    again = run(engine, [(30.0, Request("again", prompt_tokens=9, max_tokens=1, prefix=(1, 2)))])
+    assert again[0].prefill_tokens == 9 - 8
+
+
+@pytest.mark.parametrize(("reserve", "begins"), [(False, 2), (True, 1)])
+def test_a_request_begins_when_its_first_chunk_or_its_whole_prompt_has_room(reserve: bool, begins: int) -> None:  # noqa: FBT001
+    engine = Engine(replace(SMALL, max_num_batched_tokens=24, reserve_whole_prompt=reserve))
+    for name in ("first", "second"):
+        engine.submit(Request(name, prompt_tokens=20, max_tokens=1), 0.0)  # five of eight blocks
+    step(engine)
+    assert len(engine.running) + 1 == begins  # the first one is complete
+    run(engine, [])
+    assert engine.free_blocks == SMALL.num_blocks
+
+
+operations = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 12)), max_size=60)
+
+
+@given(operations, st.integers(3, 20))
+def test_the_pool_finds_what_a_search_from_the_first_block_on_finds(
+    wanted: list[tuple[int, int, int]], size: int
+) -> None:
+    engine = Engine(EngineConfig(num_blocks=size, block_size=1, max_num_batched_tokens=5, prefix_caching=True))
+    for conversation, prompt, output in wanted:
+        names = [1000 * conversation + number for number in range(prompt + output)]
+        probe = Request("", prompt, output, names)
+        pool = engine._pool  # noqa: SLF001 - what it holds is compared
+        known = {*pool._holders, *pool._unheld}  # noqa: SLF001
+        expected = next((at for at, name in enumerate(names) if name not in known), len(names))
+        assert pool.count_cached(names) == expected
+        assert pool.room_with(names[:expected]) == pool.free - sum(name in pool._unheld for name in names[:expected])  # noqa: SLF001
+        assert engine.cached_tokens(probe) == min(expected, prompt - 1)
+        if prompt + output <= engine.config.longest_request:
+            engine.submit(probe, 0.0)
+        if engine.begin(0.0) is not None:
+            check_limits(engine, engine.finish())
+    run(engine, [])
+    assert engine.free_blocks == size
