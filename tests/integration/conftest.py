@@ -41,7 +41,7 @@ LOAD_LUA = "".join(
 SEED = 'map "" $vllm_nginx_lb_generation { default "seed"; }\nupstream llm_cluster { server 127.0.0.1:9 down; }\n'
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10, every: float = 0.02) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30, every: float = 0.02) -> None:
     """Poll until a condition holds, and fail when it does not within the deadline."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()

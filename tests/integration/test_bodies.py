@@ -206,7 +206,7 @@ def test_whoever_leaves_leaves_no_count_and_no_place_behind(
     entry: WorkStack, leave: Callable[[WorkStack], None]
 ) -> None:
     leave(entry)
-    wait_for(lambda: answers(entry.config["h1_port"]) and places(entry) == 1, 30)
+    wait_for(lambda: answers(entry.config["h1_port"]) and places(entry) == 1)
     wait_for(entry.idle)
     wait_for(lambda: not bodies_counted(entry))
     assert [post(entry, SHORT)[0] for _ in range(3)] == [200] * 3
@@ -223,7 +223,7 @@ def test_a_killed_worker_leaves_no_count_of_bodies_behind(entry: WorkStack) -> N
         for pid in entry.worker_pids():
             os.kill(int(pid), signal.SIGKILL)
         node.begin.set()
-        wait_for(lambda: answers(entry.status_port) and not bodies_counted(entry), 30)
+        wait_for(lambda: answers(entry.status_port) and not bodies_counted(entry))
         wait_for(entry.idle)
         assert post(entry, b'{"model": "small"}'.ljust(LARGE))[0] == 200
     wait_for(lambda: not bodies_counted(entry))

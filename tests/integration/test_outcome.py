@@ -371,7 +371,7 @@ def test_a_node_whose_answers_are_errors_more_often_than_the_others_is_ejected(w
         ask_together(work, 30, 3)
         return "error_share" in ejections_of(work, "node-4")
 
-    wait_for(is_ejected, 30)
+    wait_for(is_ejected)
     assert [set(ejections_of(work, name)) for name in ("node-2", "node-3")] == [set(), set()]
     work.heard.append(work.log())
 
@@ -569,7 +569,7 @@ def test_a_node_that_clients_leave_without_an_answer_is_ejected(work: WorkStack)
             ejected.set()
         return ejected.is_set()
 
-    wait_for(is_ejected, 30)
+    wait_for(is_ejected)
     assert [ejections_of(work, name) for name in ("node-2", "node-3")] == [{}, {}]
     hangs.begin.set()
     work.heard.append(work.log())

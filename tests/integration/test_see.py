@@ -197,7 +197,7 @@ def test_ticks_that_fail_do_not_make_the_last_good_one_younger(stack: Stack) -> 
         stack.run(expect=1)
         return stack.script("status").returncode == 1
 
-    wait_for(failed_for_long, 30)
+    wait_for(failed_for_long)
     assert stack.status()["succeeded_at"] == good
     assert f"last tick without a fault: {good}" in stack.script("status").stdout
     assert stack.status()["changed_outcome"] == "failed"

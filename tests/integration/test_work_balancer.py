@@ -466,7 +466,7 @@ def test_a_thousand_changes_while_streams_run_cut_none_and_leave_nothing_behind(
     kept: list[tuple[int, int]] = []
     with ThreadPoolExecutor(200) as pool:
         asked = [pool.submit(work.post) for _ in range(200)]
-        wait_for(lambda: sum(streams for _, streams in work.totals().values()) == 200, 30)
+        wait_for(lambda: sum(streams for _, streams in work.totals().values()) == 200)
         for number in range(1, 1001):
             content = file_of(
                 work, {"node-2": 1 + number % 100, "node-3": 100 * (number % 2), "node-4": 100}, f"{number}"
@@ -691,7 +691,7 @@ def test_status_shows_which_nodes_nginx_has_ejected(work: WorkStack) -> None:
     assert "3 nodes: 3 up;" in work.script("status").stdout
 
     streaming(work, "node-4").status = 502
-    wait_for(lambda: work.post().status == 502, 30)
+    wait_for(lambda: work.post().status == 502)
     wait_for(lambda: bool(json.loads(fetch(work.status_port, "/work/ejected"))["nodes"]))
     (found,) = json.loads(fetch(work.status_port, "/work/ejected"))["nodes"]
     assert {name: found[name] for name in ("pool", "node", "cause")} == {
