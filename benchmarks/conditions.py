@@ -21,8 +21,7 @@ VERSIONS = {
     "nginx": ("nginx", "-v"),
     "haproxy": ("haproxy", "-v"),
     **{
-        name: (f".cache/bench/{name}/bin/pip", "show", name, "--no-color")
-        for name in ("vllm-router", "sglang-router", "litellm")
+        name: (f".cache/bench/{name}/bin/pip", "show", name, "--no-color") for name in ("vllm-router", "smg", "litellm")
     },
 }
 

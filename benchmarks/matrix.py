@@ -23,7 +23,6 @@ ONLY_IN = {
     "haproxy-weights": {"unequal", "slowed"},
     "vllm-router-power-of-two": {"equal-75", "unequal"},
     "vllm-router-round-robin": {"equal-75"},
-    "sglang-router-power-of-two": {"equal-75", "unequal"},
     "litellm": {"equal-75"},
     "litellm-least-busy": {"equal-75"},
 }

@@ -8,7 +8,7 @@ from benchmarks.proxies.haproxy import HaproxyLeastconn, HaproxyWeights
 from benchmarks.proxies.litellm import LiteLlm
 from benchmarks.proxies.nginx import Nginx
 from benchmarks.proxies.outstanding_work import OutstandingWork
-from benchmarks.proxies.routers import SglangRouter, VllmRouter
+from benchmarks.proxies.routers import Smg, VllmRouter
 from benchmarks.proxies.script_weights import ScriptWeights
 from benchmarks.scenario import NO_RELOAD_LIMITS
 
@@ -38,8 +38,8 @@ CONTESTANTS: tuple[Contestant, ...] = (
     VllmRouter("vllm-router", "cache_aware", "cache_aware (its default)"),
     VllmRouter("vllm-router-power-of-two", "power_of_two", "power_of_two"),
     VllmRouter("vllm-router-round-robin", "round_robin", "round_robin"),
-    SglangRouter("sglang-router", "cache_aware", "cache_aware (its default)"),
-    SglangRouter("sglang-router-power-of-two", "power_of_two", "power_of_two, random without SGLang's loads"),
+    Smg("smg", "cache_aware", "cache_aware (its default)"),
+    Smg("smg-least-load", "least_load", "least_load"),
     LiteLlm("litellm", "simple-shuffle", 2),
     LiteLlm("litellm-least-busy", "least-busy", 1),  # the strategy counts requests of one process
 )

@@ -1,4 +1,4 @@
-"""Contestants: the routers of the projects vLLM and SGLang.
+"""Contestants: the router of the vLLM project, and smg.
 
 They keep their defaults. Their intervals and back-off times are scaled as far as an option's unit allows.
 """
@@ -23,7 +23,7 @@ def whole_seconds(seconds: float, site: Site) -> str:
 
 
 class Router(Packaged):
-    """vllm-router and sglang-router, from which it was forked; most of their options are the same.
+    """vllm-router and smg, which have one ancestor; most of their options are the same.
 
     Health checks, the circuit breaker and its window take whole seconds: a small scale makes them too long.
     """
@@ -34,6 +34,11 @@ class Router(Packaged):
         """Take the name, the router's policy, and what that policy does."""
         self.name, self.policy = name, policy
         self.label = f"{self.package}, {what}"
+
+    def options(self, site: Site) -> tuple[str, ...]:
+        """Return further options of the command line."""
+        del site
+        return ()
 
     @contextmanager
     def serve(self, site: Site) -> Iterator[Running]:
@@ -49,6 +54,7 @@ class Router(Packaged):
             *("--cb-window-duration-secs", whole_seconds(120, site)),
             *("--retry-initial-backoff-ms", str(max(1, round(50 * site.scale)))),
             *("--retry-max-backoff-ms", str(max(1, round(30_000 * site.scale)))),
+            *self.options(site),
             *("--worker-urls", *(f"http://{each.host}:{each.port}" for each in site.backends)),
         ]
         with started(command, log, dict(os.environ)) as process:
@@ -68,13 +74,17 @@ class VllmRouter(Router):
     ready = "/health"  # the router opens its port when it has the nodes
 
 
-class SglangRouter(Router):
-    """The router of the SGLang project, which works with any OpenAI-compatible node.
+class Smg(Router):
+    """Shepherd Model Gateway, the successor of sglang-router, which works with any OpenAI-compatible node.
 
-    `cache_aware` compares the texts of prompts. `power_of_two` is a random choice here: it counts no
-    requests of its own (only `cache_aware` does), and the loads it compares are what SGLang serves at /get_load.
+    `cache_aware` compares the texts of prompts, and leaves a node that has many more requests than the others.
+    `least_load` compares what it polls of the nodes' queues and KV caches, and what it has sent since.
     """
 
-    package = "sglang-router"
-    program = ("python", "-m", "sglang_router.launch_router")
+    package = "smg"
+    program = ("smg", "launch")
     ready = "/readiness"
+
+    def options(self, site: Site) -> tuple[str, ...]:
+        """Poll the nodes' loads every 10 s of the model."""
+        return "--load-monitor-interval", whole_seconds(10, site)
