@@ -91,8 +91,13 @@ function Prefix.preferred()
 end
 
 --- The nodes of a mark, this one first.
-local function with(peer, stamp, value)
-    local found, count = { ("%s=%.0f"):format(peer, stamp) }, 1
+---@param own string this node and its clock
+---@param value string|nil the mark's former nodes
+local function with(peer, own, value)
+    if not value then
+        return own
+    end
+    local found, count = { own }, 1
     for other, at in value:gmatch "(%S+)=(%d+)" do
         if other ~= peer and count < MOST_PEERS then
             count = count + 1
@@ -105,14 +110,14 @@ end
 --- The shortest prefix is written last, so that a full memory forgets the ends of prompts first.
 function Prefix:note(request, node)
     local marks, known, fresh = request.marks or {}, {}, {}
-    for i, mark in ipairs(marks) do
-        known[i] = self.dict:get(mark) or ""
-        fresh[#fresh + 1] = known[i] == "" and mark or nil
+    for i = 1, #marks do
+        known[i] = self.dict:get(marks[i])
+        fresh[#fresh + 1] = not known[i] and marks[i] or nil
     end
     self.shares:make_room(request.client, fresh)
-    local stamp = self.parts.sent:to(node.peer)
+    local own = ("%s=%.0f"):format(node.peer, self.parts.sent:to(node.peer))
     for i = #marks, 1, -1 do
-        self.dict:set(marks[i], with(node.peer, stamp, known[i]))
+        self.dict:set(marks[i], with(node.peer, own, known[i]))
     end
 end
 
