@@ -109,10 +109,11 @@ class OutstandingWork(ScriptWeights):
     ) -> None:
         """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
 
+        The affinity is off unless they set it.
         `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
         """
         super().__init__(name, policy, known=known)
-        self.pending, self.settings = pending, settings
+        self.pending, self.settings = pending, {"affinity": "off", **settings}
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""

@@ -4,7 +4,7 @@ describe("settings", function()
     it("have their defaults", function()
         local found = settings.read "{}"
         assert.equal("/etc/nginx/vllm-nginx-lb/weights.json", found.file)
-        assert.equal("off", found.affinity)
+        assert.equal("prefix", found.affinity)
         assert.same({ first = 0.5, longest = 10, memory = 60, probe = 10, most_percent = 50 }, found.backoff)
         assert.same(
             { row = 5, error_ratio = 0.3, interval_seconds = 10, leavers = 3, leaver_seconds = 5 },
@@ -13,8 +13,8 @@ describe("settings", function()
     end)
 
     it("are as they are given, and otherwise have their defaults", function()
-        local found = settings.read '{"tries": 5, "affinity": "prefix", "backoff": {"first": 2}}'
-        assert.same({ 5, "prefix", 2, 10, 1000 }, {
+        local found = settings.read '{"tries": 5, "affinity": "session", "backoff": {"first": 2}}'
+        assert.same({ 5, "session", 2, 10, 1000 }, {
             found.tries,
             found.affinity,
             found.backoff.first,

@@ -40,7 +40,7 @@ return {
     { name = "bodies_waiting", kind = "integer", low = 0, default = 100 },
     { name = "body_wait_seconds", kind = "number", unit = "s", low = 0.001, default = 30 },
     -- How a node is found that has a prompt cached.
-    { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },
+    { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "prefix" },
     { name = "session_header", kind = "text", pattern = "^[%w-]+$", default = "X-Session-Id" },
     -- The most work that a session's node may have: the least work of all nodes times the factor, plus the slack.
     { name = "affinity_factor", kind = "number", low = 1, default = 2 },
