@@ -1,6 +1,7 @@
 --- Measure a choice of the balancer `work`, for benchmarks/choice.py: a content_by_lua_file. Arguments of the URL:
 -- `workers`; `max_conns`; `out`, `full`: how many nodes are ejected, or have as many requests as they may; `busy`: 1,
--- or 0 and all nodes are alike. Answers with the processor time of a choice in µs: the mean of the quickest round,
+-- or 0 and all nodes are alike; `marks`, how many prefix marks a prompt has, and `shared`, how many of these all prompts
+-- have. A choice begins with the look-up of the marks. Answers with the processor time of a choice in µs: the mean of the quickest round,
 -- because other processes slow down the others.
 
 local choice = require "vllm_nginx_lb.choice"
@@ -94,6 +95,18 @@ for i = 1, #addresses do
     end
 end
 
+--- The next prompt's marks, and where each ends.
+local own_marks = 0
+local function new_marks()
+    local marks, ends = {}, {}
+    for i = 1, wanted.marks do
+        own_marks = own_marks + 1
+        marks[i] = ngx.md5_bin(i <= wanted.shared and "shared " .. i or "own " .. own_marks)
+        ends[i] = 1024 * i
+    end
+    return marks, ends
+end
+
 local least = math.huge
 for _ = 1, ROUNDS do
     local seconds = 0
@@ -102,8 +115,9 @@ for _ = 1, ROUNDS do
             change(others[i % #others + 1])
         end
         local it = requests.accept()
-        requests:begin(it, 1000)
+        it.client, it.origin, it.marks, it.mark_ends = "somebody", 0, new_marks()
         local from = processor_seconds()
+        requests:begin(it, 1000, pool)
         local why = requests:send(it, pool)
         seconds = seconds + processor_seconds() - from
         assert(why, "no node")

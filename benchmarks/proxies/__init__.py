@@ -29,9 +29,11 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ScriptWeights("ours-stepped", "ours, balancer upstream, policy stepped: the ladder, few reloads", "stepped"),
     ScriptWeights("ours-capacity", "ours, balancer upstream, policy capacity", "capacity"),
     ScriptWeights("ours-static", "ours, balancer upstream, policy static: known capacities", "static", known=True),
-    OutstandingWork("ours-work", "ours, balancer work (the default): in-flight work, no reloads"),
+    OutstandingWork("ours-work", "ours, balancer work with the affinity off: in-flight work, no reloads"),
     OutstandingWork(
-        "ours-work-prefix", "ours, balancer work, and it knows which node has which prompts cached", "prefix"
+        "ours-work-prefix",
+        "ours, balancer work (the default): it also knows which node has which prompts cached",
+        "prefix",
     ),
     HaproxyLeastconn(),
     HaproxyWeights(),

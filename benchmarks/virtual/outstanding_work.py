@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import lupa.luajit21 as lupa
@@ -19,63 +20,69 @@ if TYPE_CHECKING:
     from benchmarks.virtual.node import VirtualNode
     from benchmarks.workload import Call
 
-MARK_BYTES = 1024  # a prefix mark stands for so many bytes (affinity/prefix.lua)
 BLOCK_TOKENS = 16  # of the names that a call has for its prompt's blocks
-BLOCKS_OF_A_MARK = MARK_BYTES // (BLOCK_TOKENS * workload.CHARACTERS_PER_TOKEN)
+BLOCK_BYTES = BLOCK_TOKENS * workload.CHARACTERS_PER_TOKEN
 # One ingress with one pool, over the pure modules of the role's Lua. Settings have their defaults but for those given.
 # The name of a node is its slot, the index in the fleet. Lists are passed as further arguments.
 INGRESS = """
 local least_work = require "vllm_nginx_lb.least_work"
+local prompt_marks = require "vllm_nginx_lb.prompt_marks"
+local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local slow_start = require "vllm_nginx_lb.slow_start"
 
---- A shared dictionary that is never full. It keeps what has expired; affinity/prefix.lua looks at times itself.
+--- A shared dictionary that is never full.
 local function endless_dict()
     local values = {}
     return {
         get = function(_, key) return values[key] end,
         set = function(_, key, value) values[key] = value end,
+        incr = function(_, key, by) values[key] = (values[key] or 0) + by end,
         capacity = function() return 2 ^ 24 end,
         free_space = function() return 1 end,
     }
 end
 
-return function(given, randint)
+return function(given, randint, kv_tokens)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
-    local pools, totals, ingress, clock = nil, {}, { prefix_bytes = settings.prefix_bytes }, 0
+    local pools, totals, ingress, sent = nil, {}, {}, sent_prompts.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
-        settings = settings,
         dict = endless_dict(),
-        now = function() return clock end,
+        sent = sent,
         has_refused = function() return false end,
     }
+    ingress.distance = prompt_marks.distance
 
     -- Take the weights of all nodes.
     function ingress.publish(now, ...)
         local former, nodes = pools, {}
         for i, weight in ipairs { ... } do
-            nodes[i] = { peer = tostring(i), slot = i - 1, weight = weight }
+            nodes[i] = { peer = tostring(i), slot = i - 1, weight = weight, kv_tokens = kv_tokens }
             totals[2 * i - 2], totals[2 * i - 1] = totals[2 * i - 2] or 0, totals[2 * i - 1] or 0
         end
         pools = { pool = { nodes = nodes } }
         slow_start.begin(pools, former, now, settings.ramp_seconds)
+        affinity:on_nodes(pools.pool)
     end
 
-    -- Choose a node for a request of so many bytes and these prefix marks, and count it. Whether each node may be
-    -- taken follows.
+    -- Choose a node for a request of so many bytes and these prefix marks, each "NAME END", and count it. Whether each
+    -- node may be taken follows.
     function ingress.choose(now, bytes, marks, ...)
         local usable = { ... }
-        local request = { bytes = math.min(bytes, settings.max_request_bytes), marks = {}, client = "" }
-        for mark in marks:gmatch "%S+" do
+        local request = { marks = {}, mark_ends = {}, client = "" }
+        for mark, bytes_to_end in marks:gmatch "(%S+) (%d+)" do
             request.marks[#request.marks + 1] = mark
+            request.mark_ends[#request.mark_ends + 1] = tonumber(bytes_to_end)
         end
-        clock = now
-        request.cached = affinity:cached(request)
+        request.prompt_bytes = settings.affinity == "prefix" and bytes or nil
+        request.bytes = least_work.prompt_bytes(request, bytes)
+        request.cached = affinity:cached(request, pools.pool)
         slow_start.go_on(pools, now, settings.ramp_seconds)
         local node = least_work.best(pools.pool.nodes, totals, request, settings, function(candidate)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
             local pending = least_work.cost(request, node)
+            sent:add(node.peer, pending)
             affinity:note(request, node)
             ingress.count(node.slot, pending, 1)
             return node.slot, pending
@@ -102,10 +109,11 @@ class OutstandingWork(ScriptWeights):
     ) -> None:
         """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
 
+        The affinity is off unless they set it.
         `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
         """
         super().__init__(name, policy, known=known)
-        self.pending, self.settings = pending, settings
+        self.pending, self.settings = pending, {"affinity": "off", **settings}
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""
@@ -113,7 +121,10 @@ class OutstandingWork(ScriptWeights):
         lua = lupa.LuaRuntime()
         lua.execute(f"package.path = '{LUA}/?.lua'")
         make_ingress: Any = lua.execute(INGRESS)
-        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
+        config = nodes[0].engine.config
+        kv_tokens = config.num_blocks * config.block_size
+        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint, kv_tokens)
+        self.mark_ends = [self.ingress.distance(0)]
 
     def publish(self, weights: Sequence[int], now: float) -> None:
         """Give new weights to Lua."""
@@ -131,12 +142,15 @@ class OutstandingWork(ScriptWeights):
         return (chosen[0], list(chosen)) if chosen else None
 
     def marks(self, call: Call) -> str:
-        """Return names of the prompt's prefix marks, from its beginning on; "" without prefixes."""
+        """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
         if self.settings.get("affinity") != "prefix":
             return ""
         blocks = call.prefix(BLOCK_TOKENS)
-        most = min(len(blocks), self.ingress.prefix_bytes // MARK_BYTES * BLOCKS_OF_A_MARK)
-        return " ".join(str(blocks[last]) for last in range(BLOCKS_OF_A_MARK - 1, most, BLOCKS_OF_A_MARK))
+        size = len(blocks) * BLOCK_BYTES
+        while self.mark_ends[-1] <= size:
+            self.mark_ends.append(self.mark_ends[-1] + self.ingress.distance(self.mark_ends[-1]))
+        ends = self.mark_ends[: bisect_right(self.mark_ends, size)]
+        return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
         """Count the prompt as done: a ticket is a node's index, and the bytes that are still pending."""

@@ -8,6 +8,7 @@ local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local place = require "vllm_nginx_lb.place"
+local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 
 local OTHER_WORKERS = 3
@@ -96,8 +97,12 @@ local function reads_of(case, count)
     end
     local parts = { settings = { stream_bytes = 100, ingresses = 1 }, ejection = out, affinity = off.new() }
     parts.random, parts.full = math.random, full_nodes.new(now)
-    local places =
-        place.new { in_flight = work, choice = choice.new(parts), peers = { set_current_peer = accept } }
+    local places = place.new {
+        in_flight = work,
+        choice = choice.new(parts),
+        sent = sent_prompts.new(dict),
+        peers = { set_current_peer = accept },
+    }
     local function take()
         return places:take({ bytes = 10, cached = {}, tried = {} }, { nodes = nodes })
     end

@@ -10,11 +10,11 @@ local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local request = require "vllm_nginx_lb.request"
+local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local verdict = require "vllm_nginx_lb.verdict"
 
 local SETTINGS = {
-    max_request_bytes = 5000,
     tries = 3,
     stall_seconds = 60,
     stream_bytes = 100,
@@ -37,7 +37,7 @@ end
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, speeds, waiting, nodes_out, counts, held
+    local fake, work, affinity, sent_to, speeds, waiting, nodes_out, counts, held
     local requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
@@ -77,7 +77,7 @@ describe("request", function()
 
     local function sent(bytes)
         local it = requests.accept()
-        requests:begin(it, bytes)
+        requests:begin(it, bytes, pool)
         return it, requests:send(it, pool)
     end
 
@@ -95,9 +95,10 @@ describe("request", function()
         counts = node_counts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
+        sent_to = sent_prompts.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, speeds)
-        local affinity = off.new()
+        affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer
         end
@@ -111,6 +112,7 @@ describe("request", function()
             counts = counts,
             held = held,
             affinity = affinity,
+            sent = sent_to,
             random = function()
                 return 2 -- of several that are as good, the first
             end,
@@ -220,9 +222,23 @@ describe("request", function()
         assert.same({ { 3000, 1 }, { 0, 1 } }, counted())
     end)
 
-    it("counts no more than a request may", function()
-        sent(9000)
-        assert.same({ { 5000, 1 }, { 0, 0 } }, counted())
+    it("counts a part of a long body that nobody has looked into", function()
+        sent(1000000)
+        assert.same({ { 65536, 1 }, { 0, 0 } }, counted())
+    end)
+
+    it("counts its whole prompt if that is known, less what its node has cached, there and as sent", function()
+        affinity.cached = function(_, it, of)
+            return of == pool and it.prompt_bytes and { ["node-1:80"] = 150000 } or {}
+        end
+        local it = requests.accept()
+        it.prompt_bytes = 200000
+        requests:begin(it, 1000000, pool)
+        requests:send(it, pool)
+        assert.same({ { 0, 0 }, { 50000, 1 } }, counted())
+        assert.same({ 0, 50000 }, { sent_to:to "node-0:80", sent_to:to "node-1:80" })
+        requests:send(it, pool, BROKEN)
+        assert.same({ 200000, 50000 }, { sent_to:to "node-0:80", sent_to:to "node-1:80" })
     end)
 
     it("is kept by nobody before it is sent to a node", function()
@@ -344,7 +360,7 @@ describe("request", function()
         assert.same({ "node-1:80", { "node node-0: bad address" } }, { it.peer, said })
         refused["node-1"] = "bad address"
         it = requests.accept()
-        requests:begin(it, 1)
+        requests:begin(it, 1, pool)
         assert.is_nil(requests:send(it, pool))
     end)
 
@@ -448,7 +464,7 @@ describe("request", function()
             local older, it = requests.accept(), sent(100)
             assert.is_true(it.is_trial)
             assert.is_false(may_take "node-0")
-            requests:begin(older, 100)
+            requests:begin(older, 100, pool)
             requests:send(older, pool) -- as the last resort
             assert.is_false(older.is_trial)
             requests:finish(older.number, try)
@@ -465,7 +481,7 @@ describe("request", function()
         fake.now = 2
         local it = requests.accept()
         it.is_light = true
-        requests:begin(it, 100)
+        requests:begin(it, 100, pool)
         requests:send(it, pool)
         assert.is_true(may_take "node-0") -- it is no trial
         requests:see_piece(it, "word", true)

@@ -4,7 +4,7 @@ describe("settings", function()
     it("have their defaults", function()
         local found = settings.read "{}"
         assert.equal("/etc/nginx/vllm-nginx-lb/weights.json", found.file)
-        assert.equal("off", found.affinity)
+        assert.equal("prefix", found.affinity)
         assert.same({ first = 0.5, longest = 10, memory = 60, probe = 10, most_percent = 50 }, found.backoff)
         assert.same(
             { row = 5, error_ratio = 0.3, interval_seconds = 10, leavers = 3, leaver_seconds = 5 },
@@ -13,8 +13,8 @@ describe("settings", function()
     end)
 
     it("are as they are given, and otherwise have their defaults", function()
-        local found = settings.read '{"tries": 5, "affinity": "prefix", "backoff": {"first": 2}}'
-        assert.same({ 5, "prefix", 2, 10, 1000 }, {
+        local found = settings.read '{"tries": 5, "affinity": "session", "backoff": {"first": 2}}'
+        assert.same({ 5, "session", 2, 10, 1000 }, {
             found.tries,
             found.affinity,
             found.backoff.first,
@@ -39,7 +39,6 @@ describe("settings", function()
             { "work_stream_bytes", found.stream_bytes },
             { "work_prefill_bytes_per_second", found.prefill_bytes_per_second },
             { "work_ingresses", found.ingresses },
-            { "work_max_request_kib", found.max_request_bytes / 1024 },
             { "work_ramp_seconds", found.ramp_seconds },
             { "work_stall_seconds", found.stall_seconds },
             { "work_upload_seconds", found.upload_seconds },
@@ -53,8 +52,6 @@ describe("settings", function()
             { "work_session_header", found.session_header },
             { "work_affinity_factor", found.affinity_factor },
             { "work_affinity_slack_bytes", found.affinity_slack_bytes },
-            { "work_prefix_bytes", found.prefix_bytes },
-            { "work_prefix_seconds", found.prefix_seconds },
         }
         local compared = {
             -- What nginx itself is told, not Lua.
@@ -90,7 +87,6 @@ describe("settings", function()
         { "dict: expected a text", { dict = "" } },
         { "backoff.longest: expected at least backoff.first", { backoff = { first = 11 } } },
         { "backoff.memory: expected more than backoff.longest", { backoff = { memory = 10 } } },
-        { "prefix_bytes: expected at most max_request_bytes", { max_request_bytes = 1024 } },
         {
             "affinity_factor: expected a number of at least 1; ingresses: expected an integer of at least 1",
             { ingresses = 0, affinity_factor = 0 },

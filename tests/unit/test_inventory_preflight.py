@@ -485,10 +485,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"vllm_nginx_lb_upstream_template_file": "mine.j2"},
         'vllm_nginx_lb_upstream_template_file is "mine.j2"; work needs the URL, which alone says',
     ),
-    (
-        {"nginx_ingress_work_prefix_bytes": 131072},
-        "HOST: nginx_ingress_work_prefix_bytes is 131072; allowed is up to 65536, which is",
-    ),
     # What used to fail late, on the host.
     (
         {"vllm_nginx_lb_capacity_lowest_weight": 500},

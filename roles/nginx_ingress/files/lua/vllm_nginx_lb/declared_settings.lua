@@ -18,8 +18,6 @@ return {
     { name = "prefill_bytes_per_second", kind = "number", unit = "bytes", low = 1, default = 32 * 1024 },
     -- How many ingresses send requests to the same nodes.
     { name = "ingresses", kind = "integer", low = 1, default = 1 },
-    -- The largest work of one request.
-    { name = "max_request_bytes", kind = "integer", unit = "bytes", low = 1, default = 64 * 1024 },
     -- The most nodes that one request may reach.
     { name = "tries", kind = "integer", low = 1, default = 3 },
     -- How long slow start lasts; 0: a returning node has its full weight at once.
@@ -42,14 +40,12 @@ return {
     { name = "bodies_waiting", kind = "integer", low = 0, default = 100 },
     { name = "body_wait_seconds", kind = "number", unit = "s", low = 0.001, default = 30 },
     -- How a node is found that has a prompt cached.
-    { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "off" },
+    { name = "affinity", kind = "word", choices = { "off", "session", "prefix" }, default = "prefix" },
     { name = "session_header", kind = "text", pattern = "^[%w-]+$", default = "X-Session-Id" },
     -- The most work that a session's node may have: the least work of all nodes times the factor, plus the slack.
     { name = "affinity_factor", kind = "number", low = 1, default = 2 },
     { name = "affinity_slack_bytes", kind = "number", unit = "bytes", low = 0, default = 8192 },
-    -- How many bytes of a body get prefix marks, for how long marks are kept, and in which shared dictionary.
-    { name = "prefix_bytes", kind = "integer", unit = "bytes", low = 1, default = 16 * 1024 },
-    { name = "prefix_seconds", kind = "number", unit = "s", low = 0.001, default = 600 },
+    -- The shared dictionary of the prefix marks.
     { name = "prefix_dict", kind = "text", default = "vllm_nginx_lb_prefixes" },
     {
         name = "backoff", -- of ejection

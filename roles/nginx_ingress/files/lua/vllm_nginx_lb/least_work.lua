@@ -13,6 +13,18 @@ local least_work = {}
 -- A cached byte counts more than once: on another node the prompt would displace other cached prompts.
 local CACHED = 2
 
+-- Of a body that nobody has looked into, so many bytes count at most: the rest of a longer one is probably an image, or
+-- cached.
+local MOST_UNSEEN_BYTES = 64 * 1024
+
+--- The bytes that a request's prompt counts, cached ones included.
+---@param request table `prompt_bytes` of its prompt, if its body was looked into
+---@param body_bytes number of its whole body
+---@return number bytes
+function least_work.prompt_bytes(request, body_bytes)
+    return request.prompt_bytes or math.min(body_bytes, MOST_UNSEEN_BYTES)
+end
+
 --- The bytes of a request less a multiple of what a node has cached of it. A node in slow start has nothing cached.
 local function uncached(request, node, times)
     local cached = not node.slow_since and request.cached[node.peer] or 0

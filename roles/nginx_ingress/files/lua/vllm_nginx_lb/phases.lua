@@ -98,7 +98,7 @@ function phases.balance(pool_name)
         -- An error page of nginx has sent this request to a node again: close the former record, begin a new one.
         worker.requests:finish(tonumber(var.vllm_nginx_lb_request), outcome.read(var, 1))
         request.is_light = IS_LIGHT[var.request_method]
-        worker.requests:begin(request, tonumber(var.content_length) or tonumber(var.request_length) or 0)
+        worker.requests:begin(request, tonumber(var.content_length) or tonumber(var.request_length) or 0, pool)
         var.vllm_nginx_lb_request, var.vllm_nginx_lb_pool_name = request.number, pool_name
     end
     local why = worker.requests:send(request, pool, request.peer and outcome.read(var, 1))

@@ -14,6 +14,7 @@ local place = {}
 ---@class PlaceParts
 ---@field in_flight InFlight
 ---@field choice Choice
+---@field sent SentPrompts
 ---@field peers table `set_current_peer`, as of ngx.balancer
 ---@field log fun(text: string)
 
@@ -52,6 +53,7 @@ function Places:occupy(it, node, totals)
         it.tried[node.peer] = nil
         return false
     end
+    self.parts.sent:add(node.peer, bytes)
     it.peer = node.peer
     return true
 end

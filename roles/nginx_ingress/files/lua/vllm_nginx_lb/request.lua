@@ -8,6 +8,7 @@
 -- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
 -- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
+local least_work = require "vllm_nginx_lb.least_work"
 local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 local stall = require "vllm_nginx_lb.stall"
@@ -19,8 +20,10 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field origin integer|nil what ties it to a node: its session's place on the ring, or a number of its first mark
 ---@field body RequestBody|nil
 ---@field client string|nil who sent it, where prefixes have marks
----@field marks string[]|nil the prefix marks of its body (affinity/prefix.lua)
----@field bytes number of its prompt, at most `max_request_bytes`
+---@field marks string[]|nil the prefix marks of its prompt, from the shortest prefix on (prompt_marks.lua)
+---@field mark_ends integer[]|nil how many bytes of the prompt end with each mark
+---@field prompt_bytes integer|nil of its prompt, if its body was looked into for that
+---@field bytes number that its prompt counts
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
@@ -47,9 +50,8 @@ Requests.__index = Requests
 
 local request = {}
 
----@class RequestParts
----@field settings table `max_request_bytes`, `tries`, `stall_seconds`
----@field in_flight InFlight
+---@class RequestParts: PlaceParts see place.lua for its fields
+---@field settings table `tries`, `stall_seconds`
 ---@field pending Pending
 ---@field prefill Prefill
 ---@field ejection Ejection
@@ -57,10 +59,8 @@ local request = {}
 ---@field outlier Outlier
 ---@field verdicts Verdicts
 ---@field affinity Affinity
----@field choice Choice
 ---@field peers table `set_current_peer` and `set_more_tries`, as of ngx.balancer
 ---@field now fun(): number seconds of clock.lua
----@field log fun(text: string)
 
 --- Follow the requests of one worker.
 -- An nginx variable has the number of each request. Unlike ngx.ctx, the variable survives the internal redirect to an
@@ -80,10 +80,10 @@ end
 --- Prepare a request for its first choice, and keep its record.
 ---@param it Request
 ---@param bytes number of its body
-function Requests:begin(it, bytes)
-    local parts = self.parts
-    it.bytes = math.min(bytes, parts.settings.max_request_bytes)
-    it.cached = parts.affinity:cached(it)
+---@param pool table its nodes
+function Requests:begin(it, bytes, pool)
+    it.bytes = least_work.prompt_bytes(it, bytes)
+    it.cached = self.parts.affinity:cached(it, pool)
     it.tries = 0
     self.latest = self.latest + 1
     it.number = self.latest

@@ -87,9 +87,6 @@ local function check_together(filled, problems)
     elseif backoff.memory <= backoff.longest then
         problems[#problems + 1] = "backoff.memory: expected more than backoff.longest"
     end
-    if filled.prefix_bytes > filled.max_request_bytes then
-        problems[#problems + 1] = "prefix_bytes: expected at most max_request_bytes"
-    end
 end
 
 --- All settings, from those that differ from their defaults.

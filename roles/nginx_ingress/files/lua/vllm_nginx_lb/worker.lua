@@ -18,6 +18,7 @@ local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
 local request = require "vllm_nginx_lb.request"
+local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local session = require "vllm_nginx_lb.affinity.session"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
@@ -44,6 +45,7 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field pending Pending
 ---@field error_share ErrorShare
 ---@field affinity Affinity
+---@field sent SentPrompts
 ---@field requests Requests
 ---@field free_places FreePlaces
 ---@field bodies BodyQueue
@@ -84,9 +86,7 @@ local function new_affinity(wanted, prefixes)
     if wanted.affinity == "session" then
         return session.new(wanted, hash32, has_refused)
     elseif wanted.affinity == "prefix" then
-        local parts = { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
-        parts.has_refused = has_refused
-        return prefix.new(parts)
+        return prefix.new { dict = prefixes, sent = worker.sent, hash = ngx.md5_bin, has_refused = has_refused }
     end
     return off.new()
 end
@@ -130,6 +130,7 @@ local function follow_requests(dict)
         prefill = worker.prefill,
         held = worker.held,
         affinity = worker.affinity,
+        sent = worker.sent,
         random = math.random,
         peers = peers,
         now = clock.now,
@@ -163,6 +164,7 @@ function worker.start()
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }
     worker.counts = node_counts.new(dict)
+    worker.sent = sent_prompts.new(dict)
     worker.unfit = unfit_requests.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name, function(pid)

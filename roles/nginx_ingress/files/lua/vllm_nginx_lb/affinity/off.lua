@@ -22,6 +22,7 @@ function Off.prepare() end
 
 --- How many bytes of a request's prompt each node has probably cached.
 ---@param request Request
+---@param pool table of nodes
 ---@return table<string, number> bytes by the node's address
 function Off.cached()
     return NOTHING_CACHED

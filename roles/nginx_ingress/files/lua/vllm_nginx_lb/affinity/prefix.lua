@@ -1,13 +1,15 @@
---- Affinity by prompt prefixes: which node was sent which beginning of a body. A node probably has such a beginning in
--- its prefix cache.
--- A body has one prefix mark for each whole block from its beginning. A mark is a hash of the body up to the end of its
--- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
--- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
+--- Affinity by prompt prefixes: which node was sent which beginning of a prompt, and how much it was sent since. A node
+-- probably has such a beginning in its prefix cache until newer prompts need the room.
+-- Time is counted in bytes for that: the clock of a node is the bytes of prompts that it had to compute
+-- (sent_prompts.lua). A mark counts at a node as long as the prompt up to the mark and what the node has computed since
+-- would fit its KV cache together. So a long prompt is forgotten from its end, as vLLM evicts it.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that. A node that has refused a
 -- prompt with the same first mark lately has none of it, see affinity/session.lua.
 -- One client cannot fill the memory for all: each has a share of a full memory (mark_shares.lua).
 
 local mark_shares = require "vllm_nginx_lb.mark_shares"
+local prompt_marks = require "vllm_nginx_lb.prompt_marks"
+local tokens = require "vllm_nginx_lb.tokens"
 
 local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 
@@ -15,28 +17,18 @@ local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 local Prefix = {}
 Prefix.__index = Prefix
 
-local prefix = { BLOCK_BYTES = 1024 }
+local prefix = {}
 
 ---@class PrefixParts
----@field settings table `prefix_bytes`, how much of a body's beginning gets marks, and `prefix_seconds`, for how long a
---- node is taken to keep a prompt
 ---@field dict SharedDict of the marks
+---@field sent SentPrompts
 ---@field hash fun(text: string): string a text of 16 bytes
----@field now fun(): number seconds of a clock that nobody sets
 ---@field has_refused fun(peer: string, origin: integer): boolean
 
 ---@param parts PrefixParts
 ---@return Prefix
 function prefix.new(parts)
-    local it = { parts = parts, settings = parts.settings, dict = parts.dict, shares = mark_shares.new(parts.dict) }
-    return setmetatable(it, Prefix)
-end
-
---- Add the marks of the next blocks of a body.
-local function mark_blocks(window, marks, hash)
-    for last = prefix.BLOCK_BYTES, #window, prefix.BLOCK_BYTES do
-        marks[#marks + 1] = hash((marks[#marks] or "") .. window:sub(last - prefix.BLOCK_BYTES + 1, last))
-    end
+    return setmetatable({ parts = parts, dict = parts.dict, shares = mark_shares.new(parts.dict) }, Prefix)
 end
 
 --- A number for a mark.
@@ -48,39 +40,50 @@ local function number_of(mark)
     return number
 end
 
---- Note the marks of a body's first bytes; the last one stands for the longest prefix. A body that cannot be looked
--- into now has none.
+--- Note the marks of a body. A body that cannot be looked into now has none.
 function Prefix:prepare(request, _, body, client)
-    local marks, hash = {}, self.parts.hash
-    body:each_window(self.settings.prefix_bytes, function(window)
-        mark_blocks(window, marks, hash)
+    local seen = prompt_marks.new(self.parts.hash)
+    local is_seen = body:each_window(math.huge, function(window)
+        seen:see(window)
     end)
-    request.marks, request.client, request.origin = marks, client(), marks[1] and number_of(marks[1])
+    request.client, request.marks, request.mark_ends = client(), {}, {}
+    if is_seen then
+        request.marks, request.mark_ends, request.prompt_bytes = seen:finish()
+        request.origin = request.marks[1] and number_of(request.marks[1])
+    end
 end
 
---- The nodes of a mark, and since when. The dictionary's own times follow the wall clock.
-function Prefix:peers_of(mark)
-    local at, peers = (self.dict:get(mark) or ""):match "^(%d+) (.*)$"
-    if not at or self.parts.now() - tonumber(at) > self.settings.prefix_seconds then
-        return nil
+--- Whether a node probably still has a beginning of a prompt. A node that has left the list and returned has a new
+-- clock.
+---@param bytes integer of that beginning
+---@param age number by how many bytes the node's clock has gone on since
+local function is_kept(node, bytes, age)
+    return age >= 0 and age + bytes <= (node.kv_tokens or tokens.KV_TOKENS) * tokens.BYTES
+end
+
+--- The nodes of a pool that probably have the prompt up to a mark: bytes by address, or nil if there are none.
+function Prefix:holders(mark, bytes, nodes, origin)
+    local value, found, has_holders = self.dict:get(mark), {}, false
+    for peer, stamp in (value or ""):gmatch "(%S+)=(%d+)" do
+        if nodes[peer] and is_kept(nodes[peer], bytes, self.parts.sent:to(peer) - tonumber(stamp)) then
+            has_holders = true
+            found[peer] = not self.parts.has_refused(peer, origin) and bytes or nil
+        end
     end
-    return peers
+    return has_holders and found or nil
 end
 
 --- Only the nodes with the longest prefix count. Other nodes may have its beginning, such as the system prompt of many
 -- chats. Counting these too would spread chats over the caches of many nodes (docs/decisions.md).
-function Prefix:cached(request)
-    local found, marks, has_refused = {}, request.marks or {}, self.parts.has_refused
-    for count = #marks, 1, -1 do
-        local peers = self:peers_of(marks[count])
-        if peers then
-            for peer in peers:gmatch "%S+" do
-                found[peer] = not has_refused(peer, request.origin) and count * prefix.BLOCK_BYTES or nil
-            end
-            break
+function Prefix:cached(request, pool)
+    local marks = request.marks or {}
+    for i = #marks, 1, -1 do
+        local found = self:holders(marks[i], request.mark_ends[i], pool.by_peer, request.origin)
+        if found then
+            return found
         end
     end
-    return found
+    return {}
 end
 
 function Prefix.preferred()
@@ -88,30 +91,41 @@ function Prefix.preferred()
 end
 
 --- The nodes of a mark, this one first.
-local function with(peer, peers)
-    local found, count = { peer }, 1
-    for other in peers:gmatch "%S+" do
+---@param own string this node and its clock
+---@param value string|nil the mark's former nodes
+local function with(peer, own, value)
+    if not value then
+        return own
+    end
+    local found, count = { own }, 1
+    for other, at in value:gmatch "(%S+)=(%d+)" do
         if other ~= peer and count < MOST_PEERS then
             count = count + 1
-            found[count] = other
+            found[count] = other .. "=" .. at
         end
     end
     return table.concat(found, " ")
 end
 
+--- The shortest prefix is written last, so that a full memory forgets the ends of prompts first.
 function Prefix:note(request, node)
-    local known, fresh, now = {}, {}, self.parts.now()
-    for i, mark in ipairs(request.marks or {}) do
-        known[i] = self:peers_of(mark)
-        fresh[#fresh + 1] = not known[i] and mark or nil
+    local marks, known, fresh = request.marks or {}, {}, {}
+    for i = 1, #marks do
+        known[i] = self.dict:get(marks[i])
+        fresh[#fresh + 1] = not known[i] and marks[i] or nil
     end
     self.shares:make_room(request.client, fresh)
-    for i, mark in ipairs(request.marks or {}) do
-        local value = ("%d %s"):format(now, with(node.peer, known[i] or ""))
-        self.dict:set(mark, value, self.settings.prefix_seconds)
+    local own = ("%s=%.0f"):format(node.peer, self.parts.sent:to(node.peer))
+    for i = #marks, 1, -1 do
+        self.dict:set(marks[i], with(node.peer, own, known[i]))
     end
 end
 
-function Prefix.on_nodes() end
+function Prefix.on_nodes(_, pool)
+    pool.by_peer = {}
+    for _, node in ipairs(pool.nodes) do
+        pool.by_peer[node.peer] = node
+    end
+end
 
 return prefix
