@@ -17,6 +17,8 @@ local NO_LIVE_NODE = -3
 -- The methods of requests that compute nothing, such as one for the list of models.
 local IS_LIGHT = { GET = true, HEAD = true, OPTIONS = true }
 
+local NO_MODELS = {}
+
 local phases = {}
 
 --- init_by_lua: read the settings.
@@ -58,6 +60,25 @@ local function accept()
     return request
 end
 
+--- Read the body for its pool, unless nginx has found that by the path, name or X-Model.
+---@param request Request gets `pool_name`
+---@return Answer|nil answer for the client, whose request then goes to no node
+local function read(request)
+    local models = (ngx.var.vllm_nginx_lb_route or "") == "" and worker.weights:models() or NO_MODELS
+    local search, answer = router.search(models, ngx.var.uri)
+    if not search then
+        return answer
+    end
+    local readers = {}
+    search:join(readers)
+    local done, is_whole = request.body:walk(readers)
+    if not done then
+        return router.too_many_bodies()
+    end
+    request.pool_name, answer = router.pool_of(models, is_whole and search:name() or nil)
+    return answer
+end
+
 --- access_by_lua: accept a request unless its client has too much under way, receive its body, find its pool, and its
 -- session or prefix marks.
 function phases.access()
@@ -71,14 +92,9 @@ function phases.access()
     request.body = body
     body:receive(worker.settings.upload_seconds)
     worker.large_bodies:received(id, tonumber(ngx.var.request_length))
-    if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
-        local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function(see)
-            return body:each_window(math.huge, see)
-        end)
-        if answer then
-            return say(answer)
-        end
-        request.pool_name = pool_name
+    local answer = read(request)
+    if answer then
+        return say(answer)
     end
     worker.affinity:prepare(request, header, body, client)
 end
