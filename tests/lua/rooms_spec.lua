@@ -2,10 +2,12 @@
 
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes" },
+    { "prompt_payload" },
     { "former_key", "json_string", "meter", "model", "node_keys", "outcome", "output", "work_row" },
+    { "prompt_cells" },
     { "ejection_limit", "ending", "json_walk", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "mark_shares", "node_counts", "pending", "sent_prompts" },
-    { "large_bodies", "request_body", "router", "unfit_requests", "weights_file" },
+    { "prompt_marks", "large_bodies", "request_body", "router", "unfit_requests", "weights_file" },
     { "ejection", "error_share", "held_work", "outlier", "stall", "verdict" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },
