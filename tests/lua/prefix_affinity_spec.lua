@@ -2,10 +2,10 @@ local new_dict = require "fake_dict"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 
-local BLOCK = prefix.BLOCK_BYTES
+local BLOCK = 1024 -- bytes between two marks
 
---- A hash of which a reader sees what it is of.
-local function hash(text)
+--- A mark of which a reader sees what it is of.
+local function letters_of(text)
     local letters = {}
     for letter in text:gmatch "." do
         letters[#letters + 1] = letters[#letters] ~= letter and letter or nil
@@ -22,13 +22,12 @@ local function text(...)
 end
 
 describe("prefix affinity", function()
-    local dict, now, refusers
+    local dict, now, refusers, name
 
-    local function open(bytes)
+    local function open()
         return prefix.new {
-            settings = { prefix_bytes = bytes or 16 * BLOCK, prefix_seconds = 60 },
+            settings = { prefix_seconds = 60 },
             dict = shared_dict.open(dict, { name = "test", advice = "none", log = function() end }),
-            hash = hash,
             now = function()
                 return now
             end,
@@ -38,25 +37,21 @@ describe("prefix affinity", function()
         }
     end
 
-    --- A request of a client with this body, as the affinity has prepared it. Windows have `window_bytes`.
-    local function request_of(affinity, body, client, window_bytes)
-        local request = {}
-        affinity:prepare(request, nil, {
-            each_window = function(_, bytes, see)
-                local first, size = (body or ""):sub(1, bytes), window_bytes or 2 * BLOCK
-                for at = 1, #first, size do
-                    see(first:sub(at, at + size - 1))
-                end
-                return true
-            end,
-        }, function()
+    --- A request of a client with this body, as the affinity has prepared it.
+    local function request_of(affinity, body, client, is_whole)
+        local request = { prompt = {} }
+        function request.prompt.finish()
+            local marks, ends = {}, {}
+            for last = BLOCK, #body, BLOCK do
+                marks[#marks + 1] = name((marks[#marks] or "") .. body:sub(last - BLOCK + 1, last))
+                ends[#ends + 1] = last
+            end
+            return marks, ends, #body
+        end
+        affinity:prepare(request, nil, is_whole ~= false, function()
             return client or "somebody"
         end)
         return request
-    end
-
-    local function marks(body, bytes)
-        return request_of(open(bytes), body).marks
     end
 
     local function note(affinity, body, peer, client)
@@ -68,7 +63,7 @@ describe("prefix affinity", function()
     end
 
     before_each(function()
-        dict, now, refusers = new_dict(), 1000, {}
+        dict, now, refusers, name = new_dict(), 1000, {}, letters_of
     end)
 
     it("knows of no cached prompt where one with the same beginning was refused", function()
@@ -81,37 +76,23 @@ describe("prefix affinity", function()
         assert.same({ ["one:1"] = 2 * BLOCK, ["two:1"] = 2 * BLOCK }, cached(affinity, text("a", "b")))
     end)
 
-    it("marks whole blocks, each with all before it", function()
-        assert.same({ "a", "ab", "abc" }, marks(text("a", "b", "c") .. "rest"))
-        assert.same({}, marks(text "a":sub(2)))
-        assert.same({}, marks "")
-        assert.same({}, marks(nil))
-    end)
-
-    it("looks at the beginning alone", function()
-        assert.same({ "a", "ab" }, marks(text("a", "b", "c"), 2 * BLOCK))
-        assert.same({ "a" }, marks(text("a", "b", "c"), 2 * BLOCK - 1))
-    end)
-
-    it("has the same marks wherever windows begin", function()
-        local affinity = open()
-        for blocks = 1, 5 do
-            local body = text("a", "b", "c", "d") .. "rest"
-            assert.same({ "a", "ab", "abc", "abcd" }, request_of(affinity, body, nil, blocks * BLOCK).marks)
+    it("takes the marks of the prompt, if the body was read to its end", function()
+        for is_whole, expected in pairs {
+            [true] = { marks = { "a", "ab" }, mark_ends = { BLOCK, 2 * BLOCK }, prompt_bytes = 2 * BLOCK },
+            [false] = { marks = {}, mark_ends = {} },
+        } do
+            local request = request_of(open(), text("a", "b"), "c", is_whole)
+            assert.equal(is_whole, request.origin ~= nil)
+            assert.equal("c", request.client)
+            request.origin, request.client = nil, nil
+            assert.same(expected, request)
         end
     end)
 
-    it("reads no more of a body than it looks at", function()
-        local asked
-        open(2 * BLOCK):prepare({}, nil, {
-            each_window = function(_, bytes)
-                asked = bytes
-                return false
-            end,
-        }, function()
-            return "somebody"
-        end)
-        assert.equal(2 * BLOCK, asked)
+    it("reads the prompt of each body", function()
+        local request, readers = {}, {}
+        open():join(request, readers)
+        assert.equal(request.prompt, readers.messages)
     end)
 
     it("finds the nodes that were sent the most of it", function()
@@ -185,7 +166,7 @@ describe("prefix affinity", function()
 
         before_each(function()
             affinity = open()
-            affinity.parts.hash = function(text_so_far)
+            name = function(text_so_far)
                 local number, blocks = text_so_far:match "(%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d%d%d)"
                 return number .. ("%08d"):format(#text_so_far == BLOCK and 0 or tonumber(blocks) % 1000 + 1)
             end

@@ -3,7 +3,7 @@
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes" },
     { "prompt_payload" },
-    { "former_key", "json_string", "meter", "model", "node_keys", "outcome", "output", "work_row" },
+    { "former_key", "json_string", "meter", "model", "nginx_hash", "node_keys", "outcome", "output", "work_row" },
     { "prompt_cells" },
     { "ejection_limit", "ending", "json_walk", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "mark_shares", "node_counts", "pending", "sent_prompts" },

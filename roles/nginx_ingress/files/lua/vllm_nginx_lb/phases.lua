@@ -60,22 +60,27 @@ local function accept()
     return request
 end
 
---- Read the body for its pool, unless nginx has found that by the path, name or X-Model.
----@param request Request gets `pool_name`
+--- Read the body once: for its pool, unless nginx has found that by the path, name or X-Model, and for the affinity.
+---@param request Request gets `pool_name`, its session or its prefix marks
 ---@return Answer|nil answer for the client, whose request then goes to no node
 local function read(request)
     local models = (ngx.var.vllm_nginx_lb_route or "") == "" and worker.weights:models() or NO_MODELS
     local search, answer = router.search(models, ngx.var.uri)
-    if not search then
+    if answer then
         return answer
     end
     local readers = {}
-    search:join(readers)
-    local done, is_whole = request.body:walk(readers)
-    if not done then
-        return router.too_many_bodies()
+    if search then
+        search:join(readers)
     end
-    request.pool_name, answer = router.pool_of(models, is_whole and search:name() or nil)
+    worker.affinity:join(request, readers)
+    local done, is_whole = request.body:walk(readers)
+    if search and not done then
+        return router.too_many_bodies()
+    elseif search and is_whole then
+        request.pool_name, answer = router.pool_of(models, search:name())
+    end
+    worker.affinity:prepare(request, header, is_whole, client)
     return answer
 end
 
@@ -96,7 +101,6 @@ function phases.access()
     if answer then
         return say(answer)
     end
-    worker.affinity:prepare(request, header, body, client)
 end
 
 --- balancer_by_lua: choose a node for a request, or another one when a try has failed.

@@ -19,7 +19,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field origin integer|nil what ties it to a node: its session's place on the ring, or a number of its first mark
 ---@field body RequestBody|nil
 ---@field client string|nil who sent it, where prefixes have marks
----@field marks string[]|nil the prefix marks of its body (affinity/prefix.lua)
+---@field marks string[]|nil the prefix marks of its prompt, with `mark_ends` and `prompt_bytes` (prompt_marks.lua)
 ---@field bytes number of its prompt, at most `max_request_bytes`
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to

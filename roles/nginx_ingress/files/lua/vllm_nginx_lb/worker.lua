@@ -11,6 +11,7 @@ local held_work = require "vllm_nginx_lb.held_work"
 local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local large_bodies = require "vllm_nginx_lb.large_bodies"
+local nginx_hash = require "vllm_nginx_lb.nginx_hash"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local outlier = require "vllm_nginx_lb.outlier"
@@ -84,7 +85,7 @@ local function new_affinity(wanted, prefixes)
     if wanted.affinity == "session" then
         return session.new(wanted, hash32, has_refused)
     elseif wanted.affinity == "prefix" then
-        local parts = { settings = wanted, dict = prefixes, hash = ngx.md5_bin, now = clock.now }
+        local parts = { settings = wanted, dict = prefixes, hashes = nginx_hash, now = clock.now }
         parts.has_refused = has_refused
         return prefix.new(parts)
     end

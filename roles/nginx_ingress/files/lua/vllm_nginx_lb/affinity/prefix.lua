@@ -1,13 +1,11 @@
---- Affinity by prompt prefixes: which node was sent which beginning of a body. A node probably has such a beginning in
--- its prefix cache.
--- A body has one prefix mark for each whole block from its beginning. A mark is a hash of the body up to the end of its
--- block, as vLLM names the blocks of its cache (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next
--- turn of a chat has the marks of the turn before, and a question has the marks of its system prompt.
+--- Affinity by prompt prefixes: which node was sent which beginning of a prompt. A node probably has such a beginning
+-- in its prefix cache. A request's prefix marks name the beginnings of its prompt (prompt_marks.lua).
 -- Cached bytes count as work that the node saves. No node is preferred by more than that. A node that has refused a
 -- prompt with the same first mark lately has none of it, see affinity/session.lua.
 -- One client cannot fill the memory for all: each has a share of a full memory (mark_shares.lua).
 
 local mark_shares = require "vllm_nginx_lb.mark_shares"
+local prompt_marks = require "vllm_nginx_lb.prompt_marks"
 
 local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 
@@ -15,13 +13,12 @@ local MOST_PEERS = 16 -- how many nodes each mark remembers, the last ones
 local Prefix = {}
 Prefix.__index = Prefix
 
-local prefix = { BLOCK_BYTES = 1024 }
+local prefix = {}
 
 ---@class PrefixParts
----@field settings table `prefix_bytes`, how much of a body's beginning gets marks, and `prefix_seconds`, for how long a
---- node is taken to keep a prompt
+---@field settings table `prefix_seconds`, for how long a node is taken to keep a prompt
 ---@field dict SharedDict of the marks
----@field hash fun(text: string): string a text of 16 bytes
+---@field hashes PromptHashes
 ---@field now fun(): number seconds of a clock that nobody sets
 ---@field has_refused fun(peer: string, origin: integer): boolean
 
@@ -30,13 +27,6 @@ local prefix = { BLOCK_BYTES = 1024 }
 function prefix.new(parts)
     local it = { parts = parts, settings = parts.settings, dict = parts.dict, shares = mark_shares.new(parts.dict) }
     return setmetatable(it, Prefix)
-end
-
---- Add the marks of the next blocks of a body.
-local function mark_blocks(window, marks, hash)
-    for last = prefix.BLOCK_BYTES, #window, prefix.BLOCK_BYTES do
-        marks[#marks + 1] = hash((marks[#marks] or "") .. window:sub(last - prefix.BLOCK_BYTES + 1, last))
-    end
 end
 
 --- A number for a mark.
@@ -48,14 +38,20 @@ local function number_of(mark)
     return number
 end
 
---- Note the marks of a body's first bytes; the last one stands for the longest prefix. A body that cannot be looked
--- into now has none.
-function Prefix:prepare(request, _, body, client)
-    local marks, hash = {}, self.parts.hash
-    body:each_window(self.settings.prefix_bytes, function(window)
-        mark_blocks(window, marks, hash)
-    end)
-    request.marks, request.client, request.origin = marks, client(), marks[1] and number_of(marks[1])
+function Prefix:join(request, readers)
+    request.prompt = prompt_marks.new(self.parts.hashes)
+    request.prompt:join(readers)
+end
+
+--- Note the marks of a prompt; the last one stands for the longest prefix. A body that cannot be looked into now, and
+-- one that is no JSON object, has none.
+function Prefix.prepare(_, request, _, is_whole, client)
+    request.client, request.marks, request.mark_ends = client(), {}, {}
+    if is_whole then
+        request.marks, request.mark_ends, request.prompt_bytes = request.prompt:finish()
+        request.origin = request.marks[1] and number_of(request.marks[1])
+    end
+    request.prompt = nil
 end
 
 --- The nodes of a mark, and since when. The dictionary's own times follow the wall clock.
@@ -75,7 +71,7 @@ function Prefix:cached(request)
         local peers = self:peers_of(marks[count])
         if peers then
             for peer in peers:gmatch "%S+" do
-                found[peer] = not has_refused(peer, request.origin) and count * prefix.BLOCK_BYTES or nil
+                found[peer] = not has_refused(peer, request.origin) and request.mark_ends[count] or nil
             end
             break
         end
