@@ -1,5 +1,5 @@
 --- The hashes of nginx, for the marks of prompts.
--- MurmurHash2 takes a fifth of a nanosecond for a byte, MD5 seven times as long. So MD5 only sees the hashes of parts.
+-- MurmurHash2 takes a fifth of a nanosecond for a byte, much less than MD5. So MD5 only sees the hashes of parts.
 -- nginx exports the function to its modules, and LuaJIT calls it on a part of a text without a copy.
 
 local ffi = require "ffi"
