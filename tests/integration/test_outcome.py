@@ -378,7 +378,7 @@ def test_a_node_whose_answers_are_errors_more_often_than_the_others_is_ejected(w
 
 def chat(number: int, turn: int) -> bytes:
     """Return the prompt of a chat, which grows with each turn."""
-    return f"chat {number} ".ljust(2048, ".").encode() + b"and more " * 300 * turn
+    return json.dumps({"prompt": f"chat {number} ".ljust(2048, ".") + "and more " * 300 * turn}).encode()
 
 
 @pytest.mark.parametrize("affinity", ["session", "prefix"])

@@ -616,6 +616,46 @@ def test_the_model_of_a_request_says_which_pool_it_is_for(work: WorkStack) -> No
     wait_for(work.idle)
 
 
+def prompt(text: str) -> bytes:
+    """Return a body with a prompt."""
+    return json.dumps({"prompt": text}).encode()
+
+
+def test_a_next_turn_finds_its_beginning_whatever_is_around_the_prompt(work: WorkStack) -> None:
+    work.settings = {"affinity": "prefix"}
+    work.write_nginx()
+    work.stop()
+    work.start()
+    weights = {"node-2": 100, "node-3": 100, "node-4": 100}
+    work.publish(weights)
+
+    def body(chat: int, turns: int, **envelope: object) -> dict[str, object]:
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{chat:08}" + "A" * 40_000}}
+        texts = [f"turn {turn} of chat {chat} " * 200 for turn in range(turns)]
+        messages = [{"role": "user", "content": [{"type": "text", "text": text}, image]} for text in texts]
+        tools = [{"type": "function", "function": {"name": "read", "description": f"Reads file {chat}. " * 300}}]
+        return {"model": "m", "messages": messages, "tools": tools, **envelope}
+
+    homes = {}
+    for chat in range(6):
+        first = work.post(body=json.dumps(body(chat, 2, max_tokens=100)).encode(), path="/v1/chat/completions")
+        homes[chat] = first.node
+    assert len(set(homes.values())) > 1
+    for models in (None, ["m"]):  # the same walk finds the model
+        content = file_of(work, weights, "0b" if models else "0a")
+        if models:
+            content["pools"][0]["models"] = models
+            work.write(json.dumps(content))
+            work.await_generation("0b")
+        for chat, home in homes.items():
+            turn = body(chat, 3, temperature=0.5, user=f"somebody {chat}", max_tokens=9)
+            for keys in (sorted(turn), sorted(turn, reverse=True)):
+                text = json.dumps({key: turn[key] for key in keys}).encode()
+                answer = work.post(body=text, path="/v1/chat/completions")
+                assert (answer.node, answer.choice) == (home, "least work, cached prefix")
+    wait_for(work.idle)
+
+
 def test_what_a_node_has_cached_counts_as_work_that_it_saves(work: WorkStack) -> None:
     work.settings = {"affinity": "prefix"}
     work.write_nginx()
@@ -624,28 +664,28 @@ def test_what_a_node_has_cached_counts_as_work_that_it_saves(work: WorkStack) ->
     work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
     chats = {f"chat {i} ".ljust(2048, "."): "" for i in range(20)}
     for chat in chats:
-        answer = work.post(body=chat.encode())
+        answer = work.post(body=prompt(chat))
         assert answer.choice == "least work"
         chats[chat] = str(answer.node)
     assert len(set(chats.values())) > 1
     for turn in range(3):
         for chat, node in chats.items():
-            answer = work.post(body=(chat + "and more " * 200 * turn).encode())
+            answer = work.post(body=prompt(chat + "and more " * 200 * turn))
             assert (answer.node, answer.choice) == (node, "least work, cached prefix")
 
     chat, node = next(iter(chats.items()))
     busy = streaming(work, node)
     busy.begin.clear()
     with ThreadPoolExecutor(1) as pool:
-        kept = pool.submit(work.post, body=(chat + "x" * 4000).encode())
+        kept = pool.submit(work.post, body=prompt(chat + "x" * 4000))
         wait_for(lambda: work.totals()[node][1] == 1)
         pending = work.totals()[node][0]
         assert 4000 <= pending < 5100, "what is cached is no work"
-        away = work.post(body=chat.encode())
+        away = work.post(body=prompt(chat))
         busy.begin.set()
         assert kept.result().node == node
     assert (away.node != node, away.choice) == (True, "least work")
-    assert work.post(body=chat.encode()).node in {node, away.node}
+    assert work.post(body=prompt(chat)).node in {node, away.node}
     wait_for(work.idle)
 
 
@@ -659,7 +699,7 @@ def test_a_client_that_sends_noise_loses_its_own_oldest_prefix_marks(work: WorkS
     def ask(client: str, text: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", work.ingress_port, 30, (client, 0))
         with contextlib.closing(connection):
-            connection.request("POST", "/v1/completions", text.encode() * 2048)  # 16 KiB
+            connection.request("POST", "/v1/completions", prompt(text * 2048))  # 16 KiB
             answer = connection.getresponse()
             return Answer(answer.status, answer.read().decode(), answer.headers["X-Choice"])
 

@@ -144,7 +144,7 @@ def test_long_prompts_that_are_not_streamed_do_not_keep_others_from_their_nodes(
 
 
 def test_a_padded_prompt_is_pending_for_a_bounded_time(counted: CountedStack) -> None:
-    counted.start_with(prefill_bytes_per_second=100_000, affinity="off")
+    counted.start_with(prefill_bytes_per_second=100_000)
     counted.publish({"node-2": 100, "node-3": 100})
     padded = json.dumps({"prompt": "hi"}).encode() + b" " * 1_000_000
     with ThreadPoolExecutor(1) as pool:

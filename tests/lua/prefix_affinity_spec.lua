@@ -45,9 +45,6 @@ describe("prefix affinity", function()
         affinity = prefix.new {
             dict = open_dict(dict),
             sent = sent,
-            hash = function(text)
-                return ("%016d"):format(#text)
-            end,
             has_refused = function(peer, origin)
                 return refusers[peer] == origin
             end,
@@ -60,40 +57,39 @@ describe("prefix affinity", function()
     end)
 
     describe("of a body", function()
-        local function prepared(body, can_look)
-            local request = {}
-            affinity:prepare(request, nil, {
-                each_window = function(_, bytes, see)
-                    assert.equal(math.huge, bytes)
-                    if can_look then
-                        see(body)
-                    end
-                    return can_look
-                end,
-            }, function()
+        local function prepared(is_whole, marks, ends, bytes)
+            local request = { prompt = { finish = function() return marks, ends, bytes end } }
+            affinity:prepare(request, nil, is_whole, function()
                 return "somebody"
             end)
             return request
         end
 
         it("has its marks, its client and the bytes of its prompt", function()
-            local request = prepared(("a"):rep(2500), true)
-            assert.same({ KIB, 2 * KIB }, request.mark_ends)
-            assert.same({ 2, 2500, "somebody" }, { #request.marks, request.prompt_bytes, request.client })
+            local request = prepared(true, { "aaaa", "bbbb" }, { KIB, 2 * KIB }, 2500)
+            assert.same({ { "aaaa", "bbbb" }, { KIB, 2 * KIB } }, { request.marks, request.mark_ends })
+            assert.same({ 2500, "somebody" }, { request.prompt_bytes, request.client })
             assert.is_number(request.origin)
+            assert.is_nil(request.prompt)
         end)
 
         it("without a whole block has no marks, and nothing that ties it to a node", function()
-            local request = prepared("short", true)
+            local request = prepared(true, {}, {}, 5)
             assert.same({ {}, 5 }, { request.marks, request.prompt_bytes })
             assert.is_nil(request.origin)
         end)
 
-        it("that cannot be looked into now has no marks, and its prompt is unknown", function()
-            local request = prepared(("a"):rep(2500), false)
+        it("that was not read to its end has no marks, and its prompt is unknown", function()
+            local request = prepared(false, { "aaaa" }, { KIB }, 2500)
             assert.same({}, request.marks)
             assert.is_nil(request.prompt_bytes)
             assert.same({}, affinity:cached(request, pool))
+        end)
+
+        it("is read as it comes", function()
+            local request, readers = {}, {}
+            affinity:join(request, readers)
+            assert.equal(request.prompt, readers.messages)
         end)
     end)
 

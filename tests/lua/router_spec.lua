@@ -3,47 +3,36 @@ local router = require "vllm_nginx_lb.router"
 
 local MODELS = { small = "a", ["org/small-7b"] = "a", large = "b" }
 
-local function route(models, path, body)
-    return router.route(models, path, function(see)
-        if body then
-            see(body)
-        end
-        return true
-    end)
-end
-
 describe("router", function()
     it("finds the pool of a request's model", function()
-        assert.equal("a", route(MODELS, "/v1/completions", '{"model": "small"}'))
-        assert.equal("b", route(MODELS, "/v1/completions", '{"model": "large"}'))
+        assert.equal("a", router.pool_of(MODELS, "small"))
+        assert.equal("b", router.pool_of(MODELS, "large"))
     end)
 
     it("leaves the pool to nginx where the request names no model", function()
-        for _, body in ipairs { "{}", "", '{"model": 7}' } do
-            local pool, answer = route(MODELS, "/v1/completions", body)
-            assert.same({}, { pool, answer })
-        end
-        local pool, answer = route(MODELS, "/v1/completions", nil)
-        assert.same({}, { pool, answer })
+        assert.same({}, { router.pool_of(MODELS, nil) })
+    end)
+
+    it("searches a body for its model", function()
+        local search, answer = router.search(MODELS, "/v1/completions")
+        assert.is_nil(answer)
+        search:begin "model"
+        search:see('"small"', 1, 7)
+        assert.equal("small", search:name())
     end)
 
     it("reads no body where no pool names its models", function()
-        assert.is_nil(router.route({}, "/v1/models", function()
-            error "it was read"
-        end))
+        assert.same({}, { router.search({}, "/v1/models") })
     end)
 
     it("lets a request come back where its body cannot be looked into", function()
-        local pool, answer = router.route(MODELS, "/v1/completions", function()
-            return false
-        end)
-        assert.is_nil(pool)
+        local answer = router.too_many_bodies()
         assert.same({ 503, 1 }, { answer.status, answer.retry_after })
         assert.equal("service_unavailable", cjson.decode(answer.json).error.code)
     end)
 
     it("answers as OpenAI does when there is no such model", function()
-        local pool, answer = route(MODELS, "/v1/completions", '{"model": "none"}')
+        local pool, answer = router.pool_of(MODELS, "none")
         assert.is_nil(pool)
         assert.equal(404, answer.status)
         assert.same({
@@ -57,8 +46,8 @@ describe("router", function()
     end)
 
     it("answers with the models of all pools", function()
-        local pool, answer = route(MODELS, "/v1/models")
-        assert.is_nil(pool)
+        local search, answer = router.search(MODELS, "/v1/models")
+        assert.is_nil(search)
         assert.equal(200, answer.status)
         local listed, names = cjson.decode(answer.json), {}
         for i, model in ipairs(listed.data) do

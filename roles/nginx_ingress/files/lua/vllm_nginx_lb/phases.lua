@@ -17,6 +17,8 @@ local NO_LIVE_NODE = -3
 -- The methods of requests that compute nothing, such as one for the list of models.
 local IS_LIGHT = { GET = true, HEAD = true, OPTIONS = true }
 
+local NO_MODELS = {}
+
 local phases = {}
 
 --- init_by_lua: read the settings.
@@ -58,6 +60,30 @@ local function accept()
     return request
 end
 
+--- Read the body once: for its pool, unless nginx has found that by the path, name or X-Model, and for the affinity.
+---@param request Request gets `pool_name`, its session or its prefix marks
+---@return Answer|nil answer for the client, whose request then goes to no node
+local function read(request)
+    local models = (ngx.var.vllm_nginx_lb_route or "") == "" and worker.weights:models() or NO_MODELS
+    local search, answer = router.search(models, ngx.var.uri)
+    if answer then
+        return answer
+    end
+    local readers = {}
+    if search then
+        search:join(readers)
+    end
+    worker.affinity:join(request, readers)
+    local done, is_whole = request.body:walk(readers)
+    if search and not done then
+        return router.too_many_bodies()
+    elseif search and is_whole then
+        request.pool_name, answer = router.pool_of(models, search:name())
+    end
+    worker.affinity:prepare(request, header, is_whole, client)
+    return answer
+end
+
 --- access_by_lua: accept a request unless its client has too much under way, receive its body, find its pool, and its
 -- session or prefix marks.
 function phases.access()
@@ -71,16 +97,10 @@ function phases.access()
     request.body = body
     body:receive(worker.settings.upload_seconds)
     worker.large_bodies:received(id, tonumber(ngx.var.request_length))
-    if (ngx.var.vllm_nginx_lb_route or "") == "" then -- nginx has found no pool by its path, name or X-Model
-        local pool_name, answer = router.route(worker.weights:models(), ngx.var.uri, function(see)
-            return body:each_window(math.huge, see)
-        end)
-        if answer then
-            return say(answer)
-        end
-        request.pool_name = pool_name
+    local answer = read(request)
+    if answer then
+        return say(answer)
     end
-    worker.affinity:prepare(request, header, body, client)
 end
 
 --- balancer_by_lua: choose a node for a request, or another one when a try has failed.

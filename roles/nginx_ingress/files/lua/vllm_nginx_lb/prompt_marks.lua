@@ -1,98 +1,123 @@
---- The prefix marks of a body. A mark is a hash of all text up to its end, as vLLM names the blocks of its cache
+--- The prefix marks of a request: of its prompt, not of the envelope around it (`model`, `max_tokens`, `stream`, …).
+-- A mark is a hash of the prompt from its beginning up to a place, as vLLM names the blocks of its cache
 -- (https://docs.vllm.ai/en/stable/design/prefix_caching.html). So the next turn of a chat has the marks of the turn
 -- before, and a question has the marks of its system prompt.
--- Marks cover the whole body, at distances that grow with it: a MiB has about 112 marks, 64 MiB have about 208.
--- The base64 text of an image or of audio is part of marks, and does not count as bytes of the prompt.
+-- The prompt is the values of some keys in a fixed order, whatever their order in the body. Each value is cut into
+-- cells while it passes (prompt_cells.lua). In the end the hashes of the cells are chained in the fixed order.
+-- A cell's hash has 32 bits. Where two cells happen to have the same one, a match is longer by the distance of a mark.
 
-local FIRST_DISTANCE = 1024 -- bytes, up to 16 times as many
-local SHARE = 16 -- afterwards the distance is at most this part of what is before it
-local PAYLOAD, PAYLOAD_ENDS = ";base64,", '"'
+local prompt_cells = require "vllm_nginx_lb.prompt_cells"
 
----@class PromptMarks
+-- The keys of vLLM's APIs for OpenAI's and Anthropic's clients, about in the order in which chat templates show them.
+-- A salt divides vLLM's cache, so it comes first.
+local KEYS = {
+    "cache_salt",
+    "tools",
+    "functions",
+    "system",
+    "instructions",
+    "query",
+    "queries",
+    "text_1",
+    "documents",
+    "messages",
+    "input",
+    "prompt",
+    "prompt_embeds",
+    "text_2",
+}
+
+local FIRST_DISTANCE = 1024 -- bytes
+local GROWTH = 16 -- the distance is between a 32nd and a 16th of the way to the mark
+
+---@class PromptHashes
+---@field mark fun(text: string): string of 16 bytes
+---@field part fun(text: string, first: integer, last: integer): integer of a part of a text
+
+---@class PromptMarks: Reader of the keys of a prompt
+---@field hashes PromptHashes
+---@field values table<string, PromptCells> by key
+---@field present PromptCells of the key that came last
 local PromptMarks = {}
 PromptMarks.__index = PromptMarks
 
 local prompt_marks = {}
 
---- From one mark to the next.
----@param at integer bytes of prompt that end with a mark; 0 before the first one
----@return integer bytes a power of two, >= 1024
+--- How far the next mark is from a mark.
+---@param at integer bytes of prompt before the mark
+---@return integer bytes
 function prompt_marks.distance(at)
     local distance = FIRST_DISTANCE
-    while 2 * distance * SHARE <= at do
+    while at >= 2 * GROWTH * distance do
         distance = 2 * distance
     end
     return distance
 end
 
---- Begin to mark a body.
----@param hash fun(text: string): string a text of 16 bytes
+--- For the body of one request.
+---@param hashes PromptHashes
 ---@return PromptMarks
-function prompt_marks.new(hash)
-    local it = { hash = hash, so_far = "", bytes = 0, next_end = FIRST_DISTANCE, marks = {}, ends = {} }
-    it.pieces, it.rest, it.is_payload = {}, "", false
-    return setmetatable(it, PromptMarks)
+function prompt_marks.new(hashes)
+    return setmetatable({ hashes = hashes, values = {} }, PromptMarks)
 end
 
---- Hash what was added since.
-function PromptMarks:fold()
-    self.so_far = self.hash(self.so_far .. table.concat(self.pieces))
-    self.pieces = {}
-end
-
---- Add text of the prompt.
-function PromptMarks:add(text)
-    local from = 1
-    while self.bytes + #text - from + 1 >= self.next_end do
-        local to = from + self.next_end - self.bytes - 1
-        self.pieces[#self.pieces + 1] = text:sub(from, to)
-        self:fold()
-        self.marks[#self.marks + 1], self.ends[#self.ends + 1] = self.so_far, self.next_end
-        self.bytes, from = self.next_end, to + 1
-        self.next_end = self.bytes + prompt_marks.distance(self.bytes)
+--- Add itself to the readers of a walk.
+---@param readers table<string, Reader> by key (json_walk.lua)
+function PromptMarks:join(readers)
+    for _, key in ipairs(KEYS) do
+        readers[key] = self
     end
-    self.pieces[#self.pieces + 1] = text:sub(from)
-    self.bytes = self.bytes + #text - from + 1
 end
 
---- Add the part of a text that begins with the payload of an image, and return the rest.
-function PromptMarks:skip_payload(text)
-    local ends = text:find(PAYLOAD_ENDS, 1, true)
-    self.pieces[#self.pieces + 1] = text:sub(1, ends and ends - 1)
-    self:fold()
-    self.is_payload = not ends
-    return ends and text:sub(ends) or ""
+function PromptMarks:begin(key)
+    self.present = prompt_cells.new(self.hashes.part)
+    self.values[key] = self.present
 end
 
---- See the next part of the body.
----@param window string
-function PromptMarks:see(window)
-    local text = self.rest .. window
-    self.rest = ""
-    while text ~= "" do
-        if self.is_payload then
-            text = self:skip_payload(text)
-        else
-            local _, last = text:find(PAYLOAD, 1, true)
-            self.is_payload = last ~= nil
-            if not last then -- the next window may go on with the rest of PAYLOAD
-                last = math.max(0, #text - #PAYLOAD + 1)
-                self.rest = text:sub(last + 1)
-            end
-            self:add(text:sub(1, last))
-            text = self.is_payload and text:sub(last + 1) or ""
+function PromptMarks:see(piece, first, last)
+    self.present:see(piece, first, last)
+end
+
+function PromptMarks:see_string(piece, first, last, is_end)
+    self.present:see_string(piece, first, last, is_end)
+end
+
+--- The keys that have a value, in the fixed order.
+function PromptMarks:keys()
+    local found = {}
+    for _, key in ipairs(KEYS) do
+        if self.values[key] and self.values[key]:length() > 0 then
+            found[#found + 1] = key
         end
     end
+    return found
 end
 
---- End the body.
----@return string[] marks from the shortest prefix on, of 16 bytes each
----@return integer[] ends how many bytes of the prompt end with each mark
----@return integer bytes of the prompt
+--- The marks of the prompt that has been seen. Its end has no mark of its own: the next turn goes on there.
+---@return string[] marks of 16 bytes each
+---@return integer[] ends how many bytes of prompt end with each mark
+---@return integer|nil bytes of prompt; nil: the body has no prompt that this room knows
 function PromptMarks:finish()
-    self:add(self.rest)
-    self.rest = ""
-    return self.marks, self.ends, self.bytes
+    local marks, ends, before, keys = {}, {}, 0, self:keys()
+    local chain, links, reached = "", {}, 0
+    for index, key in ipairs(keys) do
+        local value = self.values[key]
+        if index < #keys then
+            value:cut()
+        end
+        links[#links + 1] = key
+        for i, hash in ipairs(value.hashes) do
+            local at = before + value.ends[i]
+            links[#links + 1] = hash
+            if at - reached >= prompt_marks.distance(reached) then
+                chain = self.hashes.mark(chain .. table.concat(links, " "))
+                marks[#marks + 1], ends[#ends + 1] = chain, at
+                links, reached = {}, at
+            end
+        end
+        before = before + value:length()
+    end
+    return marks, ends, keys[1] and before or nil
 end
 
 return prompt_marks

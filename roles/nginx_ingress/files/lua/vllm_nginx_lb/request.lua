@@ -20,9 +20,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field origin integer|nil what ties it to a node: its session's place on the ring, or a number of its first mark
 ---@field body RequestBody|nil
 ---@field client string|nil who sent it, where prefixes have marks
----@field marks string[]|nil the prefix marks of its prompt, from the shortest prefix on (prompt_marks.lua)
----@field mark_ends integer[]|nil how many bytes of the prompt end with each mark
----@field prompt_bytes integer|nil of its prompt, if its body was looked into for that
+---@field marks string[]|nil the prefix marks of its prompt, with `mark_ends` and `prompt_bytes` (prompt_marks.lua)
 ---@field bytes number that its prompt counts
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to

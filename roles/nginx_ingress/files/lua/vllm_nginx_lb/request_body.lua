@@ -3,6 +3,7 @@
 -- others at once (body_queue.lua), and the worker serves its other requests in between.
 
 local clock = require "vllm_nginx_lb.clock"
+local json_walk = require "vllm_nginx_lb.json_walk"
 
 local SLICE_SECONDS = 0.001 -- for how long a body is looked into before other requests have their turn
 -- A pause of 0 does not work: Debian's nginx lacks OpenResty's patch for it, and runs all expired timers before it
@@ -126,6 +127,21 @@ function RequestBody:each_window(bytes, see)
         error(problem, 0)
     end
     return true
+end
+
+--- Walk through the JSON of the whole body once, for all that read it.
+---@param readers table<string, Reader> by key of the outermost object
+---@return boolean done false: too many bodies wait to be looked into
+---@return boolean is_whole the body is an object that ends; otherwise what the readers have seen means nothing
+function RequestBody:walk(readers)
+    if not next(readers) then
+        return true, false
+    end
+    local walk = json_walk.new(readers)
+    local done = self:each_window(math.huge, function(window)
+        return walk:see(window)
+    end)
+    return done, done and walk:is_whole()
 end
 
 --- Leave the queue, or give back the place that it gave to this body. A request may end at any time.

@@ -22,7 +22,8 @@ local function no_such_model(name)
 end
 
 --- The answer where too many long bodies wait for their model to be found.
-local function too_many_bodies()
+---@return Answer
+function router.too_many_bodies()
     local message = "Too many large requests at once; come back later."
     local problem = { message = message, type = "server_error", code = "service_unavailable" }
     return { status = 503, json = cjson.encode { error = problem }, retry_after = RETRY_SECONDS }
@@ -40,28 +41,29 @@ local function list_of_models(models)
     return { status = 200, json = cjson.encode { object = "list", data = listed } }
 end
 
---- Find a request's pool.
+--- Begin to find a request's pool.
 ---@param models table<string, string> the pool of each model
 ---@param path string of the request
----@param each_window fun(see: fun(window: string): boolean): boolean shows the body to a function until that returns
---- true; false: the body cannot be looked into now
----@return string|nil pool nil: the one that nginx has found
+---@return Model|nil search what has to read the body; nil: the pool that nginx has found stays
 ---@return Answer|nil answer for the client, whose request then goes to no node
-function router.route(models, path, each_window)
+function router.search(models, path)
     if not next(models) then
         return nil
     elseif path == "/v1/models" then
         return nil, list_of_models(models)
     end
-    local search = model.search()
-    local done = each_window(function(window)
-        return search:see(window)
-    end)
-    if not done then
-        return nil, too_many_bodies()
-    end
-    local name = search:name()
-    if name and not models[name] then
+    return model.new()
+end
+
+--- The pool of a model.
+---@param models table<string, string> the pool of each model
+---@param name string|nil of the model, as the request has it
+---@return string|nil pool nil: the one that nginx has found
+---@return Answer|nil answer for the client, whose request then goes to no node
+function router.pool_of(models, name)
+    if not name then
+        return nil
+    elseif not models[name] then
         return nil, no_such_model(name)
     end
     return models[name]

@@ -1,6 +1,7 @@
 --- One worker process of nginx: the objects that it makes at its start, and the tasks that it runs twice a second.
 -- Only this table is global to a worker. It hands the other modules the objects that they need.
 
+local affinity = require "vllm_nginx_lb.affinity.wanted"
 local body_queue = require "vllm_nginx_lb.body_queue"
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock"
@@ -12,14 +13,11 @@ local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local large_bodies = require "vllm_nginx_lb.large_bodies"
 local node_counts = require "vllm_nginx_lb.node_counts"
-local off = require "vllm_nginx_lb.affinity.off"
 local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
-local prefix = require "vllm_nginx_lb.affinity.prefix"
 local request = require "vllm_nginx_lb.request"
 local sent_prompts = require "vllm_nginx_lb.sent_prompts"
-local session = require "vllm_nginx_lb.affinity.session"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local unfit_requests = require "vllm_nginx_lb.unfit_requests"
@@ -63,11 +61,6 @@ local function short_name(text)
     return ngx.md5(text):sub(1, 16)
 end
 
---- A number from 0 to 2^32 - 1 for a text. CRC would put texts that differ only at the end side by side on a ring.
-local function hash32(text)
-    return tonumber(ngx.md5(text):sub(1, 8), 16)
-end
-
 local function log_error(text)
     ngx.log(ngx.ERR, "vllm-nginx-lb: ", text)
 end
@@ -76,19 +69,6 @@ local function open_dict(name, variable, may_forget)
     local advice = "raise " .. variable
     local options = { name = name, may_forget = may_forget, advice = advice, log = log_error }
     return shared_dict.open(ngx.shared[name], options)
-end
-
---- The affinity of the settings, as an object with the functions of affinity/off.lua.
-local function new_affinity(wanted, prefixes)
-    local function has_refused(peer, origin)
-        return worker.counts:has_refused(peer, origin, clock.now())
-    end
-    if wanted.affinity == "session" then
-        return session.new(wanted, hash32, has_refused)
-    elseif wanted.affinity == "prefix" then
-        return prefix.new { dict = prefixes, sent = worker.sent, hash = ngx.md5_bin, has_refused = has_refused }
-    end
-    return off.new()
 end
 
 --- Tell the other modules the new list of nodes.
@@ -182,7 +162,7 @@ function worker.start()
             return worker.in_flight:other_pids()
         end,
     }
-    worker.affinity = new_affinity(wanted, prefixes)
+    worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.sent)
     follow_requests(dict)
     worker.weights = weights_file.new {
         path = wanted.file,

@@ -13,10 +13,15 @@ function off.new()
     return setmetatable({}, Off)
 end
 
+--- Add what has to read the body of a new request.
+---@param request Request
+---@param readers table<string, Reader> by key (json_walk.lua)
+function Off.join() end
+
 --- Note in a new request its session or its prefix marks.
 ---@param request Request
 ---@param header fun(name: string): any the value of a header, nil if there is none, a table if there are several
----@param body RequestBody
+---@param is_whole boolean false: the body was not read to its end, or is no JSON object
 ---@param client fun(): string who sent it: the name of its key, or its address
 function Off.prepare() end
 

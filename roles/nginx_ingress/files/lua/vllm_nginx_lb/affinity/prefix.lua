@@ -22,7 +22,7 @@ local prefix = {}
 ---@class PrefixParts
 ---@field dict SharedDict of the marks
 ---@field sent SentPrompts
----@field hash fun(text: string): string a text of 16 bytes
+---@field hashes PromptHashes
 ---@field has_refused fun(peer: string, origin: integer): boolean
 
 ---@param parts PrefixParts
@@ -40,17 +40,20 @@ local function number_of(mark)
     return number
 end
 
---- Note the marks of a body. A body that cannot be looked into now has none.
-function Prefix:prepare(request, _, body, client)
-    local seen = prompt_marks.new(self.parts.hash)
-    local is_seen = body:each_window(math.huge, function(window)
-        seen:see(window)
-    end)
+function Prefix:join(request, readers)
+    request.prompt = prompt_marks.new(self.parts.hashes)
+    request.prompt:join(readers)
+end
+
+--- Note the marks of a prompt; the last one stands for the longest prefix. A body that cannot be looked into now, and
+-- one that is no JSON object, has none.
+function Prefix.prepare(_, request, _, is_whole, client)
     request.client, request.marks, request.mark_ends = client(), {}, {}
-    if is_seen then
-        request.marks, request.mark_ends, request.prompt_bytes = seen:finish()
+    if is_whole then
+        request.marks, request.mark_ends, request.prompt_bytes = request.prompt:finish()
         request.origin = request.marks[1] and number_of(request.marks[1])
     end
+    request.prompt = nil
 end
 
 --- Whether a node probably still has a beginning of a prompt. A node that has left the list and returned has a new

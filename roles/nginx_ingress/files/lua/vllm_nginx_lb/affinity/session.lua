@@ -63,6 +63,8 @@ local function find_on_ring(ring, at, may_take)
     return nil
 end
 
+function Session.join() end
+
 function Session:prepare(request, header)
     local name = header(self.settings.session_header)
     request.origin = type(name) == "string" and name ~= "" and self.hash(name) or nil
