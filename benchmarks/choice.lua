@@ -79,6 +79,7 @@ parts.choice = choice.new {
     ejection = parts.ejection,
     affinity = worker.affinity,
     full = parts.full,
+    counts = parts.counts,
     random = math.random,
 }
 parts.peers = { set_current_peer = always, set_more_tries = always }

@@ -2,11 +2,13 @@
 
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes" },
+    { "processes", "readings_format", "tokens" },
     { "former_key", "meter", "model", "node_keys", "outcome", "output", "work_row" },
     { "ejection_limit", "ending", "prefill", "settings", "shared_dict", "slow_start", "weights_format" },
     { "least_work", "in_flight", "ejection_records", "mark_shares", "node_counts", "pending", "sent_prompts" },
-    { "large_bodies", "request_body", "router", "unfit_requests", "weights_file" },
-    { "ejection", "error_share", "held_work", "outlier", "stall", "verdict" },
+    { "open_prompts" },
+    { "kv_room", "large_bodies", "request_body", "router", "unfit_requests", "weights_file" },
+    { "ejection", "error_share", "held_work", "outlier", "readings", "stall", "verdict" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },
     { "place" },
     { "request" },
