@@ -1,8 +1,9 @@
 --- Measure a choice of the balancer `work`, for benchmarks/choice.py: a content_by_lua_file. Arguments of the URL:
--- `workers`; `max_conns`; `out`, `full`: how many nodes are ejected, or have as many requests as they may; `busy`: 1,
--- or 0 and all nodes are alike; `marks`, how many prefix marks a prompt has, and `shared`, how many of these all prompts
--- have. A choice begins with the look-up of the marks. Answers with the processor time of a choice in µs: the mean of the quickest round,
--- because other processes slow down the others.
+-- `workers`; `max_conns`; `out`, `full`, `kv_full`: how many nodes are ejected, have as many requests as they may, or
+-- have a full KV cache, of which nginx knows; `busy`: 1, or 0 and all nodes are alike; `marks`, how many prefix marks a
+-- prompt has, and `shared`, how many of these all prompts have. A choice begins with the look-up of the marks. Answers
+-- with the processor time of a choice in µs: the mean of the quickest round, because other processes slow down the
+-- others.
 
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock" -- declares clock_gettime
@@ -80,6 +81,7 @@ parts.choice = choice.new {
     ejection = parts.ejection,
     affinity = worker.affinity,
     full = parts.full,
+    counts = parts.counts,
     random = math.random,
 }
 parts.peers = { set_current_peer = always, set_more_tries = always }
@@ -88,6 +90,7 @@ for i = 1, #addresses do
     if i <= wanted.out then
         parts.ejection:failed(addresses[i], "unreachable", pool)
     end
+    pool.nodes[i].kv_left = i <= wanted.kv_full and 0 or 1e9
     if i <= wanted.full then
         own:add(addresses[i], 0, wanted.max_conns)
     elseif wanted.busy == 1 then

@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, int]] = {
     "one node ejected, idle": {"out": 1},
     "one node ejected, busy": {"out": 1, "busy": 1},
     "one node ejected, `vllm_max_conns`, idle": {"out": 1, "max_conns": MAX_CONNS},
+    "all KV caches full but one, busy": {"kv_full": ALL_BUT_ONE, "busy": 1},
+    "all KV caches full": {"kv_full": ALL},
     "all ejected but one": {"out": ALL_BUT_ONE},
     "all ejected, `vllm_max_conns`": {"out": ALL, "max_conns": MAX_CONNS},
     "a prompt of 16 KiB that nobody has cached": {"marks": 16},
@@ -102,7 +104,8 @@ def measure(count: int, workers: int) -> dict[str, float]:
 
 def ask(port: int, count: int, workers: int, case: dict[str, int]) -> float:
     """Measure one case."""
-    defaults = {"workers": workers, "max_conns": 0, "out": 0, "full": 0, "busy": 0, "marks": 0, "shared": 0}
+    defaults = {"workers": workers, "max_conns": 0, "out": 0, "full": 0, "kv_full": 0}
+    defaults |= {"busy": 0, "marks": 0, "shared": 0}
     counts = {ALL: count, ALL_BUT_ONE: count - 1}
     wanted = defaults | {name: counts.get(value, value) for name, value in case.items()}
     with urlopen(f"http://127.0.0.1:{port}/choice?{urlencode(wanted)}", timeout=120) as answer:

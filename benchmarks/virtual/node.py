@@ -73,6 +73,7 @@ class VirtualNode:
             finished=self.finished,
             token_gaps=self.token_gaps,
             token_gap_seconds=self.token_gap_seconds,
+            kv_cache_tokens=engine.config.num_blocks * engine.config.block_size,
         )
         return Sample(self.address, 0.02, reading)
 

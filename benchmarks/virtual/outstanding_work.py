@@ -25,6 +25,7 @@ BLOCK_BYTES = BLOCK_TOKENS * workload.CHARACTERS_PER_TOKEN
 # One ingress with one pool, over the pure modules of the role's Lua. Settings have their defaults but for those given.
 # The name of a node is its slot, the index in the fleet. Lists are passed as further arguments.
 INGRESS = """
+local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 local prompt_marks = require "vllm_nginx_lb.prompt_marks"
 local sent_prompts = require "vllm_nginx_lb.sent_prompts"
@@ -42,7 +43,7 @@ local function endless_dict()
     }
 end
 
-return function(given, randint, kv_tokens)
+return function(given, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
     local pools, totals, ingress, sent = nil, {}, {}, sent_prompts.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
@@ -52,16 +53,36 @@ return function(given, randint, kv_tokens)
     }
     ingress.distance = prompt_marks.distance
 
+    -- By slot: what a node's last reading had, and by how many bytes the prompts of its open requests have grown since.
+    local known, grown, rooms_at = {}, {}, 0
+
+    -- Set the room in the KV caches of all nodes.
+    local function set_rooms()
+        for _, node in ipairs(pools and pools.pool.nodes or {}) do
+            local reading = known[node.slot] or {}
+            node.kv_tokens, node.kv_usage = reading.tokens, reading.usage
+            kv_room.set(node, grown[node.slot] or 0, settings.kv_share)
+        end
+    end
+
+    -- Take the reading of a node's KV cache: its size in tokens and its usage; nil where it is not known.
+    function ingress.read(slot, tokens, usage)
+        local former = known[slot] or {}
+        known[slot], grown[slot] = { tokens = tokens or former.tokens, usage = usage }, 0
+        set_rooms()
+    end
+
     -- Take the weights of all nodes.
     function ingress.publish(now, ...)
         local former, nodes = pools, {}
         for i, weight in ipairs { ... } do
-            nodes[i] = { peer = tostring(i), slot = i - 1, weight = weight, kv_tokens = kv_tokens }
+            nodes[i] = { peer = tostring(i), slot = i - 1, weight = weight }
             totals[2 * i - 2], totals[2 * i - 1] = totals[2 * i - 2] or 0, totals[2 * i - 1] or 0
         end
         pools = { pool = { nodes = nodes } }
         slow_start.begin(pools, former, now, settings.ramp_seconds)
         affinity:on_nodes(pools.pool)
+        set_rooms()
     end
 
     -- Choose a node for a request of so many bytes and these prefix marks, each "NAME END", and count it. Whether each
@@ -77,21 +98,33 @@ return function(given, randint, kv_tokens)
         request.bytes = least_work.prompt_bytes(request, bytes)
         request.cached = affinity:cached(request, pools.pool)
         slow_start.go_on(pools, now, settings.ramp_seconds)
-        local node = least_work.best(pools.pool.nodes, totals, request, settings, function(candidate)
+        if now >= rooms_at + settings.refresh_seconds then
+            rooms_at = now
+            set_rooms()
+        end
+        local node = kv_room.best(pools.pool.nodes, totals, request, settings, function(candidate)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
             local pending = least_work.cost(request, node)
             sent:add(node.peer, pending)
             affinity:note(request, node)
+            grown[node.slot] = (grown[node.slot] or 0) + pending
+            kv_room.take(node, pending)
             ingress.count(node.slot, pending, 1)
-            return node.slot, pending
+            return node.slot, pending, pending
         end
     end
 
     -- Add pending bytes and streams to a node's totals.
     function ingress.count(slot, bytes, streams)
         totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
+    end
+
+    -- A request has ended: its pending bytes, and all uncached bytes of its prompt.
+    function ingress.finish(slot, pending, cost)
+        ingress.count(slot, -pending, -1)
+        grown[slot] = grown[slot] - cost
     end
 
     return ingress
@@ -121,10 +154,16 @@ class OutstandingWork(ScriptWeights):
         lua = lupa.LuaRuntime()
         lua.execute(f"package.path = '{LUA}/?.lua'")
         make_ingress: Any = lua.execute(INGRESS)
-        config = nodes[0].engine.config
-        kv_tokens = config.num_blocks * config.block_size
-        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint, kv_tokens)
+        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
         self.mark_ends = [self.ingress.distance(0)]
+
+    def tick(self, now: float) -> None:
+        """Decide, and give the readings of KV caches to Lua."""
+        super().tick(now)
+        for node in self.nodes:
+            reading = node.sample().reading
+            tokens, usage = (reading.kv_cache_tokens, reading.kv_cache_usage) if reading else (None, None)
+            self.ingress.read(node.index, tokens, usage)
 
     def publish(self, weights: Sequence[int], now: float) -> None:
         """Give new weights to Lua."""
@@ -153,7 +192,7 @@ class OutstandingWork(ScriptWeights):
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as done: a ticket is a node's index, and the bytes that are still pending."""
+        """Count the prompt as done: a ticket is a node's index, the bytes that are still pending, and all of them."""
         del now
         self.ingress.count(ticket[0], -ticket[1], 0)
         ticket[1] = 0
@@ -161,7 +200,7 @@ class OutstandingWork(ScriptWeights):
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
         """Release the request's work."""
         del now, failed
-        self.ingress.count(ticket[0], -ticket[1], -1)
+        self.ingress.finish(*ticket)
 
     def report(self, summary: Summary) -> None:
         """Set nothing: there are no reloads."""

@@ -23,6 +23,7 @@ from vllm_lb.memory_file import read_memory
 from vllm_lb.own_host import look
 from vllm_lb.plan import Plan
 from vllm_lb.prometheus import metrics
+from vllm_lb.readings import readings
 from vllm_lb.scrape import scrape_all
 from vllm_lb.text import timestamp
 
@@ -37,7 +38,7 @@ KEY = re.compile(r"[!-~]+")
 
 
 def collect_command(config: Config, state: State, config_file: Path) -> None:
-    """Scrape and decide. Write the plan for `apply`, the memory, the metrics and the history."""
+    """Scrape and decide. Write the plan for `apply`, the memory, the metrics, the history, and nginx's readings."""
     raise_open_file_limit()
     tick = scrape_and_decide(config, state)
     log_changes(tick)
@@ -49,6 +50,9 @@ def collect_command(config: Config, state: State, config_file: Path) -> None:
         lambda: write_atomically(state.directory / "metrics.prom", text, 0o644, sync=False),
         lambda: History(state.directory, config.history_max_bytes).add(tick),
     ]
+    if config.nginx.balancer == "work":
+        text_for_lua = readings(config, tick.plan)
+        writers.append(lambda: write_atomically(state.directory / "readings.json", text_for_lua, 0o644, sync=False))
     for write in writers:
         try:
             write()

@@ -161,6 +161,7 @@ def plan_node(node: Node, was: NodeMemory, sample: Sample, seen: Observation | N
         scrape_seconds=round(sample.seconds, 4),
         error_cause=sample.cause,
         error=sample.error,
+        kv_cache_tokens=reading.kv_cache_tokens if reading else None,
     )
 
 

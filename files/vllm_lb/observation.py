@@ -29,6 +29,7 @@ class Reading:
     finished: int | None = None  # requests that have ended since then, summed
     token_gaps: int | None = None  # how many times since then a token of a request followed another one
     token_gap_seconds: float | None = None  # the times from the one to the other, summed
+    kv_cache_tokens: int | None = None  # that the KV caches hold, > 0, summed; old versions of vLLM do not say
 
     @property
     def requests(self) -> int:

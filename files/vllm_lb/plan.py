@@ -38,6 +38,7 @@ class NodePlan:
     error: str | None = text(PRINTABLE, "printable text")
     drained_since: str | None = text(TIME, "an RFC 3339 time", None)  # by the operator
     drain_reason: str | None = text(PRINTABLE, "printable text", None)  # what the operator gave
+    kv_cache_tokens: int | None = number(1, 2**60, None)  # that its KV caches hold
 
 
 @data(kw_only=True)

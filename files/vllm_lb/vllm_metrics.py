@@ -8,6 +8,7 @@ from dataclasses import field
 
 from vllm_lb.causes import ScrapeCause
 from vllm_lb.data import data
+from vllm_lb.kv_cache import tokens_of
 from vllm_lb.observation import Reading
 from vllm_lb.settings import MAX_ENGINES
 from vllm_lb.text import printable
@@ -33,7 +34,8 @@ METRICS = {
 }
 NEEDED = ("kv", "waiting", "running", "preemptions")
 # The parser takes 10 ms for a whole scrape of 50 KB, this filter a fraction of one.
-WANTED_LINE = re.compile(rb"^vllm[:_](?:%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
+WANTED_LINE = re.compile(rb"^vllm[:_](?:cache_config_info|%s)[ \t{].*$" % "|".join(METRICS).encode(), re.MULTILINE)
+CACHE_CONFIG = (b"vllm:cache_config_info", b"vllm_cache_config_info")
 DECLARED = re.compile(rb"^# TYPE vllm[:_](\w{1,64}) gauge\s*$", re.MULTILINE)
 # OpenMetrics lets an example follow a value.
 EXEMPLAR = re.compile(rb"(?<=\d) # \{[^{}]*\} \S+(?: \S+)?\s*$")
@@ -62,6 +64,7 @@ class Found:
         values: of each kind, by metric name and labels without `pid`.
         problems: of each kind with an impossible value, which one it is.
         engines: the names of the engines.
+        kv_cache_tokens: see Reading.
     """
 
     values: dict[str, dict[tuple[str, ...], float]] = field(
@@ -69,6 +72,7 @@ class Found:
     )
     problems: dict[str, str] = field(default_factory=dict)
     engines: set[str] = field(default_factory=set)
+    kv_cache_tokens: int | None = None
 
     def sum_of(self, kind: str) -> float | None:
         """Return the sum of a kind, or None if it has no values or an impossible one."""
@@ -113,6 +117,7 @@ def parse_metrics(body: bytes) -> tuple[Reading, tuple[ScrapeCause, str] | None]
         finished=found.count_of("finished"),
         token_gaps=found.count_of(f"{former}token_gaps"),
         token_gap_seconds=found.sum_of(f"{former}token_gap_seconds"),
+        kv_cache_tokens=found.kv_cache_tokens,
     )
     if not found.problems:
         return reading, None
@@ -124,12 +129,14 @@ def samples_of(body: bytes) -> Found:
     """Return what a page has of METRICS."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    lines = WANTED_LINE.findall(body)
+    wanted = WANTED_LINE.findall(body)
+    lines = [line for line in wanted if not line.startswith(CACHE_CONFIG)]
     if len(lines) > MAX_ENGINES or any(len(line) > MAX_LINE_BYTES for line in lines):
         raise UnreadableError(ScrapeCause.TOO_LARGE, "metrics far larger than vLLM's")
     if b"\n# EOF" in body:
         lines = [EXEMPLAR.sub(b"", line) for line in lines]
-    found, seen = Found(), set[tuple[str, ...]]()
+    found = Found(kv_cache_tokens=tokens_of(line for line in wanted if line.startswith(CACHE_CONFIG)))
+    seen = set[tuple[str, ...]]()
     try:
         for family in text_string_to_metric_families(b"\n".join(lines).decode() + "\n"):
             for sample in family.samples:

@@ -119,8 +119,10 @@ class FakeNode:
     def metrics(self) -> str:
         """Return the load as vLLM's metrics."""
         labels = '{engine="0",model_name="m"}'
+        size = self.load.get("kv_tokens")
         return (
-            f"vllm:kv_cache_usage_perc{labels} {self.load['kv']}\n"
+            (f'vllm:cache_config_info{{engine="0",kv_cache_size_tokens="{size}"}} 1.0\n' if size else "")
+            + f"vllm:kv_cache_usage_perc{labels} {self.load['kv']}\n"
             f"vllm:num_requests_waiting{labels} {self.load['waiting']}\n"
             f"vllm:num_requests_running{labels} {self.load['running']}\n"
             f"vllm:num_preemptions_total{labels} {self.load['preemptions']}\n"

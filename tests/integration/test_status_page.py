@@ -801,7 +801,7 @@ def test_of_the_state_only_what_the_page_reads_is_served(tmp_path: Path, hosts: 
     state.tick(time.time() - 10)
     state.rotate()
     state.tick(time.time())
-    for secret in ("memory.json", "plan.json", "lock", "metrics.prom"):
+    for secret in ("memory.json", "plan.json", "readings.json", "lock", "metrics.prom"):
         (state.directory / secret).write_text("secret")
     (state.directory / "history-000002.jsonl.gz").symlink_to(state.directory / "memory.json")
     with ingress(tmp_path, host, [9]):

@@ -7,6 +7,7 @@ local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
+local open_prompts = require "vllm_nginx_lb.open_prompts"
 local place = require "vllm_nginx_lb.place"
 local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
@@ -48,6 +49,22 @@ local CASES = {
         prepare = function(nodes, _, out)
             for i = 1, #nodes do
                 out:failed(nodes[i].peer, "unreachable", { nodes = nodes })
+            end
+        end,
+        finds = true,
+    },
+    ["the KV caches of all but one are full"] = {
+        prepare = function(nodes)
+            for i = 2, #nodes do
+                nodes[i].kv_left = 0
+            end
+        end,
+        finds = true,
+    },
+    ["the KV caches of all are full"] = {
+        prepare = function(nodes)
+            for i = 1, #nodes do
+                nodes[i].kv_left = 0
             end
         end,
         finds = true,
@@ -97,11 +114,14 @@ local function reads_of(case, count)
     end
     local parts = { settings = { stream_bytes = 100, ingresses = 1 }, ejection = out, affinity = off.new() }
     parts.random, parts.full = math.random, full_nodes.new(now)
+    local prompts, peers = open_prompts.new(dict), { set_current_peer = accept }
+    parts.counts = node_counts.new(dict)
     local places = place.new {
         in_flight = work,
-        choice = choice.new(parts),
+        open = prompts,
         sent = sent_prompts.new(dict),
-        peers = { set_current_peer = accept },
+        choice = choice.new(parts),
+        peers = peers,
     }
     local function take()
         return places:take({ bytes = 10, cached = {}, tried = {} }, { nodes = nodes })

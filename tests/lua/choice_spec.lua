@@ -2,7 +2,7 @@ local choice = require "vllm_nginx_lb.choice"
 local off = require "vllm_nginx_lb.affinity.off"
 
 describe("choice", function()
-    local ejected, affinity, is_full
+    local ejected, affinity, is_full, kv_left, passed_over
 
     --- Nodes of these weights; each may be given as {weight, max_conns}.
     local function pool_of(weights)
@@ -11,6 +11,7 @@ describe("choice", function()
             local max_conns = type(weight) == "table" and weight[2] or 0
             weight = type(weight) == "table" and weight[1] or weight
             nodes[i] = { peer = "node-" .. i, effective_weight = weight, slot = i - 1, max_conns = max_conns }
+            nodes[i].kv_left = kv_left[i]
         end
         return { nodes = nodes }
     end
@@ -36,6 +37,11 @@ describe("choice", function()
             full = {
                 lately = function()
                     return is_full
+                end,
+            },
+            counts = {
+                passed_over = function(_, peer)
+                    passed_over[#passed_over + 1] = peer
                 end,
             },
             random = function()
@@ -68,11 +74,50 @@ describe("choice", function()
     end
 
     before_each(function()
-        ejected, affinity, is_full = {}, off.new(), {}
+        ejected, affinity, is_full, kv_left, passed_over = {}, off.new(), {}, {}, {}
     end)
 
     it("is where the least work is", function()
         assert.same({ "node-2", "least work" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
+    end)
+
+    it("passes over a node whose KV cache has no room for the request", function()
+        kv_left = { 99 }
+        local request = request_of()
+        request.bytes = 100
+        local loads = { { 0, 0 }, { 9, 1 }, { 0, 5 } }
+        assert.same({ "node-2", "least work, with KV room" }, { pick(request, { 1, 1, 1 }, loads) })
+        assert.same({ "node-1" }, passed_over)
+        request.cached["node-1"] = 1 -- this much of it needs no room
+        assert.same({ "node-1", "least work, cached prefix" }, { pick(request, { 1, 1, 1 }, loads) })
+        assert.same({ "node-1" }, passed_over)
+    end)
+
+    it("passes over nobody who would not get the request anyway", function()
+        kv_left = { -1 }
+        assert.same({ "node-2", "least work" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
+        assert.same({}, passed_over)
+    end)
+
+    it("is as ever when no KV cache has room", function()
+        kv_left = { -1, -9 }
+        affinity = preferring("node-1", math.huge)
+        assert.same({ "node-1", "affinity" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
+        affinity = off.new()
+        assert.same({ "node-2", "least work" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
+        assert.same({}, passed_over)
+    end)
+
+    it("leaves the node of an affinity alone whose KV cache has no room", function()
+        kv_left = { -1 }
+        affinity = preferring("node-1", math.huge)
+        local loads = { { 0, 0 }, { 9, 1 } }
+        assert.same({ "node-2", "least work, with KV room" }, { pick(request_of(), { 1, 1 }, loads) })
+    end)
+
+    it("prefers a node without room in its KV cache to one that is ejected", function()
+        kv_left, ejected = { -1 }, { ["node-2"] = 1 }
+        assert.same({ "node-1", "least work" }, { pick(request_of(), { 1, 1 }, { { 0, 0 }, { 9, 1 } }) })
     end)
 
     it("says when that node has the prompt cached", function()

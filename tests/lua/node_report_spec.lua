@@ -23,6 +23,9 @@ describe("node_report", function()
                 times_chosen = function()
                     return 7
                 end,
+                times_passed_over = function()
+                    return 4
+                end,
                 times_answered = function(_, _, label)
                     return label == "500" and 5 or label == "2xx" and 2 or 0
                 end,
@@ -44,6 +47,7 @@ describe("node_report", function()
             backoff_seconds = 3,
             ejected_for = "errors",
             picks = 7,
+            passed_over = 4,
             answers = { ["500"] = 5, ["2xx"] = 2 },
             ejections = { errors = 1 },
         }, rows[1])

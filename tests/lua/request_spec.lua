@@ -6,6 +6,7 @@ local in_flight = require "vllm_nginx_lb.in_flight"
 local new_dict = require "fake_dict"
 local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
+local open_prompts = require "vllm_nginx_lb.open_prompts"
 local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
@@ -37,7 +38,7 @@ end
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, affinity, sent_to, speeds, waiting, nodes_out, counts, held
+    local fake, work, affinity, sent_to, speeds, waiting, nodes_out, counts, prompts, held
     local requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
@@ -92,7 +93,7 @@ describe("request", function()
         local function now()
             return fake.now
         end
-        counts = node_counts.new(dict)
+        counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
         sent_to = sent_prompts.new(dict)
@@ -106,6 +107,7 @@ describe("request", function()
             settings = SETTINGS,
             dict = dict,
             in_flight = work,
+            open = prompts,
             pending = waiting,
             prefill = speeds,
             ejection = nodes_out,
@@ -558,6 +560,9 @@ describe("request", function()
         held:release()
         pool = pool_of(4)
         assert.same({ { 0, 0 }, { 0, 0 }, { 0, 0 }, { 0, 0 } }, counted())
+        for _, node in ipairs(pool.nodes) do
+            assert.equal(0, prompts:at(node.peer))
+        end
         assert.same({}, requests.by_number)
     end)
 end)

@@ -46,6 +46,7 @@ describe("settings", function()
             { "work_backoff_longest_seconds", found.backoff.longest },
             { "work_ejection_max_percent", found.backoff.most_percent },
             { "work_ejection_errors", found.outlier.row },
+            { "work_max_kv_cache_ratio", found.kv_share },
             { "work_ejection_error_ratio", found.outlier.error_ratio },
             { "work_ejection_interval_seconds", found.outlier.interval_seconds },
             { "work_affinity", found.affinity },

@@ -72,7 +72,8 @@ IDLE = (0, 0, 0, 0, 0, 0, 0, 0, 0)
     ],
 )
 def test_recordings(name: str, expected: Reading) -> None:
-    assert read((FIXTURES / f"vllm-{name}.txt").read_bytes()) == expected
+    found = read((FIXTURES / f"vllm-{name}.txt").read_bytes())
+    assert dataclasses.replace(found, kv_cache_tokens=None) == expected
 
 
 def test_plain() -> None:
@@ -272,3 +273,56 @@ def test_absent_is_not_zero(missing: int) -> None:
 def test_garbage(body: bytes, words: str) -> None:
     with pytest.raises(UnreadableError, match=words):
         parse_metrics(body)
+
+
+def cache_config(**labels: str) -> str:
+    """Return a sample of vllm:cache_config_info with these labels."""
+    pairs = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    return f"vllm:cache_config_info{{{pairs}}} 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("0.32.0-busy", 1048576),
+        ("0.32.0-preempting", 6400),
+        ("0.32.0-dp2", 12800),  # two engines
+        ("0.32.0-api2-busy", 1048576),  # two API servers of one engine
+        ("0.33.0-busy", 1048576),
+        ("0.33.0-dp2-busy", 2097152),
+    ],
+)
+def test_the_size_of_the_kv_cache_of_real_nodes(name: str, tokens: int) -> None:
+    assert read((FIXTURES / f"vllm-{name}.txt").read_bytes()).kv_cache_tokens == tokens
+
+
+@pytest.mark.parametrize("name", ["0.32.0-busy", "0.32.0-preempting", "0.33.0-dp2-busy"])
+def test_blocks_tell_the_same_size_where_vllm_does_not_name_tokens(name: str) -> None:
+    body = (FIXTURES / f"vllm-{name}.txt").read_bytes()
+    former = body.replace(b'kv_cache_size_tokens="', b'other="')
+    assert former != body
+    assert read(former).kv_cache_tokens == read(body).kv_cache_tokens
+
+
+@pytest.mark.parametrize(
+    ("lines", "tokens"),
+    [
+        ("", None),
+        (cache_config(kv_cache_size_tokens="6400"), 6400),
+        (cache_config(kv_cache_size_tokens="6400").replace("vllm:", "vllm_"), 6400),
+        (cache_config(kv_cache_size_tokens="6400") * 2, 6400),
+        (cache_config(engine="0", kv_cache_size_tokens="64") + cache_config(engine="1", kv_cache_size_tokens="6"), 70),
+        (cache_config(num_gpu_blocks="50", block_size="128"), 6400),
+        (cache_config(kv_cache_size_tokens="None", num_gpu_blocks="50", block_size="16"), 800),
+        (cache_config(num_gpu_blocks="None", block_size="128"), None),
+        (cache_config(num_gpu_blocks="50"), None),
+        (cache_config(other='a,num_gpu_blocks=\\"7\\"', num_gpu_blocks="50", block_size="2"), 100),
+        (cache_config(engine="0", num_gpu_blocks="9", block_size="2") + cache_config(engine="1"), None),
+        *((cache_config(kv_cache_size_tokens=value), None) for value in ("0", "-1", "1e9", "1.5", "9" * 17, "NaN", "")),
+        (cache_config(x="a" * 20000, kv_cache_size_tokens="6400"), None),
+        ('vllm:cache_config_info{kv_cache_size_tokens="64\n', None),
+        ("vllm:cache_config_info 1\n", None),
+    ],
+)
+def test_the_size_of_the_kv_cache_is_known_or_not_and_never_zero(lines: str, tokens: int | None) -> None:
+    assert read(lines + GOOD) == dataclasses.replace(WHOLE, kv_cache_tokens=tokens)

@@ -63,7 +63,7 @@ CHECKS: dict[str, Check] = {
     "weight": lambda v: v is not None and in_range(0, MAX_WEIGHT)(v),
     "kv_cache_usage": in_range(0, 1, (int, float)),
     **dict.fromkeys(("waiting", "running", "preemptions", "prompt_tokens", "generation_tokens", "finished"), COUNT),
-    "token_gaps": COUNT,
+    **dict.fromkeys(("token_gaps", "kv_cache_tokens"), COUNT),
     "token_gap_seconds": in_range(0, 2**53, (int, float)),
     "engines": in_range(1, MAX_ENGINES),
     "awake": lambda v: v is None or isinstance(v, bool),
@@ -74,7 +74,8 @@ CHECKS: dict[str, Check] = {
     "cause": one_of(NodeCause),
     "error_cause": one_of(ScrapeCause),
 }
-NEW_COLUMNS = {"cause", "error_cause", "token_gaps", "token_gap_seconds"}  # histories of former versions lack them
+# Histories of former versions lack them.
+NEW_COLUMNS = {"cause", "error_cause", "token_gaps", "token_gap_seconds", "kv_cache_tokens"}
 NEEDED = ("engines", "awake")  # both, or none
 
 

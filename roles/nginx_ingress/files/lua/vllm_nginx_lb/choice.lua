@@ -1,6 +1,7 @@
 --- The node that a request is sent to, and why: the node of its session, or the node with the least work of those that
--- are not ejected.
+-- are not ejected and have room in their KV caches.
 
+local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 
 local NOBODY = {}
@@ -16,6 +17,7 @@ local choice = {}
 ---@field ejection Ejection
 ---@field affinity Affinity
 ---@field full FullNodes
+---@field counts NodeCounts
 ---@field random fun(n: integer): integer from 1 to n
 
 ---@param parts ChoiceParts
@@ -62,7 +64,26 @@ function Choice:last_resort(request, nodes, totals, is_out)
     return node, "last resort"
 end
 
---- Choose a node for a request. Nodes that have said lately that they are full come after the others.
+--- The check of nodes for an affinity: only nodes with room in their KV caches, as long as there are any.
+local function with_room(may_take, request, node)
+    if not kv_room.has(node, request) then
+        return may_take
+    end
+    return function(candidate)
+        return may_take(candidate) and kv_room.has(candidate, request)
+    end
+end
+
+--- Why the node with the least work gets a request.
+local function reason(request, node, passed_over)
+    if passed_over then
+        return "least work, with KV room"
+    end
+    return request.cached[node.peer] and "least work, cached prefix" or "least work"
+end
+
+--- Choose a node for a request. Nodes whose KV caches have no room come after the others, and nodes that have said
+-- lately that they are full come last.
 ---@param request Request with `bytes`, `cached` and `tried`
 ---@param pool table its `nodes`
 ---@param totals number[] in_flight.lua
@@ -74,17 +95,19 @@ function Choice:pick(request, pool, totals)
     local function may_take(node)
         return not is_out[node.peer] and not is_full[node.peer] and is_untried(request, node, totals)
     end
-    local node, least = least_work.best(pool.nodes, totals, request, settings, may_take, random)
+    local node, least, passed_over = kv_room.best(pool.nodes, totals, request, settings, may_take, random)
     if not node and next(is_full) then
         is_full = NOBODY
-        node, least = least_work.best(pool.nodes, totals, request, settings, may_take, random)
+        node, least, passed_over = kv_room.best(pool.nodes, totals, request, settings, may_take, random)
     end
     if not node then
         return self:last_resort(request, pool.nodes, totals, is_out)
+    elseif passed_over then
+        self.parts.counts:passed_over(passed_over.peer)
     end
-    local preferred, limit = affinity:preferred(request, pool, may_take, least)
+    local preferred, limit = affinity:preferred(request, pool, with_room(may_take, request, node), least)
     if not preferred then
-        return node, request.cached[node.peer] and "least work, cached prefix" or "least work"
+        return node, reason(request, node, passed_over)
     elseif least_work.score(preferred, totals, request, settings) <= limit then
         return preferred, "affinity"
     end

@@ -16,6 +16,9 @@ return {
     { name = "stream_bytes", kind = "number", unit = "bytes", low = 0, default = 1000 },
     -- How fast a node computes prompts, as long as nothing is learned from streamed answers.
     { name = "prefill_bytes_per_second", kind = "number", unit = "bytes", low = 1, default = 32 * 1024 },
+    -- The readings of the nodes' KV caches, and the share of a cache beyond which other nodes come first; 0: never.
+    { name = "readings_file", kind = "text", default = "/var/lib/vllm-nginx-lb/readings.json" },
+    { name = "kv_share", kind = "number", low = 0, default = 0.9 },
     -- How many ingresses send requests to the same nodes.
     { name = "ingresses", kind = "integer", low = 1, default = 1 },
     -- The most nodes that one request may reach.

@@ -5,6 +5,7 @@ local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
 local CHOSEN, LAST_OUTPUT, ANSWERED, EJECTED = "picks", "last output", "answered ", "ejected " -- see node_keys
+local PASSED_OVER = "passed over" -- see node_keys
 local BAD = "bad answers" -- of all nodes
 local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
 -- The origin (request.lua) of a request that it has refused, and when. There are KINDS entries for each node, and an
@@ -36,6 +37,19 @@ end
 ---@return integer
 function NodeCounts:times_chosen(peer)
     return self.dict:get(node_keys.of(CHOSEN, peer)) or 0
+end
+
+--- Count a request that a node does not get because its KV cache has no room (kv_room.lua).
+---@param peer string its address
+function NodeCounts:passed_over(peer)
+    self.dict:incr(node_keys.of(PASSED_OVER, peer), 1)
+end
+
+--- How many requests a node has not got because its KV cache had no room.
+---@param peer string its address
+---@return integer
+function NodeCounts:times_passed_over(peer)
+    return self.dict:get(node_keys.of(PASSED_OVER, peer)) or 0
 end
 
 --- Note that a node has sent the first output of a good answer.

@@ -16,6 +16,7 @@ local METRICS = {
     { "score", "score", "gauge", "Outstanding work per effective weight: the next request goes where it is least." },
     { "backoff_seconds", "backoff_seconds", "gauge", "Seconds for which it is still ejected because it failed." },
     { "picks", "picks_total", "counter", "Requests it was chosen for." },
+    { "passed_over", "kv_full_total", "counter", "Requests that it did not get because its KV cache had no room." },
 }
 -- The metrics of a node that have one value for each of some labels, in the same columns, with the label's name.
 local LABELLED_METRICS = {
@@ -71,6 +72,7 @@ function node_report.rows(pools, parts)
                 backoff_seconds = parts.ejection:seconds_left(node.peer),
                 ejected_for = parts.ejection:cause(node.peer),
                 picks = parts.counts:times_chosen(node.peer),
+                passed_over = parts.counts:times_passed_over(node.peer),
                 answers = answers,
                 ejections = ejections,
             }

@@ -1,5 +1,6 @@
 --- A request's place at a node: nginx will send the request there, and its work is counted there.
 
+local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 
 -- How many lost races for the last place of a node end the search. Few requests lose two.
@@ -13,6 +14,7 @@ local place = {}
 
 ---@class PlaceParts
 ---@field in_flight InFlight
+---@field open OpenPrompts
 ---@field choice Choice
 ---@field sent SentPrompts
 ---@field peers table `set_current_peer`, as of ngx.balancer
@@ -53,8 +55,10 @@ function Places:occupy(it, node, totals)
         it.tried[node.peer] = nil
         return false
     end
-    self.parts.sent:add(node.peer, bytes)
     it.peer = node.peer
+    self.parts.sent:add(node.peer, bytes)
+    self.parts.open:add(node.peer, bytes)
+    kv_room.take(node, bytes)
     return true
 end
 
@@ -82,6 +86,7 @@ end
 function Places:release(it)
     if it.peer then
         self.parts.in_flight:add(it.peer, -it.pending, -1)
+        self.parts.open:add(it.peer, -it.cost)
         it.peer, it.output, it.pending, it.stage = nil, nil, 0, "accepted"
         it.content_type, it.head, it.is_complete, it.flushes = nil, nil, nil, nil
     end

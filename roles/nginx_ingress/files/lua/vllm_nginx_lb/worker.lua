@@ -13,9 +13,12 @@ local free_places = require "vllm_nginx_lb.free_places"
 local in_flight = require "vllm_nginx_lb.in_flight"
 local large_bodies = require "vllm_nginx_lb.large_bodies"
 local node_counts = require "vllm_nginx_lb.node_counts"
+local open_prompts = require "vllm_nginx_lb.open_prompts"
 local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
+local processes = require "vllm_nginx_lb.processes"
+local readings = require "vllm_nginx_lb.readings"
 local request = require "vllm_nginx_lb.request"
 local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local settings = require "vllm_nginx_lb.settings"
@@ -24,17 +27,14 @@ local unfit_requests = require "vllm_nginx_lb.unfit_requests"
 local verdict = require "vllm_nginx_lb.verdict"
 local weights_file = require "vllm_nginx_lb.weights_file"
 
-local ffi = require "ffi"
 local peers = require "ngx.balancer"
 local semaphore = require "ngx.semaphore"
-
-ffi.cdef "int kill(int pid, int signal);"
-
-local NO_SUCH_PROCESS = 3 -- ESRCH
 
 ---@class Worker
 ---@field settings table see settings.lua
 ---@field weights WeightsFile
+---@field readings Readings
+---@field open OpenPrompts
 ---@field in_flight InFlight
 ---@field ejection Ejection
 ---@field counts NodeCounts
@@ -51,10 +51,6 @@ local NO_SUCH_PROCESS = 3 -- ESRCH
 ---@field unfit UnfitRequests
 ---@field dicts SharedDict[] all of them
 local worker = {}
-
-local function is_alive(pid)
-    return ffi.C.kill(pid, 0) == 0 or ffi.errno() ~= NO_SUCH_PROCESS
-end
 
 --- A name of 16 characters for a text.
 local function short_name(text)
@@ -81,6 +77,7 @@ local function use_nodes(found, former)
         worker.counts:keep_only(found.peers)
         worker.ejection:use_nodes(found.peers)
         worker.in_flight:use_nodes(found.peers)
+        worker.readings:keep_only(found.peers)
     end
 end
 
@@ -94,6 +91,7 @@ local function tick(is_shutting_down)
     worker.pending:finish_due(clock.now())
     worker.weights:refresh()
     worker.weights:go_on()
+    worker.readings:refresh(worker.weights:pools())
     worker.in_flight:find_rows()
     worker.requests:eject_stalled()
     worker.error_share:compare(worker.weights:pools(), worker.weights:peers())
@@ -105,6 +103,7 @@ local function follow_requests(dict)
         settings = worker.settings,
         dict = dict,
         in_flight = worker.in_flight,
+        open = worker.open,
         ejection = worker.ejection,
         counts = worker.counts,
         prefill = worker.prefill,
@@ -147,7 +146,7 @@ function worker.start()
     worker.sent = sent_prompts.new(dict)
     worker.unfit = unfit_requests.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
-    worker.in_flight = in_flight.open(dict, ngx.worker.pid(), is_alive, short_name, function(pid)
+    worker.in_flight = in_flight.open(dict, ngx.worker.pid(), processes.is_alive, short_name, function(pid)
         worker.large_bodies:forget(pid)
     end)
     worker.prefill = prefill.new(dict, wanted.prefill_bytes_per_second)
@@ -163,6 +162,8 @@ function worker.start()
         end,
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.sent)
+    worker.open = open_prompts.new(dict)
+    worker.readings = readings.new { settings = wanted, open = worker.open, now = clock.now, log = log_error }
     follow_requests(dict)
     worker.weights = weights_file.new {
         path = wanted.file,
@@ -174,6 +175,7 @@ function worker.start()
         on_change = use_nodes,
     }
     worker.weights:refresh()
+    worker.readings:refresh(worker.weights:pools())
     assert(ngx.timer.every(wanted.refresh_seconds, tick))
 end
 

@@ -1,0 +1,64 @@
+--- Whether the KV cache of a node has room for a request. Pure.
+-- A node may have a share of its cache filled. What is filled is its usage at the last reading, and by how many
+-- uncached bytes the prompts of its open requests have grown since. A node whose figures are not known always has room.
+-- docs/decisions.md has the measurements.
+
+local least_work = require "vllm_nginx_lb.least_work"
+local tokens = require "vllm_nginx_lb.tokens"
+
+local kv_room = {}
+
+--- Set how much a node may still get until the next reading, as `kv_left`, in bytes of prompt; nil: any amount.
+---@param node table with `kv_tokens`, > 0, and `kv_usage`, 0 to 1; nil where it is not known
+---@param more number by how many bytes its open prompts have grown since the reading; < 0: they have shrunk
+---@param share number of the cache that may be filled, 0 to 1; 0: any amount may be sent
+function kv_room.set(node, more, share)
+    node.kv_left = nil
+    if share > 0 and node.kv_tokens and node.kv_usage then
+        node.kv_left = (share - node.kv_usage) * node.kv_tokens * tokens.BYTES - more
+    end
+end
+
+--- Take the room of a request that is sent to a node.
+---@param node table see kv_room.set
+---@param bytes number of its prompt that the node has probably not cached, >= 0
+function kv_room.take(node, bytes)
+    if node.kv_left then
+        node.kv_left = node.kv_left - bytes
+    end
+end
+
+--- Whether a node has room for a request.
+---@param node table see kv_room.set
+---@param request table see least_work.cost
+---@return boolean
+function kv_room.has(node, request)
+    return not node.kv_left or least_work.cost(request, node) <= node.kv_left
+end
+
+--- The node with the least work of those that have room; if none has, the node with the least work.
+---@param nodes table[] see least_work.best, also for the other parameters
+---@return table|nil node nil if there is none
+---@return number|nil score of the node
+---@return table|nil passed_over the node that has less work, and no room
+function kv_room.best(nodes, totals, request, settings, may_take, random)
+    local is_any_full = false
+    local found, least = least_work.best(nodes, totals, request, settings, function(node)
+        if not may_take(node) then
+            return false
+        end
+        local has_room = kv_room.has(node, request)
+        is_any_full = is_any_full or not has_room
+        return has_room
+    end, random)
+    if not is_any_full then
+        return found, least
+    end
+    local idlest, score = least_work.best(nodes, totals, request, settings, may_take, random)
+    if not found then
+        return idlest, score
+    end
+    return found, least, score < least and idlest or nil
+end
+
+return kv_room

@@ -1,0 +1,117 @@
+"""Nodes whose KV caches are full, with the balancer `work`: a real nginx, and the readings that the script writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.conftest import fetch, wait_for
+from tests.integration.test_work_balancer import work
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.integration.test_work_balancer import WorkStack
+
+__all__ = ["work"]  # a fixture
+FULL, HALF = 0.95, 0.5
+WITH_ROOM = "least work, with KV room"
+
+
+@pytest.fixture
+def entry(work: WorkStack) -> WorkStack:
+    """Start nginx anew; node-2 has by far the largest weight, so each request goes there, as long as it may."""
+    work.settings = {"readings_file": str(readings_file(work))}
+    readings_file(work).parent.mkdir()
+    work.write_nginx()
+    work.stop()
+    work.start()
+    work.publish({"node-2": 100, "node-3": 1, "node-4": 1})
+    return work
+
+
+def readings_file(it: WorkStack) -> Path:
+    """Return where nginx finds the readings."""
+    return it.directory / "state" / "readings.json"
+
+
+def read(it: WorkStack, interval_seconds: float = 3600, **usages: float) -> None:
+    """Write the readings of nodes with 100,000 tokens, as the script would."""
+    nodes = {
+        f"{node.address}:{node.port}": {"kv_tokens": 100_000, "kv_usage": usages[node.name.replace("-", "_")]}
+        for node in it.nodes
+    }
+    content = {"version": 1, "decided_at": "now", "interval_seconds": interval_seconds, "nodes": nodes}
+    staged = readings_file(it).with_name("staged")
+    staged.write_text(json.dumps(content))
+    staged.replace(readings_file(it))
+
+
+def served(it: WorkStack) -> set[str | None]:
+    """Return which nodes serve twenty requests, over all workers."""
+    return {it.post().node for _ in range(20)}
+
+
+def passed_over(it: WorkStack) -> int:
+    """Return how many requests nginx says that node-2 has not got because its KV cache had no room."""
+    return int(it.known()["node-2"]["passed_over"])
+
+
+def test_a_node_with_a_full_kv_cache_gets_nothing_while_another_has_room(entry: WorkStack) -> None:
+    assert served(entry) == {"node-2"}
+    read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
+    wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
+    assert entry.post().choice == WITH_ROOM
+    assert passed_over(entry) >= 21
+    assert f'vllm_nginx_lb_work_kv_full_total{{pool="llm_cluster",node="node-2"}} {passed_over(entry)}' in fetch(
+        entry.status_port, "/work/metrics"
+    )
+
+
+def test_where_all_kv_caches_are_full_the_choice_is_as_without_readings(entry: WorkStack) -> None:
+    read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
+    wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
+    read(entry, node_2=FULL, node_3=FULL, node_4=FULL)
+    wait_for(lambda: served(entry) == {"node-2"}, seconds=30)
+    assert entry.post().choice == "least work"
+
+
+@pytest.mark.parametrize("what", ["removed", "stale", "faulty", "a pipe"])
+def test_readings_that_end_count_no_more(entry: WorkStack, what: str) -> None:
+    read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
+    wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
+    if what == "stale":
+        read(entry, interval_seconds=0.5, node_2=FULL, node_3=HALF, node_4=HALF)
+    elif what == "faulty":
+        readings_file(entry).write_text("{}")
+    else:
+        readings_file(entry).unlink()
+    if what == "a pipe":
+        os.mkfifo(readings_file(entry))
+    wait_for(lambda: served(entry) == {"node-2"}, seconds=30)
+    said = "readings.json: version: expected 1; no KV cache counts as full" in entry.log()
+    assert said == (what == "faulty")
+
+
+def test_a_request_larger_than_what_is_left_goes_elsewhere(entry: WorkStack) -> None:
+    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # of 400,000 bytes, 8,000 are left up to nine tenths
+    wait_for(lambda: entry.post(size=9000).choice == WITH_ROOM, seconds=30)
+    assert entry.post(size=100).node == "node-2"
+
+
+def test_the_script_tells_nginx_which_kv_cache_is_full(entry: WorkStack) -> None:
+    for node in entry.nodes:
+        node.load |= {"kv": HALF, "kv_tokens": 100_000}
+    entry.nodes[0].load["kv"] = FULL
+    for node, capacity in zip(entry.config["pools"][0]["nodes"], (100, 1, 1), strict=True):
+        node["capacity"] = capacity
+    entry.run()
+    assert readings_file(entry).stat().st_mode & 0o777 == 0o644
+    assert entry.status()["pools"][0]["nodes"][0]["kv_cache_tokens"] == 100_000
+    wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
+    entry.nodes[0].load["kv"] = HALF
+    entry.run()
+    wait_for(lambda: served(entry) == {"node-2"}, seconds=30)

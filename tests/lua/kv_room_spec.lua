@@ -1,0 +1,45 @@
+local kv_room = require "vllm_nginx_lb.kv_room"
+
+local REQUEST = { bytes = 400, cached = {} }
+
+describe("kv_room", function()
+    --- A node of 1,000 tokens, after `kv_room.set`.
+    local function node_of(usage, more, share)
+        local node = { peer = "node-1", kv_tokens = 1000, kv_usage = usage }
+        kv_room.set(node, more, share or 0.9)
+        return node
+    end
+
+    for what, case in pairs {
+        ["what is left of the share"] = { node_of(0.5, 0), 1600 },
+        ["less what its open prompts have grown"] = { node_of(0.5, 1300), 300 },
+        ["and what they have shrunk is room again"] = { node_of(0.9, -500), 500 },
+        ["below nothing when it is fuller"] = { node_of(0.95, 0), -200 },
+        ["any amount without a share"] = { node_of(1, 0, 0), nil },
+        ["any amount where the usage is not known"] = { node_of(nil, 0), nil },
+    } do
+        it("is " .. what, function()
+            if case[2] then
+                assert.near(case[2], case[1].kv_left, 1e-6)
+            else
+                assert.is_nil(case[1].kv_left)
+            end
+        end)
+    end
+
+    it("is not known where the size is not", function()
+        local node = { kv_usage = 1, kv_left = 5 }
+        kv_room.set(node, 0, 0.9)
+        assert.is_nil(node.kv_left)
+        kv_room.take(node, 10)
+        assert.is_true(kv_room.has(node, REQUEST))
+    end)
+
+    it("is taken by each request that is sent", function()
+        local node = node_of(0.75, 0)
+        assert.is_true(kv_room.has(node, REQUEST))
+        kv_room.take(node, 400)
+        assert.is_false(kv_room.has(node, REQUEST))
+        assert.is_true(kv_room.has(node, { bytes = 400, cached = { ["node-1"] = 300 } }))
+    end)
+end)
