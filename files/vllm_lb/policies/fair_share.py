@@ -17,11 +17,11 @@ SURE_AT = 2.0  # at this many standard deviations, half of a deviation counts
 
 
 def corrections(
-    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: int
+    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: Mapping[str, int]
 ) -> dict[str, float]:
     """Return the factor for each node's weight that brings the node's requests closer to its fair share.
 
-    `readings` is the number of readings in the means.
+    `readings` is the number of readings in the means of each node.
     """
     if not any(each.speed for each in means.values()):
         return dict.fromkeys(means, 1.0)
@@ -29,7 +29,7 @@ def corrections(
     per_weight = sum(each.requests * each.engines for each in means.values()) / sum(weights.values())
     factors = {}
     for name, each in means.items():
-        has = credible_requests(each, per_weight * weights[name] / each.engines, readings)
+        has = credible_requests(each, per_weight * weights[name] / each.engines, readings[name])
         # FEW_REQUESTS on both sides: between 0 and 1 request there is no infinite difference.
         factors[name] = min(MOST_GROWTH, ((fair[name] + FEW_REQUESTS) / (has + FEW_REQUESTS)) ** CORRECTION)
     return factors
