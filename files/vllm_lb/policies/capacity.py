@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 from vllm_lb.causes import NodeCause
 from vllm_lb.memory import Learned
 from vllm_lb.policies import Verdict, static
-from vllm_lb.policies.fair_share import FEW_REQUESTS, bounded, corrections, most_of
+from vllm_lb.policies.fair_share import FEW_NODES, FEW_REQUESTS, bounded, by_own_evidence, corrections, most_of
 from vllm_lb.policies.measure import MAX_SPEED, measured
 from vllm_lb.settings import MAX_WEIGHT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from vllm_lb.policies import Moment, Observation
     from vllm_lb.settings import Capacity, Node, Policies, Pool
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 SLOW_START = (0.5, 1.0)  # a returning node gets the lowest weight, then these shares of its earned weight
 RECENT_READINGS, LONGER_READINGS = 2, 20  # readings in the two averages
 ENOUGH_READINGS = 4  # the longer average counts from this many readings on
-FEW_NODES = 4  # up to so many, a deviation is judged as that of one node alone
 AT_THE_BOUND = 0.99  # of it: weights are whole numbers
 
 
@@ -191,8 +190,8 @@ def corrected(
 ) -> dict[str, int]:
     """Return the corrected weights, or none if all deviations may be chance.
 
-    Only nodes whose own deviation is more than chance move in proportion to the others. While some nodes lack readings,
-    the largest weight of the others stays as it is, so that the proportion to the former does not change.
+    In a pool of more than FEW_NODES, only nodes move whose own deviation is more than chance. While some nodes lack
+    readings, the largest weight of the others stays as it is, so that the proportion to the former does not change.
     """
     ready = {name: each for name, each in learned.items() if not each.steps and each.readings >= RECENT_READINGS}
     if len(ready) < 2:  # noqa: PLR2004 - a single node has nothing to be compared with
@@ -208,16 +207,13 @@ def corrected(
             continue
         readings = {name: min(each.readings, most_readings) for name, each in ready.items()}
         factors = corrections(rules, means, present, readings)
-        usual = upper_quartile(factors.values())
+        believed = bounded({name: present[name] * factors[name] for name in ready}, capacities, rules.max_learned_ratio)
         needed = {name: change_needed(rules, span, each.readings) for name, each in ready.items()}
-        changes = {name: each / usual for name, each in factors.items()}
-        # Of more nodes, one deviates further by chance: the largest of n, by about the root of the logarithm of n.
-        doubt = math.sqrt(max(1.0, math.log(len(ready), FEW_NODES)))
-        moved = {name: each for name, each in changes.items() if abs(each ** (1 / doubt) - 1) >= needed[name]}
-        if moved:
-            believed = {name: present[name] * moved.get(name, 1.0) for name in ready}
-            believed = scaled(bounded(believed, capacities, rules.max_learned_ratio), top)
-            return {name: max(rules.lowest_weight, round(each)) for name, each in believed.items()}
+        if len(ready) > FEW_NODES:
+            believed = by_own_evidence(present, believed, needed)
+        wanted = {name: max(rules.lowest_weight, each) for name, each in scaled(believed, top).items()}
+        if max(abs(wanted[name] / present[name] - 1) / needed[name] for name in ready) >= 1:
+            return {name: round(each) for name, each in wanted.items()}
     return {}
 
 
@@ -226,15 +222,6 @@ def change_needed(rules: Capacity, span: str, readings: int) -> float:
     if span == "recent":
         return rules.sudden_change_ratio
     return max(rules.min_change_ratio, 1 / math.sqrt(readings)) if readings >= ENOUGH_READINGS else math.inf
-
-
-def upper_quartile(values: Iterable[float]) -> float:
-    """Return the value that a quarter of them exceeds; of three or fewer the largest.
-
-    It is the scale of a pool's corrections: one noisy mean of many does not move it, as it moves the largest.
-    """
-    ordered = sorted(values)
-    return ordered[math.ceil(0.75 * len(ordered)) - 1]
 
 
 def scaled(weights: Mapping[str, float], largest: float) -> dict[str, float]:
