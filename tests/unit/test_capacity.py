@@ -50,6 +50,22 @@ def test_a_slow_node_ends_with_what_its_speed_asks_for(seed: int) -> None:
     assert "tokens/s a request, " in play.reason("c")
 
 
+@pytest.mark.parametrize("count", [16, 64, 200])
+def test_many_equal_nodes_are_left_alone_however_far_one_deviates_by_chance(count: int) -> None:
+    nodes = {f"node-{i}": Engine() for i in range(count)}
+    play = Play(15 * count, noise=0.45, seed=1, **nodes)
+    assert set(play.tick(40).values()) == {100}
+
+
+@pytest.mark.parametrize("count", [16, 64, 200])
+def test_a_slow_node_among_many_is_lowered_and_the_others_stay(count: int) -> None:
+    others = {f"node-{i}": Engine() for i in range(count - 1)}
+    play = Play(15 * count, noise=0.1, seed=1, slow=Engine(fast=10), **others)
+    weights = play.tick(60)
+    assert weights.pop("slow") <= 50
+    assert set(weights.values()) == {100}
+
+
 def test_the_reason_says_speed_and_requests() -> None:
     play = Play(a=Engine(), b=Engine())
     play.tick(3)
@@ -394,7 +410,7 @@ def test_a_node_with_a_queue_has_room_for_what_it_runs() -> None:
 def test_nodes_that_generate_nothing_keep_their_weights() -> None:
     weights = {"a": 100.0, "b": 50.0}
     stuck = means(speed=0)
-    assert corrections(Capacity(), {"a": stuck, "b": stuck}, weights, 20) == {"a": 1.0, "b": 1.0}
+    assert corrections(Capacity(), {"a": stuck, "b": stuck}, weights, {"a": 20, "b": 20}) == {"a": 1.0, "b": 1.0}
 
 
 @pytest.mark.parametrize("way_out", ["down", "drained"])

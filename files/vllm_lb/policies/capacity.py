@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from vllm_lb.causes import NodeCause
 from vllm_lb.memory import Learned
 from vllm_lb.policies import Verdict, static
-from vllm_lb.policies.fair_share import FEW_REQUESTS, bounded, corrections, most_of
+from vllm_lb.policies.fair_share import FEW_NODES, FEW_REQUESTS, bounded, by_own_evidence, corrections, most_of
 from vllm_lb.policies.measure import MAX_SPEED, measured
 from vllm_lb.settings import MAX_WEIGHT
 
@@ -188,10 +188,10 @@ def next_steps(
 def corrected(
     rules: Capacity, learned: Mapping[str, Learned], weights: Mapping[str, int], pool: Pool
 ) -> dict[str, int]:
-    """Return the corrected weights, or none if the deviation may be chance.
+    """Return the corrected weights, or none if all deviations may be chance.
 
-    While some nodes lack readings, the largest weight of the others stays as it is, so that the proportion to the
-    former does not change.
+    In a pool of more than FEW_NODES, only nodes move whose own deviation is more than chance. While some nodes lack
+    readings, the largest weight of the others stays as it is, so that the proportion to the former does not change.
     """
     ready = {name: each for name, each in learned.items() if not each.steps and each.readings >= RECENT_READINGS}
     if len(ready) < 2:  # noqa: PLR2004 - a single node has nothing to be compared with
@@ -199,23 +199,29 @@ def corrected(
     capacities = {node.name: node.capacity for node in pool.nodes}
     top = MAX_WEIGHT if len(ready) == len(pool.nodes) else max(weights[name] for name in ready)
     present = scaled({name: weights[name] for name in ready}, top)
-    readings = min(each.readings for each in ready.values())
-    lasting = max(rules.min_change_ratio, 1 / math.sqrt(readings)) if readings >= ENOUGH_READINGS else math.inf
-    for span, most_readings, needed in (
-        ("recent", RECENT_READINGS, rules.sudden_change_ratio),
-        ("longer", LONGER_READINGS, lasting),
-    ):
+    for span, most_readings in (("recent", RECENT_READINGS), ("longer", LONGER_READINGS)):
         means = {name: getattr(each, span) for name, each in ready.items()}
         speeds = bounded({name: each.speed for name, each in means.items()}, capacities, rules.max_learned_ratio)
         means = {name: dataclasses.replace(each, speed=speeds[name]) for name, each in means.items()}
         if sum(each.requests for each in means.values()) < FEW_REQUESTS * len(ready):
             continue
-        factors = corrections(rules, means, present, min(readings, most_readings))
-        believed = bounded({name: weights[name] * factors[name] for name in ready}, capacities, rules.max_learned_ratio)
+        readings = {name: min(each.readings, most_readings) for name, each in ready.items()}
+        factors = corrections(rules, means, present, readings)
+        believed = bounded({name: present[name] * factors[name] for name in ready}, capacities, rules.max_learned_ratio)
+        needed = {name: change_needed(rules, span, each.readings) for name, each in ready.items()}
+        if len(ready) > FEW_NODES:
+            believed = by_own_evidence(present, believed, needed)
         wanted = {name: max(rules.lowest_weight, each) for name, each in scaled(believed, top).items()}
-        if max(abs(wanted[name] / present[name] - 1) for name in ready) >= needed:
+        if max(abs(wanted[name] / present[name] - 1) / needed[name] for name in ready) >= 1:
             return {name: round(each) for name, each in wanted.items()}
     return {}
+
+
+def change_needed(rules: Capacity, span: str, readings: int) -> float:
+    """Return the relative change of a weight that is more than chance after so many readings of the node."""
+    if span == "recent":
+        return rules.sudden_change_ratio
+    return max(rules.min_change_ratio, 1 / math.sqrt(readings)) if readings >= ENOUGH_READINGS else math.inf
 
 
 def scaled(weights: Mapping[str, float], largest: float) -> dict[str, float]:

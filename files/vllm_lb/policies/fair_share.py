@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vllm_lb.memory import Means
     from vllm_lb.settings import Capacity
 
 FEW_REQUESTS = 2.0  # per engine; with fewer, their number is mostly chance
 CORRECTION, MOST_GROWTH = 0.7, 1.5  # exponent, and largest factor, of one correction
+FEW_NODES = 4  # of up to so many, a node that deviates moves all: each is a large part of the fair share
 SURE_AT = 2.0  # at this many standard deviations, half of a deviation counts
 
 
 def corrections(
-    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: int
+    rules: Capacity, means: Mapping[str, Means], weights: Mapping[str, float], readings: Mapping[str, int]
 ) -> dict[str, float]:
     """Return the factor for each node's weight that brings the node's requests closer to its fair share.
 
-    `readings` is the number of readings in the means.
+    `readings` is the number of readings in the means of each node.
     """
     if not any(each.speed for each in means.values()):
         return dict.fromkeys(means, 1.0)
@@ -29,10 +31,33 @@ def corrections(
     per_weight = sum(each.requests * each.engines for each in means.values()) / sum(weights.values())
     factors = {}
     for name, each in means.items():
-        has = credible_requests(each, per_weight * weights[name] / each.engines, readings)
+        has = credible_requests(each, per_weight * weights[name] / each.engines, readings[name])
         # FEW_REQUESTS on both sides: between 0 and 1 request there is no infinite difference.
         factors[name] = min(MOST_GROWTH, ((fair[name] + FEW_REQUESTS) / (has + FEW_REQUESTS)) ** CORRECTION)
     return factors
+
+
+def by_own_evidence(
+    present: Mapping[str, float], wanted: Mapping[str, float], needed: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the wanted weights of the nodes whose own change is more than chance, and the present ones of the others.
+
+    Of more nodes, one deviates further by chance: the largest of n, by about the root of the logarithm of n.
+    """
+    changes = {name: each / present[name] for name, each in wanted.items()}
+    usual = upper_quartile(changes.values())
+    doubt = math.sqrt(math.log(len(present), FEW_NODES))
+    moves = {name: abs((each / usual) ** (1 / doubt) - 1) >= needed[name] for name, each in changes.items()}
+    return {name: each * changes[name] / usual if moves[name] else each for name, each in present.items()}
+
+
+def upper_quartile(values: Iterable[float]) -> float:
+    """Return the value that at most a quarter of them exceeds.
+
+    It is the scale of a pool's corrections: one noisy mean of many does not move it, as it moves the largest.
+    """
+    ordered = sorted(values)
+    return ordered[math.ceil(0.75 * len(ordered)) - 1]
 
 
 def bounded(values: Mapping[str, float], capacities: Mapping[str, float], ratio: float) -> dict[str, float]:
