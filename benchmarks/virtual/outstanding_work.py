@@ -28,8 +28,9 @@ INGRESS = """
 local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 local prompt_marks = require "vllm_nginx_lb.prompt_marks"
-local sent_prompts = require "vllm_nginx_lb.sent_prompts"
+local cache_clock = require "vllm_nginx_lb.cache_clock"
 local slow_start = require "vllm_nginx_lb.slow_start"
+local tokens = require "vllm_nginx_lb.tokens"
 
 --- A shared dictionary that is never full.
 local function endless_dict()
@@ -45,10 +46,10 @@ end
 
 return function(given, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
-    local pools, totals, ingress, sent = nil, {}, {}, sent_prompts.new(endless_dict())
+    local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
         dict = endless_dict(),
-        sent = sent,
+        cache_clock = caches,
         has_refused = function() return false end,
     }
     ingress.distance = prompt_marks.distance
@@ -66,9 +67,9 @@ return function(given, randint)
     end
 
     -- Take the reading of a node's KV cache: its size in tokens and its usage; nil where it is not known.
-    function ingress.read(slot, tokens, usage)
+    function ingress.read(slot, size, usage)
         local former = known[slot] or {}
-        known[slot], grown[slot] = { tokens = tokens or former.tokens, usage = usage }, 0
+        known[slot], grown[slot] = { tokens = size or former.tokens, usage = usage }, 0
         set_rooms()
     end
 
@@ -107,7 +108,7 @@ return function(given, randint)
         end, function(n) return randint(1, n) end)
         if node then
             local pending = least_work.cost(request, node)
-            sent:add(node.peer, pending)
+            caches:add(node.peer, pending)
             affinity:note(request, node)
             grown[node.slot] = (grown[node.slot] or 0) + pending
             kv_room.take(node, pending)
@@ -121,9 +122,10 @@ return function(given, randint)
         totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
     end
 
-    -- A request has ended: its pending bytes, and all uncached bytes of its prompt.
-    function ingress.finish(slot, pending, cost)
+    -- A request has ended: its pending bytes, all uncached bytes of its prompt, and the tokens that were streamed.
+    function ingress.finish(slot, pending, cost, streamed)
         ingress.count(slot, -pending, -1)
+        caches:add(tostring(slot + 1), streamed * tokens.BYTES)
         grown[slot] = grown[slot] - cost
     end
 
@@ -178,7 +180,7 @@ class OutstandingWork(ScriptWeights):
         size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
         usable = [index not in tried for index in range(len(self.nodes))]
         chosen = self.ingress.choose(now, size, self.marks(call), *usable)
-        return (chosen[0], list(chosen)) if chosen else None
+        return (chosen[0], [*chosen, call.output_tokens if call.streamed else 0]) if chosen else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
@@ -192,7 +194,10 @@ class OutstandingWork(ScriptWeights):
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as done: a ticket is a node's index, the bytes that are still pending, and all of them."""
+        """Count the prompt as done.
+
+        A ticket is a node's index, the bytes that are still pending, all of them, and the tokens that are streamed.
+        """
         del now
         self.ingress.count(ticket[0], -ticket[1], 0)
         ticket[1] = 0

@@ -1,5 +1,6 @@
 --- What a choice costs: it reads as much of the shared dictionary among a thousand nodes as among ten.
 
+local cache_clock = require "vllm_nginx_lb.cache_clock"
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
 local full_nodes = require "vllm_nginx_lb.full_nodes"
@@ -9,7 +10,6 @@ local node_counts = require "vllm_nginx_lb.node_counts"
 local off = require "vllm_nginx_lb.affinity.off"
 local open_prompts = require "vllm_nginx_lb.open_prompts"
 local place = require "vllm_nginx_lb.place"
-local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 
 local OTHER_WORKERS = 3
@@ -119,7 +119,7 @@ local function reads_of(case, count)
     local places = place.new {
         in_flight = work,
         open = prompts,
-        sent = sent_prompts.new(dict),
+        cache_clock = cache_clock.new(dict),
         choice = choice.new(parts),
         peers = peers,
     }

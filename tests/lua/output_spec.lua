@@ -168,6 +168,17 @@ describe("output", function()
         assert.same({ text:sub(1, 64), text:sub(1, 64) }, { head, output.head(nil, text) })
     end)
 
+    it("has as many events as have data, however they are cut, and comments are none", function()
+        local stream = ": wait\n\n" .. ("event: delta\ndata: {}\n\n"):rep(3) .. "data: [DONE]\n\n"
+        for size = 1, #stream do
+            local it = output.of(STREAM)
+            for at = 1, #stream, size do
+                it:read(stream:sub(at, at + size - 1))
+            end
+            assert.equal(4, it.events)
+        end
+    end)
+
     it("is looked for with little memory and in few lines", function()
         local answer = assert(output.of(STREAM))
         assert.is_false(answer:read((":"):rep(10 ^ 6)))

@@ -1,7 +1,7 @@
+local cache_clock = require "vllm_nginx_lb.cache_clock"
 local least_work = require "vllm_nginx_lb.least_work"
 local new_dict = require "fake_dict"
 local prefix = require "vllm_nginx_lb.affinity.prefix"
-local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local tokens = require "vllm_nginx_lb.tokens"
 
@@ -22,7 +22,7 @@ local function marks_of(letters)
 end
 
 describe("prefix affinity", function()
-    local dict, sent, refusers, affinity, pool
+    local dict, caches, refusers, affinity, pool
 
     local function request_of(letters, client)
         local marks, ends = marks_of(letters)
@@ -31,7 +31,7 @@ describe("prefix affinity", function()
 
     --- Send a prompt to a node that has to compute so many bytes for it.
     local function send(letters, peer, bytes)
-        sent:add(peer, bytes or #letters * KIB)
+        caches:add(peer, bytes or #letters * KIB)
         affinity:note(request_of(letters), { peer = peer })
     end
 
@@ -41,10 +41,10 @@ describe("prefix affinity", function()
 
     before_each(function()
         dict, refusers = new_dict(), {}
-        sent = sent_prompts.new(open_dict(new_dict()))
+        caches = cache_clock.new(open_dict(new_dict()))
         affinity = prefix.new {
             dict = open_dict(dict),
-            sent = sent,
+            cache_clock = caches,
             has_refused = function(peer, origin)
                 return refusers[peer] == origin
             end,
@@ -136,7 +136,7 @@ describe("prefix affinity", function()
             local cost = least_work.cost(request, node)
             local slot = 2 * node.slot
             totals[slot], totals[slot + 1] = totals[slot] + cost, totals[slot + 1] + 1
-            sent:add(node.peer, cost)
+            caches:add(node.peer, cost)
             affinity:note(request, node)
             return node.peer
         end
@@ -194,20 +194,20 @@ describe("prefix affinity", function()
     it("forgets when a node has computed so much since that the prompt has no room in its KV cache", function()
         send("abc", "node-1")
         send("abc", "node-2")
-        sent:add("node-1", KV_BYTES - 3 * KIB)
+        caches:add("node-1", KV_BYTES - 3 * KIB)
         assert.same({ ["node-1"] = 3 * KIB, ["node-2"] = 3 * KIB }, cached "abc")
-        sent:add("node-1", 1)
+        caches:add("node-1", 1)
         assert.same({ ["node-2"] = 3 * KIB }, cached "abc")
-        sent:add("node-2", KV_BYTES)
+        caches:add("node-2", KV_BYTES)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
-        sent:add("node-1", KV_BYTES)
+        caches:add("node-1", KV_BYTES)
         assert.same({}, cached "abc")
     end)
 
     it("forgets the end of a prompt first", function()
         send("abc", "node-1")
         for _, bytes in ipairs { 3 * KIB, 2 * KIB, KIB } do
-            sent:add("node-1", KV_BYTES - bytes - sent:to "node-1" + 3 * KIB)
+            caches:add("node-1", KV_BYTES - bytes - caches:of "node-1" + 3 * KIB)
             assert.same({ ["node-1"] = bytes }, cached "abc")
         end
     end)
@@ -220,7 +220,7 @@ describe("prefix affinity", function()
 
     it("remembers longer what a node is sent again", function()
         send("abc", "node-1")
-        sent:add("node-1", KV_BYTES - 3 * KIB)
+        caches:add("node-1", KV_BYTES - 3 * KIB)
         send("abd", "node-1", KIB)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
     end)
@@ -228,9 +228,9 @@ describe("prefix affinity", function()
     it("takes a node whose KV cache has an unknown size for one of the usual size", function()
         send("abc", "node-1")
         pool.nodes[1].kv_tokens = nil
-        sent:add("node-1", tokens.KV_TOKENS * tokens.BYTES - 3 * KIB)
+        caches:add("node-1", tokens.KV_TOKENS * tokens.BYTES - 3 * KIB)
         assert.same({ ["node-1"] = 3 * KIB }, cached "abc")
-        sent:add("node-1", 1)
+        caches:add("node-1", 1)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
     end)
 
@@ -244,7 +244,7 @@ describe("prefix affinity", function()
 
     it("forgets what a node was sent that has left the list and returned", function()
         send("abc", "node-1")
-        sent:add("node-1", -3 * KIB) -- its clock begins anew
+        caches:add("node-1", -3 * KIB) -- its clock begins anew
         assert.same({}, cached "abc")
     end)
 

@@ -1,3 +1,4 @@
+local cache_clock = require "vllm_nginx_lb.cache_clock"
 local choice = require "vllm_nginx_lb.choice"
 local ejection = require "vllm_nginx_lb.ejection"
 local full_nodes = require "vllm_nginx_lb.full_nodes"
@@ -11,8 +12,8 @@ local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local request = require "vllm_nginx_lb.request"
-local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local tokens = require "vllm_nginx_lb.tokens"
 local verdict = require "vllm_nginx_lb.verdict"
 
 local SETTINGS = {
@@ -38,7 +39,7 @@ end
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, affinity, sent_to, speeds, waiting, nodes_out, counts, prompts, held
+    local fake, work, affinity, caches, speeds, waiting, nodes_out, counts, prompts, held
     local requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
@@ -96,7 +97,7 @@ describe("request", function()
         counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
-        sent_to = sent_prompts.new(dict)
+        caches = cache_clock.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, speeds)
         affinity = off.new()
@@ -114,7 +115,7 @@ describe("request", function()
             counts = counts,
             held = held,
             affinity = affinity,
-            sent = sent_to,
+            cache_clock = caches,
             random = function()
                 return 2 -- of several that are as good, the first
             end,
@@ -238,9 +239,22 @@ describe("request", function()
         requests:begin(it, 1000000, pool)
         requests:send(it, pool)
         assert.same({ { 0, 0 }, { 50000, 1 } }, counted())
-        assert.same({ 0, 50000 }, { sent_to:to "node-0:80", sent_to:to "node-1:80" })
+        assert.same({ 0, 50000 }, { caches:of "node-0:80", caches:of "node-1:80" })
         requests:send(it, pool, BROKEN)
-        assert.same({ 200000, 50000 }, { sent_to:to "node-0:80", sent_to:to "node-1:80" })
+        assert.same({ 200000, 50000 }, { caches:of "node-0:80", caches:of "node-1:80" })
+    end)
+
+    it("ages what its node has cached by what was streamed, however it ends", function()
+        local it = requests.accept()
+        requests:begin(it, 1000, pool)
+        requests:send(it, pool)
+        local peer = it.peer
+        requests:see_headers(it, STREAM)
+        requests:see_piece(it, TOKEN:rep(2), true)
+        requests:see_piece(it, TOKEN, true)
+        assert.equal(1000, caches:of(peer))
+        requests:finish(it.number, LEFT)
+        assert.equal(1000 + 3 * tokens.BYTES, caches:of(peer))
     end)
 
     it("is kept by nobody before it is sent to a node", function()

@@ -6,7 +6,7 @@ local LAYERS = {
     { "former_key", "json_string", "meter", "model", "nginx_hash", "node_keys", "outcome", "output", "work_row" },
     { "ejection_limit", "ending", "prefill", "prompt_cells", "settings", "shared_dict", "slow_start" },
     { "weights_format", "least_work", "in_flight", "ejection_records", "json_walk", "mark_shares", "node_counts" },
-    { "open_prompts", "pending", "sent_prompts" },
+    { "cache_clock", "open_prompts", "pending" },
     { "kv_room", "large_bodies", "prompt_marks", "request_body", "router", "unfit_requests", "weights_file" },
     { "ejection", "error_share", "held_work", "outlier", "readings", "stall", "verdict" },
     { "affinity.off", "affinity.session", "affinity.prefix", "choice", "node_report" },

@@ -24,7 +24,7 @@ local NO_DATA = { [""] = true, id = true, retry = true }
 local KEPT = 64 -- bytes of a line that are kept; the kind of the line is in these
 local MOST_LINES = 10000 -- a stream with so many lines and no output is taken for one that has begun
 local MOST_LINES_OF_PIECE = 1000 -- after the first output, the further lines of a piece are not looked at
-local CR, LF = 13, 10
+local CR, LF, D = 13, 10, ("d"):byte()
 
 --- Whether a JSON text begins as the error of an inference server.
 local function begins_with_error(text)
@@ -48,6 +48,7 @@ end
 ---@field is_silent boolean|nil whether the event has a name that stands for no output
 ---@field ended_in_cr boolean whether the last piece ended in a CR; an LF that follows belongs to it
 ---@field has_begun boolean whether there was output
+---@field events integer with data, so far; a node sends one for each token, or for a few
 ---@field has_failed boolean whether there was an error
 local Output = {}
 Output.__index = Output
@@ -64,7 +65,8 @@ function output.of(content_type, encoding)
     elseif encoding and encoding ~= "identity" then
         return nil
     end
-    local it = { line = "", is_judged = false, lines = 0, ended_in_cr = false, has_begun = false, has_failed = false }
+    local it = { line = "", is_judged = false, lines = 0, ended_in_cr = false, events = 0 }
+    it.has_begun, it.has_failed = false, false
     return setmetatable(it, Output)
 end
 
@@ -90,6 +92,9 @@ end
 
 --- See what a line, or its first bytes, says.
 function Output:judge(line)
+    if line:byte() == D then
+        self.events = self.events + 1
+    end
     if self.has_begun and not line:find("error", 1, true) and not line:find("event", 1, true) then
         return -- the most lines by far
     end

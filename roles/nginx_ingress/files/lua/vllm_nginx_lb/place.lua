@@ -2,6 +2,7 @@
 
 local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
+local tokens = require "vllm_nginx_lb.tokens"
 
 -- How many lost races for the last place of a node end the search. Few requests lose two.
 local MOST_RACES = 20
@@ -13,10 +14,10 @@ Places.__index = Places
 local place = {}
 
 ---@class PlaceParts
+---@field cache_clock CacheClock
 ---@field in_flight InFlight
 ---@field open OpenPrompts
 ---@field choice Choice
----@field sent SentPrompts
 ---@field peers table `set_current_peer`, as of ngx.balancer
 ---@field log fun(text: string)
 
@@ -56,7 +57,7 @@ function Places:occupy(it, node, totals)
         return false
     end
     it.peer = node.peer
-    self.parts.sent:add(node.peer, bytes)
+    self.parts.cache_clock:add(node.peer, bytes)
     self.parts.open:add(node.peer, bytes)
     kv_room.take(node, bytes)
     return true
@@ -81,12 +82,15 @@ function Places:take(it, pool)
     return nil
 end
 
---- Give a request's place back, if it has one.
+--- Give a request's place back, if it has one. How long an answer was is known only where it is streamed.
 ---@param it Request
 function Places:release(it)
     if it.peer then
         self.parts.in_flight:add(it.peer, -it.pending, -1)
         self.parts.open:add(it.peer, -it.cost)
+        if it.output then
+            self.parts.cache_clock:add(it.peer, it.output.events * tokens.BYTES)
+        end
         it.peer, it.output, it.pending, it.stage = nil, nil, 0, "accepted"
         it.content_type, it.head, it.is_complete, it.flushes = nil, nil, nil, nil
     end

@@ -3,6 +3,7 @@
 
 local affinity = require "vllm_nginx_lb.affinity.wanted"
 local body_queue = require "vllm_nginx_lb.body_queue"
+local cache_clock = require "vllm_nginx_lb.cache_clock"
 local choice = require "vllm_nginx_lb.choice"
 local clock = require "vllm_nginx_lb.clock"
 local ejection = require "vllm_nginx_lb.ejection"
@@ -20,7 +21,6 @@ local prefill = require "vllm_nginx_lb.prefill"
 local processes = require "vllm_nginx_lb.processes"
 local readings = require "vllm_nginx_lb.readings"
 local request = require "vllm_nginx_lb.request"
-local sent_prompts = require "vllm_nginx_lb.sent_prompts"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local unfit_requests = require "vllm_nginx_lb.unfit_requests"
@@ -43,7 +43,7 @@ local semaphore = require "ngx.semaphore"
 ---@field pending Pending
 ---@field error_share ErrorShare
 ---@field affinity Affinity
----@field sent SentPrompts
+---@field cache_clock CacheClock
 ---@field requests Requests
 ---@field free_places FreePlaces
 ---@field bodies BodyQueue
@@ -109,7 +109,7 @@ local function follow_requests(dict)
         prefill = worker.prefill,
         held = worker.held,
         affinity = worker.affinity,
-        sent = worker.sent,
+        cache_clock = worker.cache_clock,
         random = math.random,
         peers = peers,
         now = clock.now,
@@ -143,7 +143,7 @@ function worker.start()
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }
     worker.counts = node_counts.new(dict)
-    worker.sent = sent_prompts.new(dict)
+    worker.cache_clock = cache_clock.new(dict)
     worker.unfit = unfit_requests.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), processes.is_alive, short_name, function(pid)
@@ -161,7 +161,7 @@ function worker.start()
             return worker.in_flight:other_pids()
         end,
     }
-    worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.sent)
+    worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
     worker.readings = readings.new { settings = wanted, open = worker.open, now = clock.now, log = log_error }
     follow_requests(dict)

@@ -1,7 +1,7 @@
---- Affinity by prompt prefixes: which node was sent which beginning of a prompt, and how much it was sent since. A node
+--- Affinity by prompt prefixes: which node was sent which beginning of a prompt, and how much it computed since. A node
 -- probably has such a beginning in its prefix cache until newer prompts need the room.
--- Time is counted in bytes for that: the clock of a node is the bytes of prompts that it had to compute
--- (sent_prompts.lua). A mark counts at a node as long as the prompt up to the mark and what the node has computed since
+-- Time is counted in bytes for that: the clock of a node is the bytes of prompts and answers that it had to compute
+-- (cache_clock.lua). A mark counts at a node as long as the prompt up to the mark and what the node has computed since
 -- would fit its KV cache together. So a long prompt is forgotten from its end, as vLLM evicts it.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that. A node that has refused a
 -- prompt with the same first mark lately has none of it, see affinity/session.lua.
@@ -21,7 +21,7 @@ local prefix = {}
 
 ---@class PrefixParts
 ---@field dict SharedDict of the marks
----@field sent SentPrompts
+---@field cache_clock CacheClock
 ---@field hashes PromptHashes
 ---@field has_refused fun(peer: string, origin: integer): boolean
 
@@ -68,7 +68,7 @@ end
 function Prefix:holders(mark, bytes, nodes, origin)
     local value, found, has_holders = self.dict:get(mark), {}, false
     for peer, stamp in (value or ""):gmatch "(%S+)=(%d+)" do
-        if nodes[peer] and is_kept(nodes[peer], bytes, self.parts.sent:to(peer) - tonumber(stamp)) then
+        if nodes[peer] and is_kept(nodes[peer], bytes, self.parts.cache_clock:of(peer) - tonumber(stamp)) then
             has_holders = true
             found[peer] = not self.parts.has_refused(peer, origin) and bytes or nil
         end
@@ -118,7 +118,7 @@ function Prefix:note(request, node)
         fresh[#fresh + 1] = not known[i] and marks[i] or nil
     end
     self.shares:make_room(request.client, fresh)
-    local own = ("%s=%.0f"):format(node.peer, self.parts.sent:to(node.peer))
+    local own = ("%s=%.0f"):format(node.peer, self.parts.cache_clock:of(node.peer))
     for i = #marks, 1, -1 do
         self.dict:set(marks[i], with(node.peer, own, known[i]))
     end

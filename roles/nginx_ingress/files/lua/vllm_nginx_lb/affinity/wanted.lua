@@ -12,16 +12,16 @@ local wanted = {}
 ---@param settings table `affinity`; see session.new for more
 ---@param counts NodeCounts
 ---@param marks SharedDict of the prefix marks
----@param sent SentPrompts
+---@param cache_clock CacheClock
 ---@return Affinity
-function wanted.new(settings, counts, marks, sent)
+function wanted.new(settings, counts, marks, cache_clock)
     local function has_refused(peer, origin)
         return counts:has_refused(peer, origin, clock.now())
     end
     if settings.affinity == "session" then
         return session.new(settings, nginx_hash.place, has_refused)
     elseif settings.affinity == "prefix" then
-        return prefix.new { dict = marks, sent = sent, hashes = nginx_hash, has_refused = has_refused }
+        return prefix.new { dict = marks, cache_clock = cache_clock, hashes = nginx_hash, has_refused = has_refused }
     end
     return off.new()
 end
