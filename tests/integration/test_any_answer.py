@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from tests.integration.conftest import free_port
 from vllm_lb.scrape import scrape_all
 from vllm_lb.settings import Node, Scrape
-from vllm_lb.vllm_metrics import WANTED_LINE
+from vllm_lb.vllm_metrics import wanted_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORDING = (Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0-busy.txt").read_bytes()
-GOOD = b"\n".join(WANTED_LINE.findall(RECORDING)) + b"\n"
+GOOD = b"\n".join(wanted_lines(RECORDING)) + b"\n"
 
 
 class Parrots:

@@ -12,6 +12,7 @@ from tests.integration.conftest import fetch, wait_for
 from tests.integration.test_work_balancer import work
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.integration.test_work_balancer import WorkStack
@@ -60,15 +61,21 @@ def passed_over(it: WorkStack) -> int:
     return int(it.known()["node-2"]["passed_over"])
 
 
-def test_a_node_with_a_full_kv_cache_gets_nothing_while_another_has_room(entry: WorkStack) -> None:
+@pytest.mark.fault(
+    7,
+    "a node's KV cache is full, with the balancer `work`",
+    sees='vllm_nginx_lb_work_kv_full_total{pool="llm_cluster",node="node-2"} ',
+    keeps="requests: nodes whose KV caches have room get them; where none has, every node gets some",
+)
+def test_a_node_with_a_full_kv_cache_gets_nothing_while_another_has_room(entry: WorkStack, heard: list[str]) -> None:
     assert served(entry) == {"node-2"}
     read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
     wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
     assert entry.post().choice == WITH_ROOM
     assert passed_over(entry) >= 21
-    assert f'vllm_nginx_lb_work_kv_full_total{{pool="llm_cluster",node="node-2"}} {passed_over(entry)}' in fetch(
-        entry.status_port, "/work/metrics"
-    )
+    metrics = fetch(entry.status_port, "/work/metrics")
+    assert f'vllm_nginx_lb_work_kv_full_total{{pool="llm_cluster",node="node-2"}} {passed_over(entry)}' in metrics
+    heard.append(metrics)
 
 
 def test_where_all_kv_caches_are_full_the_choice_is_as_without_readings(entry: WorkStack) -> None:
@@ -79,21 +86,61 @@ def test_where_all_kv_caches_are_full_the_choice_is_as_without_readings(entry: W
     assert entry.post().choice == "least work"
 
 
-@pytest.mark.parametrize("what", ["removed", "stale", "faulty", "a pipe"])
+@pytest.mark.parametrize("what", ["removed", "stale"])
 def test_readings_that_end_count_no_more(entry: WorkStack, what: str) -> None:
     read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
     wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
     if what == "stale":
         read(entry, interval_seconds=0.5, node_2=FULL, node_3=HALF, node_4=HALF)
-    elif what == "faulty":
-        readings_file(entry).write_text("{}")
     else:
         readings_file(entry).unlink()
-    if what == "a pipe":
-        os.mkfifo(readings_file(entry))
     wait_for(lambda: served(entry) == {"node-2"}, seconds=30)
-    said = "readings.json: version: expected 1; no KV cache counts as full" in entry.log()
-    assert said == (what == "faulty")
+    assert "no KV cache counts as full" not in entry.log()
+
+
+@pytest.mark.fault(
+    10,
+    "readings.json is damaged, of another version, or no file",
+    sees="readings.json: …; no KV cache counts as full",
+    keeps="everything: the fullness of KV caches plays no part until a tick writes a new one",
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: path.write_text('{"version": 1, "nodes"'), id="truncated"),
+        pytest.param(lambda path: path.write_text('{"version": 2}'), id="of-another-version"),
+        pytest.param(lambda path: path.write_bytes(b"\xff" * 2_000_000), id="large"),
+        pytest.param(os.mkfifo, id="pipe"),
+        pytest.param(os.mkdir, id="directory"),
+        pytest.param(lambda path: path.symlink_to("/dev/zero"), id="device"),
+    ],
+)
+def test_readings_that_cannot_be_read_count_no_more(
+    entry: WorkStack, heard: list[str], make: Callable[[Path], object]
+) -> None:
+    read(entry, node_2=FULL, node_3=HALF, node_4=HALF)
+    wait_for(lambda: served(entry) <= {"node-3", "node-4"}, seconds=30)
+    readings_file(entry).unlink()
+    make(readings_file(entry))
+    wait_for(lambda: served(entry) == {"node-2"}, seconds=30)
+    heard.append(entry.log())
+
+
+@pytest.mark.fault(
+    2,
+    "readings.json cannot be written, with the balancer `work`",
+    sees="readings.json cannot be written: Is a directory",
+    keeps="the weights: the tick publishes them; the fullness of KV caches plays no part",
+)
+def test_readings_that_cannot_be_written_hold_no_weights_up(entry: WorkStack) -> None:
+    readings_file(entry).mkdir()
+    before = entry.generation()
+    entry.run()
+    assert entry.status()["outcome"] == "published"
+    assert entry.generation() != before
+    readings_file(entry).rmdir()
+    entry.run()
+    assert json.loads(readings_file(entry).read_text())["version"] == 1
 
 
 def test_a_request_larger_than_what_is_left_goes_elsewhere(entry: WorkStack) -> None:

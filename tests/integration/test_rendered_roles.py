@@ -46,7 +46,7 @@ TUNED = {
 }
 WORK: dict[str, Any] = {}  # which is the default
 STOCK = {"nginx_ingress_balancer": "upstream"}
-WORK_TUNED = TUNED | {"nginx_ingress_work_affinity": "prefix", "nginx_ingress_work_keepalive": 0}
+WORK_TUNED = TUNED | {"nginx_ingress_work_affinity": "session", "nginx_ingress_work_keepalive": 0}
 # The weights of a host that changes from the balancer work to upstream
 FORMER_WEIGHTS = json.dumps(
     {

@@ -165,7 +165,8 @@ def write_server(site: Site) -> None:
     ]
     run_play(folder, inventory, host_variables() | {"__nginx_ingress_ipv6": {"stat": {"exists": False}}}, tasks)
     published = {f"/etc/nginx/vllm-nginx-lb/{name}": str(site.upstream) for name in ("upstream.conf", "weights.json")}
-    install_parts(rendered, site.directory, published)
+    readings = {"/var/lib/vllm-nginx-lb/readings.json": str(site.directory / "state" / "readings.json")}
+    install_parts(rendered, site.directory, published | readings)
 
 
 def node_names(hosts: Sequence[str]) -> list[str]:

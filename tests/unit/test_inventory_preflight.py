@@ -243,18 +243,25 @@ def test_a_setting_that_an_older_inventory_does_not_pass_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "successor"),
+    ("name", "remedy"),
     [
-        ("vllm_nginx_lb_balancer", "nginx_ingress_balancer, which both roles read; remove it"),
-        ("vllm_host", "ansible_host; remove it"),
-        ("vllm_name", "the name of the host in the inventory; remove it"),
-        ("keepalived_peer", "ingress_peer; copy group_vars/ingress/keepalived.yml of this version"),
+        (
+            "vllm_nginx_lb_balancer",
+            "its successor is nginx_ingress_balancer, which both roles read; remove it",
+        ),
+        ("vllm_host", "its successor is ansible_host; remove it"),
+        ("vllm_name", "its successor is the name of the host in the inventory; remove it"),
+        ("keepalived_peer", "its successor is ingress_peer; copy group_vars/ingress/keepalived.yml of this version"),
+        ("nginx_ingress_work_prefix_bytes", "nginx remembers whole prompts; remove it"),
+        (
+            "nginx_ingress_work_prefix_seconds",
+            "nginx remembers a prompt while its node probably has it cached; remove it",
+        ),
+        ("nginx_ingress_work_max_request_kib", "a prompt counts in full, less what its node has cached; remove it"),
     ],
 )
-def test_former_variable_is_told_its_successor(name: str, successor: str) -> None:
-    assert misspelt_variables({"ingress-1": [name]}) == [
-        f"ingress-1: {name} is not a variable; its successor is {successor}"
-    ]
+def test_former_variable_is_told_what_to_do(name: str, remedy: str) -> None:
+    assert misspelt_variables({"ingress-1": [name]}) == [f"ingress-1: {name} is not a variable; {remedy}"]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -584,11 +591,16 @@ def test_playbooks_find_a_misspelt_variable_at_every_level(tmp_path: Path, level
 
 
 @pytest.mark.slow
-def test_playbook_names_the_successor_of_a_former_variable(tmp_path: Path) -> None:
-    result = run_preflight(tmp_path, groups(ingress={"ingress-1": {"vllm_nginx_lb_balancer": "upstream"}}))
+def test_playbook_says_what_to_do_about_former_variables(tmp_path: Path) -> None:
+    former = {"vllm_nginx_lb_balancer": "upstream", "nginx_ingress_work_prefix_bytes": 16384}
+    result = run_preflight(tmp_path, groups(ingress={"ingress-1": former}))
     assert result.returncode == 2
     assert (
         "ingress-1: vllm_nginx_lb_balancer is not a variable; its successor is nginx_ingress_balancer" in result.stdout
+    )
+    assert (
+        "ingress-1: nginx_ingress_work_prefix_bytes is not a variable; nginx remembers whole prompts; remove it"
+        in result.stdout
     )
 
 

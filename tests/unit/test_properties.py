@@ -36,7 +36,7 @@ from vllm_lb.text import seconds_of
 from vllm_lb.view.fleet import rows_of
 from vllm_lb.view.status import summary
 from vllm_lb.view.table import table_of_nodes
-from vllm_lb.vllm_metrics import WANTED_LINE, UnreadableError, parse_metrics
+from vllm_lb.vllm_metrics import UnreadableError, parse_metrics, wanted_lines
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("vllm-*.txt"))
 NOW = "2026-01-01T00:00:00.000+00:00"
@@ -49,7 +49,7 @@ def json_of(record: Any) -> Any:
 
 # --- Any text as /metrics ---------------------------------------------------------------------------------
 
-REAL_LINES = sorted({line for path in FIXTURES for line in WANTED_LINE.findall(path.read_bytes())})
+REAL_LINES = sorted({line for path in FIXTURES for line in wanted_lines(path.read_bytes())})
 PIECES = [b"NaN", b"+Inf", b"-1", b"1e400", b"1e-400", b"0x1", b"{", b"}", b'"', b"\\", b",", b"=", b" ", b"\r", b"#"]
 
 

@@ -23,10 +23,13 @@ ROLE_OF_ROLLING = "vllm_nginx_lb_"
 NODE_IDENTITY = {"name": "the name of the host in the inventory", "host": "ansible_host"}
 # Variables that the example inventory makes from the settings of a node, or that playbooks get with -e.
 NODE_OTHERS = ("vllm_node", "vllm_node_name")
-# Former names, and what to do about each
-SUCCESSORS = {
+# Former variables, and what to do about each
+FORMER = {
     "keepalived_peer": "its successor is ingress_peer; copy group_vars/ingress/keepalived.yml of this version",
     "vllm_nginx_lb_balancer": "its successor is nginx_ingress_balancer, which both roles read; remove it",
+    "nginx_ingress_work_prefix_bytes": "nginx remembers whole prompts; remove it",
+    "nginx_ingress_work_prefix_seconds": "nginx remembers a prompt while its node probably has it cached; remove it",
+    "nginx_ingress_work_max_request_kib": "a prompt counts in full, less what its node has cached; remove it",
 } | {f"{NODE_PREFIX}{key}": f"its successor is {successor}; remove it" for key, successor in NODE_IDENTITY.items()}
 # Former names that copies of the inventory may still set. Nothing reads them, so the check is silent about them.
 RETIRED = ("inventory_preflight_host_variables",)
@@ -88,14 +91,14 @@ def is_known(name: str) -> bool:
 
 def is_foreign(name: str) -> bool:
     """Tell whether a name begins like a setting of a node, and is similar to none: it may belong to something else."""
-    return prefix_of(name) == NODE_PREFIX and not is_known(name) and name not in SUCCESSORS and not similar_name(name)
+    return prefix_of(name) == NODE_PREFIX and not is_known(name) and name not in FORMER and not similar_name(name)
 
 
 def complaint(name: str) -> str | None:
     """Return what is wrong with the name of a variable, or None. The line does not name the hosts."""
     prefix = prefix_of(name)
-    if name in SUCCESSORS:
-        return f"{name} is not a variable; {SUCCESSORS[name]}"
+    if name in FORMER:
+        return f"{name} is not a variable; {FORMER[name]}"
     if is_known(name):
         return None
     guess = similar_name(name)
