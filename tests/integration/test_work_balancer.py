@@ -549,7 +549,8 @@ def test_counts_return_to_zero_whatever_becomes_of_requests(work: WorkStack) -> 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, range(10000)))
     wait_for(work.idle)
-    assert min(met["left"], met["whole"], met["cut"]) > 100, met
+    assert min(met["left"], met["whole"]) > 1000, met
+    assert met["cut"] > 10, f"{met}: a node that dies is soon ejected"
     assert sum(met.values()) == 10000
 
 
