@@ -526,6 +526,11 @@ def test_a_request_that_an_error_page_sends_to_a_node_again_is_counted_out_twice
 @pytest.mark.slow
 @with_workers(2, 8)
 def test_counts_return_to_zero_whatever_becomes_of_requests(work: WorkStack) -> None:
+    # A node that dies is soon tried again, so that it cuts off many requests.
+    work.settings = {"backoff": {"first": 0.02, "longest": 0.02}}
+    work.write_nginx()
+    work.stop()
+    work.start()
     work.publish({"node-2": 100, "node-3": 60, "node-4": 30})
     chance = random.Random(1)  # noqa: S311 - to be repeated, not to be secret
     met: Counter[str] = Counter()
@@ -550,8 +555,7 @@ def test_counts_return_to_zero_whatever_becomes_of_requests(work: WorkStack) -> 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, range(10000)))
     wait_for(work.idle)
-    assert min(met["left"], met["whole"]) > 1000, met
-    assert met["cut"] > 10, f"{met}: a node that dies is soon ejected"
+    assert min(met["left"], met["whole"], met["cut"]) > 100, met
     assert sum(met.values()) == 10000
 
 
