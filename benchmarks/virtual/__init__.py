@@ -31,6 +31,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     OutstandingWork("ours-work-prefix", "capacity", affinity="prefix"),
     # Parts of `work` left out, and other weights.
     OutstandingWork("ours-work-no-pending", "capacity", pending=False),
+    OutstandingWork("ours-work-no-progress", "capacity", affinity="prefix", progress=False),
     OutstandingWork("ours-work-no-streams", "capacity", stream_bytes=0),
     OutstandingWork("ours-work-no-weights", "static"),
     OutstandingWork("ours-work-no-slow-start", "capacity", ramp_seconds=0),

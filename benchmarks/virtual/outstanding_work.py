@@ -29,6 +29,9 @@ local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 local prompt_marks = require "vllm_nginx_lb.prompt_marks"
 local cache_clock = require "vllm_nginx_lb.cache_clock"
+local pending = require "vllm_nginx_lb.pending"
+local prefill = require "vllm_nginx_lb.prefill"
+local progress = require "vllm_nginx_lb.progress"
 local slow_start = require "vllm_nginx_lb.slow_start"
 local tokens = require "vllm_nginx_lb.tokens"
 
@@ -44,7 +47,7 @@ local function endless_dict()
     }
 end
 
-return function(given, randint)
+return function(given, randint, has_progress)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
     local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
@@ -86,10 +89,20 @@ return function(given, randint)
         set_rooms()
     end
 
+    local in_flight = {}
+    function in_flight.add(_, peer, bytes, streams)
+        local slot = 2 * (tonumber(peer) - 1)
+        totals[slot], totals[slot + 1] = totals[slot] + bytes, totals[slot + 1] + streams
+    end
+    local speeds = prefill.new(endless_dict(), settings.prefill_bytes_per_second)
+    local steps = has_progress and progress.new(in_flight, speeds) or { follow = function() end, see = function() end }
+    local prompts = pending.new(in_flight, speeds, steps)
+
     -- Choose a node for a request of so many bytes and these prefix marks, each "NAME END", and count it. Whether each
     -- node may be taken follows.
-    function ingress.choose(now, bytes, marks, ...)
+    function ingress.choose(now, bytes, is_streamed, marks, ...)
         local usable = { ... }
+        prompts:finish_due(now)
         local request = { marks = {}, mark_ends = {}, client = "" }
         for mark, bytes_to_end in marks:gmatch "(%S+) (%d+)" do
             request.marks[#request.marks + 1] = mark
@@ -107,26 +120,32 @@ return function(given, randint)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
-            local pending = least_work.cost(request, node)
-            caches:add(node.peer, pending)
+            local cost = least_work.cost(request, node)
+            local ahead = totals[2 * node.slot] + cost
+            local it = { slot = node.slot, peer = node.peer, cost = cost, pending = cost, ahead = ahead, sent_at = now }
+            it.output = is_streamed and {} or nil
+            caches:add(node.peer, cost)
             affinity:note(request, node)
-            grown[node.slot] = (grown[node.slot] or 0) + pending
-            kv_room.take(node, pending)
-            ingress.count(node.slot, pending, 1)
-            return node.slot, pending, pending
+            grown[node.slot] = (grown[node.slot] or 0) + cost
+            kv_room.take(node, cost)
+            in_flight:add(node.peer, cost, 1)
+            prompts:expect(it, now)
+            return it
         end
     end
 
-    -- Add pending bytes and streams to a node's totals.
-    function ingress.count(slot, bytes, streams)
-        totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
+    -- The first output of a stream has come.
+    function ingress.first_output(it, now)
+        prompts:finish(it)
+        speeds:learn(it.peer, it.ahead, now - it.sent_at)
     end
 
-    -- A request has ended: its pending bytes, all uncached bytes of its prompt, and the tokens that were streamed.
-    function ingress.finish(slot, pending, cost, streamed)
-        ingress.count(slot, -pending, -1)
-        caches:add(tostring(slot + 1), streamed * tokens.BYTES)
-        grown[slot] = grown[slot] - cost
+    -- A request has ended; so many tokens of its answer were streamed.
+    function ingress.finish(it, streamed)
+        in_flight:add(it.peer, -it.pending, -1)
+        caches:add(it.peer, streamed * tokens.BYTES)
+        grown[it.slot] = grown[it.slot] - it.cost
+        it.peer, it.pending = nil, 0
     end
 
     return ingress
@@ -140,15 +159,23 @@ class OutstandingWork(ScriptWeights):
     balancer = "work"
 
     def __init__(
-        self, name: str, policy: str, *, known: bool = False, pending: bool = True, **settings: float | str
+        self,
+        name: str,
+        policy: str,
+        *,
+        known: bool = False,
+        pending: bool = True,
+        progress: bool = True,
+        **settings: float | str,
     ) -> None:
         """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
 
         The affinity is off unless they set it.
         `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
+        `progress`: False lets long prompts count as a whole until their first output.
         """
         super().__init__(name, policy, known=known)
-        self.pending, self.settings = pending, {"affinity": "off", **settings}
+        self.pending, self.progress, self.settings = pending, progress, {"affinity": "off", **settings}
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""
@@ -156,7 +183,7 @@ class OutstandingWork(ScriptWeights):
         lua = lupa.LuaRuntime()
         lua.execute(f"package.path = '{LUA}/?.lua'")
         make_ingress: Any = lua.execute(INGRESS)
-        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
+        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint, self.progress)
         self.mark_ends = [self.ingress.distance(0)]
 
     def tick(self, now: float) -> None:
@@ -179,8 +206,8 @@ class OutstandingWork(ScriptWeights):
         """Let Lua choose."""
         size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
         usable = [index not in tried for index in range(len(self.nodes))]
-        chosen = self.ingress.choose(now, size, self.marks(call), *usable)
-        return (chosen[0], [*chosen, call.output_tokens if call.streamed else 0]) if chosen else None
+        it = self.ingress.choose(now, size, call.streamed, self.marks(call), *usable)
+        return (it.slot, (it, call.output_tokens if call.streamed else 0)) if it else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
@@ -194,13 +221,8 @@ class OutstandingWork(ScriptWeights):
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as done.
-
-        A ticket is a node's index, the bytes that are still pending, all of them, and the tokens that are streamed.
-        """
-        del now
-        self.ingress.count(ticket[0], -ticket[1], 0)
-        ticket[1] = 0
+        """Count the prompt as done. A ticket is Lua's record of the request, and the tokens that are streamed."""
+        self.ingress.first_output(ticket[0], now)
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
         """Release the request's work."""

@@ -21,6 +21,9 @@ describe("pending", function()
             seconds = function(_, _, bytes)
                 return bytes
             end,
+        }, {
+            follow = function() end,
+            see = function() end,
         })
     end)
 

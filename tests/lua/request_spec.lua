@@ -11,6 +11,7 @@ local open_prompts = require "vllm_nginx_lb.open_prompts"
 local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
+local progress = require "vllm_nginx_lb.progress"
 local request = require "vllm_nginx_lb.request"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
 local tokens = require "vllm_nginx_lb.tokens"
@@ -99,7 +100,7 @@ describe("request", function()
         speeds = prefill.new(dict, 1000)
         caches = cache_clock.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
-        waiting = pending.new(work, speeds)
+        waiting = pending.new(work, speeds, progress.new(work, speeds))
         affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer

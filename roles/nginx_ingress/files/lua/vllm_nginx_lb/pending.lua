@@ -1,9 +1,10 @@
 --- Pending work: the prompts of this worker's requests that their nodes have not computed yet.
 --
--- A prompt is pending until the first output of its answer. An answer that is not streamed shows nothing until it is
--- complete, maybe minutes later. So its prompt is pending for as long as the node probably needs for it (prefill.lua).
--- The headers show whether an answer is streamed. If it is, only its output ends the pending work. So a node that hangs
--- keeps the pending work of its streams.
+-- A prompt is pending until the first output of its answer. Of a long one, what is probably computed counts no longer
+-- (progress.lua). An answer that is not streamed shows nothing until it is complete, maybe minutes later. So its prompt
+-- is pending for as long as the node probably needs for it (prefill.lua). The headers show whether an answer is
+-- streamed. If it is, only its output ends the pending work. So a node that hangs keeps the
+-- pending work of its streams.
 -- Requests are kept by the slot of time in which their prompts probably end. So `finish_due` looks only at these.
 
 local STEP = 0.05 -- s, of a slot
@@ -18,11 +19,13 @@ local pending = {}
 --- Nothing is pending.
 ---@param in_flight InFlight
 ---@param prefill Prefill
+---@param progress Progress
 ---@return Pending
-function pending.new(in_flight, prefill)
+function pending.new(in_flight, prefill, progress)
     return setmetatable({
         in_flight = in_flight,
         prefill = prefill,
+        progress = progress,
         slots = {},
         has_ended = false, -- true: nothing will call `finish_due` again
     }, Pending)
@@ -43,6 +46,7 @@ function Pending:expect(it, now)
     local requests = self.slots[slot] or {}
     self.slots[slot] = requests
     requests[#requests + 1] = it
+    self.progress:follow(it, now)
 end
 
 --- Count a prompt as computed, if it is pending.
@@ -54,9 +58,10 @@ function Pending:finish(it)
     end
 end
 
---- Count the prompts as computed whose estimated time is over.
+--- Count as computed what nodes have probably computed by now.
 ---@param now number seconds of clock.lua
 function Pending:finish_due(now)
+    self.progress:see(now)
     local first, last = self.next_slot, math.floor(now / STEP)
     if not first or last < first then
         return

@@ -34,6 +34,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field cost number bytes of its prompt that the node has to compute
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
+---@field long_prompt LongPrompt|nil how much of its prompt is computed, if it is long (progress.lua)
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
 ---@field content_type string|nil of its answer

@@ -19,6 +19,7 @@ local outlier = require "vllm_nginx_lb.outlier"
 local pending = require "vllm_nginx_lb.pending"
 local prefill = require "vllm_nginx_lb.prefill"
 local processes = require "vllm_nginx_lb.processes"
+local progress = require "vllm_nginx_lb.progress"
 local readings = require "vllm_nginx_lb.readings"
 local request = require "vllm_nginx_lb.request"
 local settings = require "vllm_nginx_lb.settings"
@@ -115,7 +116,7 @@ local function follow_requests(dict)
         now = clock.now,
         log = log_error,
     }
-    worker.pending = pending.new(worker.in_flight, parts.prefill)
+    worker.pending = pending.new(worker.in_flight, parts.prefill, progress.new(worker.in_flight, parts.prefill))
     parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
     parts.full = full_nodes.new(clock.now)
