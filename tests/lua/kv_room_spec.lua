@@ -42,4 +42,29 @@ describe("kv_room", function()
         assert.is_false(kv_room.has(node, REQUEST))
         assert.is_true(kv_room.has(node, { bytes = 400, cached = { ["node-1"] = 300 } }))
     end)
+
+    for what, case in pairs {
+        ["the one that lacks less"] = { lefts = { -5000, -200 }, works = { 0, 10000 }, best = 2 },
+        ["the one with less work, if they lack as much"] = { lefts = { -300, -300 }, works = { 800, 700 }, best = 2 },
+        ["the one with less work, if it lacks little"] = { lefts = { -500, 0 }, works = { 0, 5000 }, best = 1 },
+        ["the one with room"] = { lefts = { 399, 400 }, works = { 0, 10 ^ 6 }, best = 2, passed_over = 1 },
+        ["the one whose room is not known"] = { lefts = { 0 }, works = { 0, 10 ^ 6 }, best = 2, passed_over = 1 },
+    } do
+        it("gives a request to " .. what, function()
+            local nodes, totals = {}, {}
+            for i = 1, 2 do
+                nodes[i] = { peer = "node-" .. i, slot = i - 1, effective_weight = 100, kv_left = case.lefts[i] }
+                totals[2 * i - 2], totals[2 * i - 1] = case.works[i], 0
+            end
+            local settings = { stream_bytes = 1024, ingresses = 1 }
+            local node, score, passed_over = kv_room.best(nodes, totals, REQUEST, settings, function()
+                return true
+            end, function()
+                return 1
+            end)
+            assert.equal(nodes[case.best], node)
+            assert.equal((case.works[case.best] + 400) / 100, score)
+            assert.equal(nodes[case.passed_over], passed_over)
+        end)
+    end
 end)

@@ -8,6 +8,9 @@ local tokens = require "vllm_nginx_lb.tokens"
 
 local kv_room = {}
 
+-- Where no node has room, a byte that a node lacks counts as so many pending ones: it is there for a whole answer.
+local LACKING = 4
+
 --- Set how much a node may still get until the next reading, as `kv_left`, in bytes of prompt; nil: any amount.
 ---@param node table with `kv_tokens`, > 0, and `kv_usage`, 0 to 1; nil where it is not known
 ---@param more number by how many bytes its open prompts have grown since the reading; < 0: they have shrunk
@@ -36,7 +39,21 @@ function kv_room.has(node, request)
     return not node.kv_left or least_work.cost(request, node) <= node.kv_left
 end
 
---- The node with the least work of those that have room; if none has, the node with the least work.
+--- The totals, with what nodes lack in room for a request as pending bytes.
+---@return table<integer, number> totals as those of in_flight.lua, of these nodes
+local function with_lack(nodes, totals, request, settings)
+    local found = {}
+    for i = 1, #nodes do
+        local node = nodes[i]
+        local slot, left = 2 * node.slot, node.kv_left or math.huge
+        local lack = math.max(0, least_work.cost(request, node) - left)
+        found[slot] = totals[slot] + LACKING * lack / settings.ingresses
+        found[slot + 1] = totals[slot + 1]
+    end
+    return found
+end
+
+--- The node with the least work of those that have room. If none has, what they lack counts as work.
 ---@param nodes table[] see least_work.best, also for the other parameters
 ---@return table|nil node nil if there is none
 ---@return number|nil score of the node
@@ -53,12 +70,13 @@ function kv_room.best(nodes, totals, request, settings, may_take, random)
     end, random)
     if not is_any_full then
         return found, least
+    elseif found then
+        local idlest, score = least_work.best(nodes, totals, request, settings, may_take, random)
+        return found, least, score < least and idlest or nil
     end
-    local idlest, score = least_work.best(nodes, totals, request, settings, may_take, random)
-    if not found then
-        return idlest, score
-    end
-    return found, least, score < least and idlest or nil
+    local lacking = with_lack(nodes, totals, request, settings)
+    found = least_work.best(nodes, lacking, request, settings, may_take, random)
+    return found, found and least_work.score(found, totals, request, settings)
 end
 
 return kv_room
