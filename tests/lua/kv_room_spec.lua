@@ -57,11 +57,12 @@ describe("kv_room", function()
                 totals[2 * i - 2], totals[2 * i - 1] = case.works[i], 0
             end
             local settings = { stream_bytes = 1024, ingresses = 1 }
-            local node, score, passed_over = kv_room.best(nodes, totals, REQUEST, settings, function()
+            local may_take, random = function()
                 return true
             end, function()
                 return 1
-            end)
+            end
+            local node, score, passed_over = kv_room.best(nodes, totals, REQUEST, settings, may_take, random)
             assert.equal(nodes[case.best], node)
             assert.equal((case.works[case.best] + 400) / 100, score)
             assert.equal(nodes[case.passed_over], passed_over)
