@@ -5,7 +5,7 @@ describe("pending", function()
 
     --- A request with so many bytes at a node that needs a second for each.
     local function sent(bytes, now)
-        local it = { peer = "node", pending = bytes, ahead = bytes }
+        local it = { peer = "node", pending = bytes, predicted = bytes }
         counted = counted + bytes
         waiting:expect(it, now)
         return it
@@ -16,10 +16,6 @@ describe("pending", function()
         waiting = pending.new({
             add = function(_, _, bytes)
                 counted = counted + bytes
-            end,
-        }, {
-            seconds = function(_, _, bytes)
-                return bytes
             end,
         }, {
             follow = function() end,
@@ -58,7 +54,7 @@ describe("pending", function()
 
     it("of a request that was sent again ends at its latest time", function()
         local it = sent(3, 100)
-        it.ahead = 10
+        it.predicted = 10
         waiting:expect(it, 101)
         waiting:finish_due(105)
         assert.equal(3, counted)

@@ -2,9 +2,8 @@
 --
 -- A prompt is pending until the first output of its answer. Of a long one, what is probably computed counts no longer
 -- (progress.lua). An answer that is not streamed shows nothing until it is complete, maybe minutes later. So its prompt
--- is pending for as long as the node probably needs for it (prefill.lua). The headers show whether an answer is
--- streamed. If it is, only its output ends the pending work. So a node that hangs keeps the
--- pending work of its streams.
+-- is pending for as long as prefill.lua predicted when it was sent. The headers show whether an answer is streamed. If
+-- it is, only its output ends the pending work. So a node that hangs keeps the pending work of its streams.
 -- Requests are kept by the slot of time in which their prompts probably end. So `finish_due` looks only at these.
 
 local STEP = 0.05 -- s, of a slot
@@ -18,13 +17,11 @@ local pending = {}
 
 --- Nothing is pending.
 ---@param in_flight InFlight
----@param prefill Prefill
 ---@param progress Progress
 ---@return Pending
-function pending.new(in_flight, prefill, progress)
+function pending.new(in_flight, progress)
     return setmetatable({
         in_flight = in_flight,
-        prefill = prefill,
         progress = progress,
         slots = {},
         has_ended = false, -- true: nothing will call `finish_due` again
@@ -32,14 +29,14 @@ function pending.new(in_flight, prefill, progress)
 end
 
 --- Expect a prompt to be computed. Its bytes are counted already.
----@param it Request with `peer`; `pending`, its bytes that are counted, and `ahead`, all bytes pending at its node
+---@param it Request with `peer`; `pending`, its bytes that are counted, and `predicted`
 ---@param now number seconds of clock.lua
 function Pending:expect(it, now)
     if it.pending == 0 or self.has_ended then
         self:finish(it)
         return
     end
-    local slot = math.ceil((now + self.prefill:seconds(it.peer, it.ahead)) / STEP)
+    local slot = math.ceil((now + it.predicted) / STEP)
     self.next_slot = self.next_slot or math.floor(now / STEP)
     slot = math.max(slot, self.next_slot)
     it.due_slot = slot

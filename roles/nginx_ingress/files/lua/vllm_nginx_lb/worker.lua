@@ -116,7 +116,7 @@ local function follow_requests(dict)
         now = clock.now,
         log = log_error,
     }
-    worker.pending = pending.new(worker.in_flight, parts.prefill, progress.new(worker.in_flight, parts.prefill))
+    worker.pending = pending.new(worker.in_flight, progress.new(worker.in_flight, parts.prefill))
     parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
     parts.full = full_nodes.new(clock.now)
@@ -164,7 +164,13 @@ function worker.start()
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
-    worker.readings = readings.new { settings = wanted, open = worker.open, now = clock.now, log = log_error }
+    worker.readings = readings.new {
+        settings = wanted,
+        open = worker.open,
+        now = clock.now,
+        wall_now = ngx.now,
+        log = log_error,
+    }
     follow_requests(dict)
     worker.weights = weights_file.new {
         path = wanted.file,
