@@ -44,7 +44,7 @@ local function endless_dict()
     }
 end
 
-return function(given, randint)
+return function(given, counts_pending, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
     local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
@@ -52,7 +52,7 @@ return function(given, randint)
         cache_clock = caches,
         has_refused = function() return false end,
     }
-    ingress.distance = prompt_marks.distance
+    ingress.distance, ingress.has_marks = prompt_marks.distance, settings.affinity == "prefix"
 
     -- By slot: what a node's last reading had, and by how many bytes the prompts of its open requests have grown since.
     local known, grown, rooms_at = {}, {}, 0
@@ -119,6 +119,7 @@ return function(given, randint)
 
     -- Add pending bytes and streams to a node's totals.
     function ingress.count(slot, bytes, streams)
+        bytes = counts_pending and bytes or 0
         totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
     end
 
@@ -144,11 +145,11 @@ class OutstandingWork(ScriptWeights):
     ) -> None:
         """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
 
-        The affinity is off unless they set it.
-        `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
+        `known`: the operator has set the nodes' capacities. `pending`: False takes the prompts of other requests, which
+        wait, out of the score.
         """
         super().__init__(name, policy, known=known)
-        self.pending, self.settings = pending, {"affinity": "off", **settings}
+        self.pending, self.settings = pending, settings
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""
@@ -156,7 +157,7 @@ class OutstandingWork(ScriptWeights):
         lua = lupa.LuaRuntime()
         lua.execute(f"package.path = '{LUA}/?.lua'")
         make_ingress: Any = lua.execute(INGRESS)
-        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint)
+        self.ingress: Any = make_ingress(lua.table_from(self.settings), self.pending, chance.randint)
         self.mark_ends = [self.ingress.distance(0)]
 
     def tick(self, now: float) -> None:
@@ -177,14 +178,14 @@ class OutstandingWork(ScriptWeights):
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
         """Let Lua choose."""
-        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
+        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
         usable = [index not in tried for index in range(len(self.nodes))]
         chosen = self.ingress.choose(now, size, self.marks(call), *usable)
         return (chosen[0], [*chosen, call.output_tokens if call.streamed else 0]) if chosen else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
-        if self.settings.get("affinity") != "prefix":
+        if not self.ingress.has_marks:
             return ""
         blocks = call.prefix(BLOCK_TOKENS)
         size = len(blocks) * BLOCK_BYTES
