@@ -7,8 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from benchmarks.command_line import parse_arguments
+from benchmarks.compact import compact_report
 from benchmarks.conditions import conditions
 from benchmarks.plot import plot
+from benchmarks.ratio_plot import plot_ratios
 from benchmarks.real_series import run_all
 from benchmarks.results import Results
 from benchmarks.tables import markdown_report, text_report
@@ -31,7 +33,8 @@ def finish(results: Results, options: argparse.Namespace) -> None:
     path = options.results
     results.save(path)
     path.with_suffix(".md").write_text(markdown_report(results), encoding="utf-8")
-    plot(results, path.with_suffix(".png"))
+    draw = plot_ratios if options.mode == "virtual" else plot
+    draw(results, path.with_suffix(".png"))
     print("\n" + text_report(results) + f"\n\n{path}, {path.with_suffix('.md').name}, {path.with_suffix('.png').name}")
 
 
@@ -45,7 +48,8 @@ def main() -> int:
         case "knee":
             find_knee(options.seeds)
         case "show":
-            print(markdown_report(Results.load(options.results)))
+            report = compact_report if options.compact else markdown_report
+            print(report(Results.load(options.results)))
         case _:
             finish(run_all(options), options)
     return 0
