@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from benchmarks.command_line import parse_arguments
 from benchmarks.compact import compact_report
-from benchmarks.conditions import conditions
 from benchmarks.plot import plot
 from benchmarks.ratio_plot import plot_ratios
 from benchmarks.real_series import run_all
@@ -18,14 +17,6 @@ from benchmarks.virtual.series import find_knee, play_all
 
 if TYPE_CHECKING:
     import argparse
-
-
-def run_virtual(options: argparse.Namespace) -> None:
-    """Run everything in virtual time."""
-    results = Results(conditions(options))
-    for run in play_all(options.contestants, options.scenarios, options.seeds, options.trace):
-        results.add(*run)
-    finish(results, options)
 
 
 def finish(results: Results, options: argparse.Namespace) -> None:
@@ -44,7 +35,7 @@ def main() -> int:
     options = parse_arguments()
     match options.mode:
         case "virtual":
-            run_virtual(options)
+            finish(play_all(options), options)
         case "knee":
             find_knee(options.seeds)
         case "show":
