@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import lupa.luajit21 as lupa
 from benchmarks import workload
 from benchmarks.scenario import LUA
 from benchmarks.virtual.script_weights import ScriptWeights
+from benchmarks.virtual.sent_work import SentWork
 
 if TYPE_CHECKING:
     import random
@@ -29,6 +32,7 @@ local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
 local prompt_marks = require "vllm_nginx_lb.prompt_marks"
 local cache_clock = require "vllm_nginx_lb.cache_clock"
+local prefill = require "vllm_nginx_lb.prefill"
 local slow_start = require "vllm_nginx_lb.slow_start"
 local tokens = require "vllm_nginx_lb.tokens"
 
@@ -47,6 +51,7 @@ end
 return function(given, counts_pending, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
     local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
+    local speeds = prefill.new(endless_dict(), settings.prefill_bytes_per_second)
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
         dict = endless_dict(),
         cache_clock = caches,
@@ -123,6 +128,16 @@ return function(given, counts_pending, randint)
         totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
     end
 
+    -- The bytes that are pending at a node, and in how many seconds it will probably have computed them.
+    function ingress.ahead(slot)
+        return totals[2 * slot], speeds:seconds(tostring(slot + 1), totals[2 * slot])
+    end
+
+    -- A stream has begun these seconds after it was sent. So many bytes were pending then, its own included.
+    function ingress.learn(slot, bytes, seconds)
+        speeds:learn(tostring(slot + 1), bytes, seconds)
+    end
+
     -- A request has ended: its pending bytes, all uncached bytes of its prompt, and the tokens that were streamed.
     function ingress.finish(slot, pending, cost, streamed)
         ingress.count(slot, -pending, -1)
@@ -159,6 +174,9 @@ class OutstandingWork(ScriptWeights):
         make_ingress: Any = lua.execute(INGRESS)
         self.ingress: Any = make_ingress(lua.table_from(self.settings), self.pending, chance.randint)
         self.mark_ends = [self.ingress.distance(0)]
+        # Requests whose answers are not streamed, by when their prompts are probably computed.
+        self.due: list[tuple[float, int, SentWork]] = []
+        self.order = itertools.count()
 
     def tick(self, now: float) -> None:
         """Decide, and give the readings of KV caches to Lua."""
@@ -178,10 +196,19 @@ class OutstandingWork(ScriptWeights):
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
         """Let Lua choose."""
+        while self.due and self.due[0][0] <= now:
+            self.computed(heapq.heappop(self.due)[2])
         size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
         usable = [index not in tried for index in range(len(self.nodes))]
         chosen = self.ingress.choose(now, size, self.marks(call), *usable)
-        return (chosen[0], [*chosen, call.output_tokens if call.streamed else 0]) if chosen else None
+        if not chosen:
+            return None
+        node, pending, cost = chosen
+        ahead, seconds = self.ingress.ahead(node)
+        ticket = SentWork(node, pending, cost, call.output_tokens if call.streamed else 0, ahead, now)
+        if not call.streamed:
+            heapq.heappush(self.due, (now + seconds, next(self.order), ticket))
+        return node, ticket
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
@@ -194,19 +221,21 @@ class OutstandingWork(ScriptWeights):
         ends = self.mark_ends[: bisect_right(self.mark_ends, size)]
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
-    def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as done.
+    def computed(self, ticket: SentWork) -> None:
+        """Count a prompt as computed."""
+        self.ingress.count(ticket.node, -ticket.pending, 0)
+        ticket.pending = 0
 
-        A ticket is a node's index, the bytes that are still pending, all of them, and the tokens that are streamed.
-        """
-        del now
-        self.ingress.count(ticket[0], -ticket[1], 0)
-        ticket[1] = 0
+    def first_token(self, ticket: Any, now: float) -> None:
+        """Count the prompt as computed, and learn how long that takes."""
+        self.ingress.learn(ticket.node, ticket.ahead, now - ticket.sent_at)
+        self.computed(ticket)
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:
         """Release the request's work."""
         del now, failed
-        self.ingress.finish(*ticket)
+        self.ingress.finish(ticket.node, ticket.pending, ticket.cost, ticket.streamed)
+        ticket.pending = 0
 
     def report(self, summary: Summary) -> None:
         """Set nothing: there are no reloads."""

@@ -260,6 +260,23 @@ def test_a_node_without_room_in_its_kv_cache_is_passed_over(name: str, usage: fl
     assert contestant.choose(call(900), set(), 0.0)[0] == chosen
 
 
+def test_a_prompt_whose_answer_is_not_streamed_is_pending_for_as_long_as_its_node_probably_needs() -> None:
+    contestant = begun("ours-work")
+    contestant.tick(0.0)
+    _, streamed = contestant.choose(call(1000, 1), {1}, 0.0)
+    contestant.first_token(streamed, 5.0)  # the node is slow: 800 bytes in a second
+    contestant.ended(streamed, 6.0, failed=False)
+    _, whole = contestant.choose(replace(call(8000, 2), streamed=False), {1}, 10.0)
+    ahead, seconds = contestant.ingress.ahead(0)
+    assert ahead == whole.pending == 32000
+    assert 5 < seconds < 60
+    for at, pending in ((10 + 0.99 * seconds, 32000), (10 + 1.01 * seconds, 0)):
+        assert contestant.choose(call(4000, 3), set(), at)[0] == 1
+        assert whole.pending == pending
+    contestant.ended(whole, 99.0, failed=False)
+    assert contestant.ingress.ahead(0)[0] == 0
+
+
 def test_a_run_may_name_laws(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse_arguments(["virtual", "--only", "llm-d,smg-least-load"])
     assert [each.name for each in options.contestants] == ["llm-d", "smg-least-load"]
