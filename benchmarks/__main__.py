@@ -7,8 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from benchmarks.command_line import parse_arguments
-from benchmarks.conditions import conditions
+from benchmarks.compact import compact_report
 from benchmarks.plot import plot
+from benchmarks.ratio_plot import plot_ratios
 from benchmarks.real_series import run_all
 from benchmarks.results import Results
 from benchmarks.tables import markdown_report, text_report
@@ -18,20 +19,13 @@ if TYPE_CHECKING:
     import argparse
 
 
-def run_virtual(options: argparse.Namespace) -> None:
-    """Run everything in virtual time."""
-    results = Results(conditions(options))
-    for run in play_all(options.contestants, options.scenarios, options.seeds, options.trace):
-        results.add(*run)
-    finish(results, options)
-
-
 def finish(results: Results, options: argparse.Namespace) -> None:
     """Print the tables, and write the result file with its tables and its picture beside it."""
     path = options.results
     results.save(path)
     path.with_suffix(".md").write_text(markdown_report(results), encoding="utf-8")
-    plot(results, path.with_suffix(".png"))
+    draw = plot_ratios if options.mode == "virtual" else plot
+    draw(results, path.with_suffix(".png"))
     print("\n" + text_report(results) + f"\n\n{path}, {path.with_suffix('.md').name}, {path.with_suffix('.png').name}")
 
 
@@ -41,11 +35,12 @@ def main() -> int:
     options = parse_arguments()
     match options.mode:
         case "virtual":
-            run_virtual(options)
+            finish(play_all(options), options)
         case "knee":
             find_knee(options.seeds)
         case "show":
-            print(markdown_report(Results.load(options.results)))
+            report = compact_report if options.compact else markdown_report
+            print(report(Results.load(options.results)))
         case _:
             finish(run_all(options), options)
     return 0

@@ -53,6 +53,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, help=TRACE_HELP)
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the runs that are in the file")
     parser.add_argument("--no-overhead", action="store_true", help="leave out what a proxy adds to a request")
+    parser.add_argument(
+        "--compact", action="store_true", help="of show: one table a group, with a row for each scenario"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="result file (MODE.json; of show: full.json)")
     options = parser.parse_args(arguments)
     quick = options.mode == "quick"

@@ -19,7 +19,7 @@ ONLY_IN = {
     "article": {"equal-75", "unequal", "slowed", "long-streams"},
     "ours-stepped": {"equal-75", "unequal", "slowed", "frozen", "long-streams"},
     "ours-static": {"unequal"},  # on nodes of equal capacity this is nginx-least-conn
-    "ours-work-prefix": {"multi-turn"},
+    "ours-work-no-prefix": {"equal-75", "multi-turn", "tool-loops"},
     "haproxy-weights": {"unequal", "slowed"},
     "vllm-router-power-of-two": {"equal-75", "unequal"},
     "vllm-router-round-robin": {"equal-75"},

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from benchmarks import overhead, real
-from benchmarks.conditions import conditions
 from benchmarks.contestant import Contestant, ContestantError
 from benchmarks.fleet import in_one_scheduling_group
 from benchmarks.matrix import contestants_of
-from benchmarks.results import Results
+from benchmarks.progress import progress
+from benchmarks.results import begin
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from benchmarks.results import Results
     from benchmarks.scenario import Scenario
 
 # The share of a scenario's time for contestants that run in real time and so take ten times as long.
@@ -30,7 +30,7 @@ def run_all(options: argparse.Namespace) -> Results:
     Saves the results after each run.
     """
     contestants, missing = available(options.contestants)
-    results = earlier_results(options) or Results(conditions(options))
+    results = begin(options)
     results.missing |= missing
     if not in_one_scheduling_group():
         print("note: another scheduling group than the parent's; see kernel.sched_autogroup_enabled", flush=True)
@@ -44,24 +44,10 @@ def run_all(options: argparse.Namespace) -> Results:
     todo = [job for job in jobs if not results.has(job[0].name, job[1].name, job[2])]
     began = time.monotonic()
     for done, job in enumerate(todo):
-        minutes = (
-            "" if not done else f", about {(time.monotonic() - began) / done * (len(todo) - done) / 60:.0f} min left"
-        )
-        print(f"[{done + 1}/{len(todo)}{minutes}]", end=" ", flush=True)
+        print(progress(done, len(todo), time.monotonic() - began), end=" ", flush=True)
         run_one(*job, results, options)
     if not options.no_overhead:
         measure_overhead(contestants, results)
-    return results
-
-
-def earlier_results(options: argparse.Namespace) -> Results | None:
-    """Return the results that the option --continue adds to; exits if they were made under other conditions."""
-    if not options.resume or not options.results.exists():
-        return None
-    results, now = Results.load(options.results), conditions(options)
-    changed = [name for name in now if now[name] != results.conditions.get(name)]
-    if changed:
-        sys.exit(f"{options.results}: made under other conditions ({', '.join(changed)}): run without --continue")
     return results
 
 
@@ -82,11 +68,7 @@ def run_one(
         return
     results.add(contestant.name, scenario.name, seed, summary)
     results.save(options.results)
-    print(
-        f"p50 {summary.ttft_p50:.0f} p99 {summary.ttft_p99:.0f} ms, {summary.failed} failed, {summary.cut} cut "
-        f"({time.monotonic() - began:.0f} s)",
-        flush=True,
-    )
+    print(f"{summary} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
 def available(contestants: Sequence[Contestant]) -> tuple[list[Contestant], dict[str, str]]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from benchmarks.conditions import conditions
 from benchmarks.scenario import SCENARIOS
 from benchmarks.summary import Spread, Summary, spreads
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 FOLDER = Path(__file__).parent / "results"  # not in git
 
@@ -37,6 +43,13 @@ class Results:
         """Tell whether a run is there."""
         return any((r["contestant"], r["scenario"], r["seed"]) == (contestant, scenario, seed) for r in self.rows)
 
+    def sort(self, contestants: Sequence[str]) -> None:
+        """Sort the runs by scenario, by contestant as given here (unknown ones last), and by seed."""
+        scenarios = {each.name: place for place, each in enumerate(SCENARIOS)}
+        places = {name: place for place, name in enumerate(contestants)}
+        last = len(places)
+        self.rows.sort(key=lambda row: (scenarios[row["scenario"]], places.get(row["contestant"], last), row["seed"]))
+
     def spreads(self, scenario: str) -> dict[str, dict[str, Spread]]:
         """Return, by contestant in the order of their runs, the spread of each number in a scenario."""
         found: dict[str, list[Summary]] = {}
@@ -53,11 +66,28 @@ class Results:
         return [each.name for each in SCENARIOS if each.name in there]
 
     def save(self, path: Path) -> None:
-        """Write the file."""
+        """Write the file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        new.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file that save() wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def begin(options: argparse.Namespace) -> Results:
+    """Return the results that a series adds to: with --continue those in the file, else none.
+
+    Exits if those in the file were made under other conditions.
+    """
+    now = conditions(options)
+    if not options.resume or not options.results.exists():
+        return Results(now)
+    results = Results.load(options.results)
+    changed = [name for name in now if now[name] != results.conditions.get(name)]
+    if changed:
+        sys.exit(f"{options.results}: made under other conditions ({', '.join(changed)}): run without --continue")
+    return results

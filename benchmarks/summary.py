@@ -87,6 +87,10 @@ class Summary:
     at_home: float | None = None
     halved_after: float | None = None
 
+    def __str__(self) -> str:
+        """Return what tells at a glance how the run went."""
+        return f"p50 {self.ttft_p50:.0f} p99 {self.ttft_p99:.0f} ms, {self.failed} failed, {self.cut} cut"
+
 
 def percentile(values: Sequence[float], ratio: float) -> float:
     """Return a percentile by linear interpolation between closest ranks (numpy's default); 0 of no values.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from benchmarks.scenario import BY_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from benchmarks.results import Results
     from benchmarks.summary import Spread
@@ -44,10 +44,14 @@ def ratio_to(spreads: ByContestant, name: str, other: str) -> str:
     return f"{spreads[name]['ttft_p99'].mean / spreads[other]['ttft_p99'].mean:.2f}"
 
 
+def peers_of(names: Iterable[str]) -> list[str]:
+    """Return those of the contestants that are neither ours nor a limit."""
+    return [name for name in names if not name.startswith(OURS)]
+
+
 def best_peer(spreads: ByContestant) -> str:
-    """Return the contestant that is not ours and has the least p99 time to first token; "" if there is none."""
-    peers = [name for name in spreads if not name.startswith(OURS)]
-    return min(peers, key=lambda name: spreads[name]["ttft_p99"].mean, default="")
+    """Return the peer that has the least p99 time to first token; "" if there is none."""
+    return min(peers_of(spreads), key=lambda name: spreads[name]["ttft_p99"].mean, default="")
 
 
 def cell(name: str, spread: Spread | None) -> str:

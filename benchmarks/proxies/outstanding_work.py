@@ -19,10 +19,10 @@ PHASES = 'require("vllm_nginx_lb.phases")'
 class OutstandingWork(ScriptWeights):
     """An nginx in which Lua chooses, with weights that the script publishes without a reload."""
 
-    def __init__(self, name: str, label: str, affinity: str = "off") -> None:
-        """Weigh nodes by the default policy; `affinity`: off, session or prefix."""
+    def __init__(self, name: str, label: str, **settings: Any) -> None:
+        """Weigh nodes by the default policy; `settings` are those of the Lua code that differ from their defaults."""
         super().__init__(name, label, "capacity")
-        self.affinity = affinity
+        self.settings = settings
 
     def missing(self) -> str | None:
         """Return a message if nginx or its Lua module is not installed."""
@@ -42,12 +42,13 @@ class OutstandingWork(ScriptWeights):
         settings = {  # those that differ from their defaults, times scaled
             "file": str(site.directory / "weights.json"),
             "upstream_file": str(site.directory / "none"),
+            "readings_file": str(site.directory / "state" / "readings.json"),
+            "prefill_bytes_per_second": 32 * 1024 / site.scale,
             "refresh_seconds": 0.5 * site.scale,
             "ramp_seconds": 30 * site.scale,
             "stall_seconds": 60 * site.scale,
-            "affinity": self.affinity,
             "backoff": {"first": 0.5 * site.scale, "longest": 10 * site.scale},
-        }
+        } | self.settings
         return (
             f'lua_package_path "{LUA}/?.lua;;";\nlua_shared_dict vllm_nginx_lb 10m;\n'
             "lua_shared_dict vllm_nginx_lb_prefixes 16m;\n"

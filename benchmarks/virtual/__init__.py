@@ -28,10 +28,11 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ScriptWeights("ours-capacity", "capacity"),
     ScriptWeights("ours-static", "static", known=True),
     OutstandingWork("ours-work", "capacity"),
-    OutstandingWork("ours-work-prefix", "capacity", affinity="prefix"),
-    # Parts of `work` left out, and other weights.
+    # The same less one part, or with other weights.
+    OutstandingWork("ours-work-no-prefix", "capacity", affinity="off"),
+    OutstandingWork("ours-work-no-kv-gate", "capacity", kv_share=0),
     OutstandingWork("ours-work-no-pending", "capacity", pending=False),
-    OutstandingWork("ours-work-no-progress", "capacity", affinity="prefix", progress=False),
+    OutstandingWork("ours-work-no-progress", "capacity", progress=False),
     OutstandingWork("ours-work-no-streams", "capacity", stream_bytes=0),
     OutstandingWork("ours-work-no-weights", "static"),
     OutstandingWork("ours-work-no-slow-start", "capacity", ramp_seconds=0),

@@ -47,7 +47,7 @@ local function endless_dict()
     }
 end
 
-return function(given, randint, has_progress)
+return function(given, counts_pending, counts_progress, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
     local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
@@ -55,7 +55,7 @@ return function(given, randint, has_progress)
         cache_clock = caches,
         has_refused = function() return false end,
     }
-    ingress.distance = prompt_marks.distance
+    ingress.distance, ingress.has_marks = prompt_marks.distance, settings.affinity == "prefix"
 
     -- By slot: what a node's last reading had, and by how many bytes the prompts of its open requests have grown since.
     local known, grown, rooms_at = {}, {}, 0
@@ -89,14 +89,22 @@ return function(given, randint, has_progress)
         set_rooms()
     end
 
-    local in_flight = {}
-    function in_flight.add(_, peer, bytes, streams)
-        local slot = 2 * (tonumber(peer) - 1)
-        totals[slot], totals[slot + 1] = totals[slot] + bytes, totals[slot + 1] + streams
+    -- Add pending bytes and streams to a node's totals.
+    function ingress.count(slot, bytes, streams)
+        bytes = counts_pending and bytes or 0
+        totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
     end
+
+    local in_flight = { add = function(_, peer, bytes, streams) ingress.count(tonumber(peer) - 1, bytes, streams) end }
     local speeds = prefill.new(endless_dict(), settings.prefill_bytes_per_second)
-    local steps = has_progress and progress.new(in_flight, speeds) or { follow = function() end, see = function() end }
-    local prompts = pending.new(in_flight, speeds, steps)
+    local no_progress = { follow = function() end, see = function() end }
+    local steps = counts_progress and progress.new(in_flight, speeds) or no_progress
+    local prompts = pending.new(in_flight, steps)
+
+    -- The bytes that are pending at a node, and in how many seconds it will probably have computed them.
+    function ingress.ahead(slot)
+        return totals[2 * slot], speeds:seconds(tostring(slot + 1), totals[2 * slot])
+    end
 
     -- Choose a node for a request of so many bytes and these prefix marks, each "NAME END", and count it. Whether each
     -- node may be taken follows.
@@ -121,14 +129,14 @@ return function(given, randint, has_progress)
         end, function(n) return randint(1, n) end)
         if node then
             local cost = least_work.cost(request, node)
-            local ahead = totals[2 * node.slot] + cost
-            local it = { slot = node.slot, peer = node.peer, cost = cost, pending = cost, ahead = ahead, sent_at = now }
+            in_flight:add(node.peer, cost, 1)
+            local it = { slot = node.slot, peer = node.peer, cost = cost, pending = cost, sent_at = now }
+            it.ahead, it.predicted = ingress.ahead(node.slot)
             it.output = is_streamed and {} or nil
             caches:add(node.peer, cost)
             affinity:note(request, node)
             grown[node.slot] = (grown[node.slot] or 0) + cost
             kv_room.take(node, cost)
-            in_flight:add(node.peer, cost, 1)
             prompts:expect(it, now)
             return it
         end
@@ -170,12 +178,11 @@ class OutstandingWork(ScriptWeights):
     ) -> None:
         """Weigh by a policy of the script; `settings` are those of the Lua code that differ from their defaults.
 
-        The affinity is off unless they set it.
-        `known`: the operator has set the nodes' capacities. `pending`: False takes pending prompts out of the score.
-        `progress`: False lets long prompts count as a whole until their first output.
+        `known`: the operator has set the nodes' capacities. `pending`: False takes the prompts of other requests, which
+        wait, out of the score. `progress`: False lets a long prompt count as a whole until its first output.
         """
         super().__init__(name, policy, known=known)
-        self.pending, self.progress, self.settings = pending, progress, {"affinity": "off", **settings}
+        self.pending, self.progress, self.settings = pending, progress, settings
 
     def begin(self, nodes: Sequence[VirtualNode], scenario: Scenario, chance: random.Random) -> None:
         """Start with nothing under way."""
@@ -183,7 +190,8 @@ class OutstandingWork(ScriptWeights):
         lua = lupa.LuaRuntime()
         lua.execute(f"package.path = '{LUA}/?.lua'")
         make_ingress: Any = lua.execute(INGRESS)
-        self.ingress: Any = make_ingress(lua.table_from(self.settings), chance.randint, self.progress)
+        settings = lua.table_from(self.settings)
+        self.ingress: Any = make_ingress(settings, self.pending, self.progress, chance.randint)
         self.mark_ends = [self.ingress.distance(0)]
 
     def tick(self, now: float) -> None:
@@ -204,14 +212,14 @@ class OutstandingWork(ScriptWeights):
 
     def choose(self, call: Call, tried: set[int], now: float) -> tuple[int, Any] | None:
         """Let Lua choose."""
-        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
+        size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
         usable = [index not in tried for index in range(len(self.nodes))]
         it = self.ingress.choose(now, size, call.streamed, self.marks(call), *usable)
         return (it.slot, (it, call.output_tokens if call.streamed else 0)) if it else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
-        if self.settings.get("affinity") != "prefix":
+        if not self.ingress.has_marks:
             return ""
         blocks = call.prefix(BLOCK_TOKENS)
         size = len(blocks) * BLOCK_BYTES
@@ -221,7 +229,7 @@ class OutstandingWork(ScriptWeights):
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as done. A ticket is Lua's record of the request, and the tokens that are streamed."""
+        """Count the prompt as computed. A ticket is Lua's record of the request, and the tokens that are streamed."""
         self.ingress.first_output(ticket[0], now)
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:

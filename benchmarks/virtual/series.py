@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchmarks.progress import progress
+from benchmarks.results import begin
 from benchmarks.scenario import BY_NAME
 from benchmarks.virtual import CONTESTANTS
 from benchmarks.virtual.run import play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    import argparse
 
-    from benchmarks.scenario import Scenario
-    from benchmarks.summary import Summary
-    from benchmarks.virtual.contestant import Contestant
+    from benchmarks.results import Results
 
 GOOD_SHARE = 0.95  # of requests, up to the knee
 
 
-def play_all(
-    contestants: Sequence[Contestant], scenarios: Sequence[Scenario], seeds: int, trace: Path | None
-) -> Iterator[tuple[str, str, int, Summary]]:
-    """Yield contestant, scenario, seed and summary of each run, in a fixed order."""
-    pairs = [(c, s) for s in scenarios for c in contestants if len(s.speeds) <= c.most_nodes]
-    jobs = [(*pair, seed) for pair in pairs for seed in range(seeds)]
-    with ProcessPoolExecutor() as pool:
-        runs = [pool.submit(play, *job, trace) for job in jobs]
-        for done, ((contestant, scenario, seed), run) in enumerate(zip(jobs, runs, strict=True)):
-            if done % 10 == 0:
-                print(f"[{done}/{len(jobs)}] {scenario.name}", flush=True)
-            yield contestant.name, scenario.name, seed, run.result()
+def play_all(options: argparse.Namespace) -> Results:
+    """Play a series, seed by seed, so that a series that is ended early has all scenarios.
+
+    Saves the results whenever a run has ended.
+    """
+    results = begin(options)
+    jobs = [
+        (contestant, scenario, seed)
+        for seed in range(options.seeds)
+        for scenario in options.scenarios
+        for contestant in options.contestants
+        if len(scenario.speeds) <= contestant.most_nodes
+    ]
+    todo = [job for job in jobs if not results.has(job[0].name, job[1].name, job[2])]
+    began = time.monotonic()
+    pool = ProcessPoolExecutor()
+    try:
+        runs = {pool.submit(play, *job, options.trace): job for job in todo}
+        for done, run in enumerate(as_completed(runs)):
+            contestant, scenario, seed = runs[run]
+            print(progress(done, len(todo), time.monotonic() - began), end=" ")
+            print(f"{scenario.name} {contestant.name} seed {seed} {run.result()}", flush=True)
+            results.add(contestant.name, scenario.name, seed, run.result())
+            results.save(options.results)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    results.sort([each.name for each in CONTESTANTS])
+    return results
 
 
 def find_knee(seeds: int) -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.xdist_group(
 
 
 @pytest.mark.parametrize(
-    "name", ["nginx-least-conn", "article", "ours-capacity", "ours-work", "ours-work-prefix", "haproxy-weights"]
+    "name", ["nginx-least-conn", "article", "ours-capacity", "ours-work", "ours-work-no-prefix", "haproxy-weights"]
 )
 def test_every_stream_of_a_short_run_is_read_to_its_last_token(name: str) -> None:
     summary = real.play(CONTESTANTS[name], BY_NAME["unequal"].shortened(0.1), seed=1, scale=0.1)

@@ -226,10 +226,10 @@ def test_the_exact_oracle_foresees_what_happens_and_changes_nothing() -> None:
 # Each case: prompt bytes and streams that are under way at two nodes, tokens of the prompt, the choices of contestants.
 PARTS: tuple[tuple[list[tuple[int, int]], int, dict[str, int]], ...] = (
     ([(16000, 1), (0, 2)], 1000, {"ours-work": 1, "ours-work-no-streams": 1, "ours-work-no-pending": 0}),
-    ([(0, 5), (400, 1)], 1000, {"ours-work": 1, "ours-work-no-streams": 0, "ours-work-no-pending": 1}),
-    ([(2000, 0), (0, 0)], 1000, {"ours-work": 1, "ours-work-no-weights": 1, "ours-work-static": 0}),
-    ([(0, 1), (0, 0)], 2100, {"ours-work": 1, "ours-work-prefix": 0}),
-    ([(0, 9), (0, 0)], 2100, {"ours-work": 1, "ours-work-prefix": 1}),
+    ([(0, 6), (400, 1)], 1000, {"ours-work": 1, "ours-work-no-streams": 0, "ours-work-no-pending": 1}),
+    ([(6000, 0), (0, 0)], 1000, {"ours-work": 1, "ours-work-no-weights": 1, "ours-work-static": 0}),
+    ([(0, 1), (0, 0)], 2100, {"ours-work": 0, "ours-work-no-prefix": 1}),
+    ([(0, 9), (0, 0)], 2100, {"ours-work": 1, "ours-work-no-prefix": 1}),
 )
 
 
@@ -244,9 +244,50 @@ def test_each_part_of_our_law_can_be_left_out(
         _, ticket = contestant.choose(call(2000), {1}, 0.0)  # the turn before, at the first node
         contestant.ended(ticket, 1.0, failed=False)
         for node, (pending, streams) in enumerate(under_way):
-            contestant.ingress.count(node, pending if contestant.pending else 0, streams)
+            contestant.ingress.count(node, pending, streams)
         found[name] = contestant.choose(call(tokens), set(), 2.0)[0]
     assert found == choices
+
+
+@pytest.mark.parametrize(
+    ("name", "usage", "chosen"), [("ours-work", 0.87, 0), ("ours-work", 0.89, 1), ("ours-work-no-kv-gate", 0.89, 0)]
+)
+def test_a_node_without_room_in_its_kv_cache_is_passed_over(name: str, usage: float, chosen: int) -> None:
+    contestant = begun(name)
+    contestant.tick(0.0)
+    contestant.ingress.read(0, ENGINE.num_blocks * ENGINE.block_size, usage)  # 1 % is 492 tokens
+    contestant.ingress.count(1, 0, 3)
+    assert contestant.choose(call(900), set(), 0.0)[0] == chosen
+
+
+def test_a_prompt_whose_answer_is_not_streamed_is_pending_for_as_long_as_its_node_probably_needs() -> None:
+    contestant = begun("ours-work-no-progress")
+    contestant.tick(0.0)
+    _, streamed = contestant.choose(call(1000, 1), {1}, 0.0)
+    contestant.first_token(streamed, 5.0)  # the node is slow: 800 bytes in a second
+    contestant.ended(streamed, 6.0, failed=False)
+    _, whole = contestant.choose(replace(call(8000, 2), streamed=False), {1}, 10.0)
+    ahead, seconds = contestant.ingress.ahead(0)
+    assert ahead == whole[0].pending == 32000
+    assert 5 < seconds < 60
+    for at, pending in ((10 + 0.99 * seconds, 32000), (10 + 1.01 * seconds + 0.05, 0)):
+        assert contestant.choose(call(4000, 3), set(), at)[0] == 1
+        assert whole[0].pending == pending
+    contestant.ended(whole, 99.0, failed=False)
+    assert contestant.ingress.ahead(0)[0] == 0
+
+
+def test_a_long_prompt_counts_less_as_its_node_computes_it() -> None:
+    contestant = begun("ours-work")
+    contestant.tick(0.0)
+    _, long = contestant.choose(call(40_000, 1), {1}, 0.0)
+    assert contestant.ingress.ahead(0)[0] == 160_000
+    contestant.choose(call(10, 2), {0}, 0.1)
+    contestant.choose(call(10, 3), {0}, 30.0)  # a choice looks at what is computed by now
+    contestant.choose(call(10, 4), {0}, 60.0)
+    assert contestant.ingress.ahead(0)[0] == long[0].pending == 20_000
+    contestant.first_token(long, 61.0)
+    assert contestant.ingress.ahead(0)[0] == 0
 
 
 def test_a_run_may_name_laws(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.command_line import parse_arguments
+from benchmarks.compact import HEAD, compact_report, compact_rows
 from benchmarks.plot import plot
+from benchmarks.ratio_plot import places_of, plot_ratios, ratios_of, styles_of
 from benchmarks.results import Results
 from benchmarks.summary import Outcome, Summary, seconds_until_halved, share_at_home, summarise
 from benchmarks.tables import markdown_report, text_report
@@ -80,13 +82,106 @@ def test_results_are_kept_shown_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
+def times(p50: float, p90: float, p99: float, at_home: float | None = None) -> Summary:
+    """Return the summary of a run with these times to first token, ms."""
+    return Summary(
+        requests=1,
+        ttft_p50=p50,
+        ttft_p90=p90,
+        ttft_p99=p99,
+        tpot_p99=4,
+        goodput=1.0,
+        failed=0,
+        cut=0,
+        at_home=at_home,
+    )
+
+
+def virtual_results(runs: dict[str, dict[str, Summary]]) -> Results:
+    """Return results with one run each, by scenario and contestant."""
+    results = Results({"mode": "virtual"})
+    for scenario, summaries in runs.items():
+        for contestant, summary in summaries.items():
+            results.add(contestant, scenario, 0, summary)
+    return results
+
+
+LEAST_CONN = {"nginx-least-conn": times(200, 400, 1000)}
+# By case: the runs of a scenario, and its row after its name.
+ROWS: dict[str, tuple[dict[str, Summary], str]] = {
+    "ours is best": (
+        LEAST_CONN
+        | {
+            "ours-work": times(100, 200, 500, at_home=0.9876),
+            "ours-work-no-prefix": times(1, 1, 1),
+            "llm-d": times(90, 300, 800),
+            "limit-exact": times(80, 160, 400),
+            "limit-jsq": times(1, 1, 1),
+        },
+        "**100** 200 500 1000 llm-d 90 300 800 400 0.50 0.62 1.25 98.8%",
+    ),
+    "a peer is better": (
+        LEAST_CONN | {"ours-work": times(102, 207, 900), "jsq": times(100, 200, 870), "llm-d": times(1, 1, 880)},
+        "102 **207** 900 1000 jsq 100 200 870 - 0.90 **1.03** - -",
+    ),
+    "least_conn is better": (
+        LEAST_CONN | {"ours-work": times(200, 400, 1040), "llm-d": times(200, 400, 2000)},
+        "200 400 1040 1000 nginx-least-conn 200 400 1000 - **1.04** **1.04** - -",
+    ),
+    "the same within three percent": (
+        LEAST_CONN | {"ours-work": times(206, 412, 1030)},
+        "206 412 1030 1000 nginx-least-conn 200 400 1000 - 1.03 1.03 - -",
+    ),
+    "only ours ran": ({"ours-work": times(100, 200, 500)}, "100 200 500 - - - - - - - - - -"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_compact_table_has_what_is_lost_in_bold(case: str) -> None:
+    runs, row = ROWS[case]
+    rows = compact_rows(virtual_results({"agents": runs, "rag": LEAST_CONN}), ("agents", "rag", "reasoning"))
+    assert rows == [list(HEAD), ["agents", *row.split()]]
+
+
+def test_compact_tables_are_made_of_each_group_with_runs_of_ours() -> None:
+    runs = LEAST_CONN | {"ours-work": times(100, 200, 500)}
+    report = compact_report(virtual_results({"fleet-2": runs, "agents": runs, "rag": runs, "small-kv": LEAST_CONN}))
+    lines = report.splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["### workloads", "### fleets"]
+    assert [line.split()[1] for line in lines if line.startswith("| ")] == [
+        *("scenario", "---", "agents", "rag"),
+        *("scenario", "---", "fleet-2"),
+    ]
+
+
+def test_a_picture_has_a_row_for_each_scenario_and_a_mark_for_each_rival(tmp_path: Path) -> None:
+    runs = LEAST_CONN | {"ours-work": times(1, 2, 600), "ours-work-no-prefix": times(1, 2, 3), "jsq": times(1, 2, 9e4)}
+    limit = {"limit-exact": times(1, 2, 500), "limit-jsq": times(1, 2, 3)}
+    results = virtual_results(
+        {"agents": runs | limit, "rag": runs, "fleet-2": runs, "small-kv": {"jsq": times(1, 2, 3)}}
+    )
+    ratios = ratios_of(results)
+    assert ratios["agents"] == {"ours-work": 0.6, "limit-exact": 0.5, "jsq": 90}
+    assert ratios["rag"] == {"ours-work": 0.6, "jsq": 90}
+    assert places_of(ratios) == {"agents": 0, "rag": 1, "fleet-2": 3}
+    assert list(styles_of(ratios)) == ["ours-work", "limit-exact", "jsq"]
+    plot_ratios(results, tmp_path / "plot.png")
+    assert 5000 < (tmp_path / "plot.png").stat().st_size < 120_000
+
+
+def test_a_picture_of_nothing_can_be_drawn(tmp_path: Path) -> None:
+    plot_ratios(virtual_results({"agents": {"ours-work": times(1, 2, 3)}}), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_tables_can_be_shown_of_a_file_that_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "kept.json"
     with pytest.raises(SystemExit):
         parse_arguments(["show", "--results", str(path)])
     assert f"{path}: no such file; a run in the mode" in capsys.readouterr().err
     path.write_text("{}")
-    assert parse_arguments(["show", "--results", str(path)]).results == path
+    options = parse_arguments(["show", "--results", str(path), "--compact"])
+    assert (options.results, options.compact) == (path, True)
 
 
 def test_the_command_line_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks import virtual, workload
+from benchmarks.results import Results
 from benchmarks.scenario import BY_NAME, SCENARIOS, Scenario
 from benchmarks.summary import percentile
 from benchmarks.virtual.limits import Limit, queue_length
@@ -20,9 +27,9 @@ from benchmarks.virtual.run import play
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 pytestmark = pytest.mark.unmeasured
+ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = {each.name: each for each in virtual.CONTESTANTS}
 
 
@@ -215,3 +222,40 @@ def test_a_node_knows_how_much_of_a_prompt_it_has_cached(name: str) -> None:
 
 def test_contestants_can_be_handed_to_other_processes() -> None:
     assert [each.name for each in pickle.loads(pickle.dumps(virtual.CONTESTANTS))] == list(CONTESTANTS)  # noqa: S301 - ours
+
+
+def series(results: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a series of eight short runs in virtual time."""
+    words = ["virtual", "--only", "nginx-least-conn,jsq", "--scenarios", "equal-60", "--seeds", "4", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *words, "--results", str(results)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "files"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_series_that_is_ended_keeps_its_runs_and_can_be_continued(tmp_path: Path) -> None:
+    path = tmp_path / "virtual.json"
+    with series(path) as ended:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert time.monotonic() < deadline
+            assert ended.poll() is None
+        ended.send_signal(signal.SIGTERM)
+        ended.communicate(timeout=120)
+    assert ended.returncode == 1
+    kept = Results.load(path).rows
+    assert 0 < len(kept) < 8
+    with series(path, "--continue") as continued:
+        output, _ = continued.communicate(timeout=120)
+    assert continued.returncode == 0
+    assert f"[1/{8 - len(kept)}]" in output
+    rows = Results.load(path).rows
+    assert [(row["contestant"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("nginx-least-conn", "jsq") for seed in range(4)
+    ]
+    assert [row for row in kept if row not in rows] == []
+    assert path.with_suffix(".png").exists()
