@@ -54,7 +54,7 @@ return function(given, randint)
     }
     ingress.distance = prompt_marks.distance
 
-    -- By slot: what a node's last reading had, and by how many bytes the prompts of its open requests have grown since.
+    -- By slot: what a node's last reading had, and by how many tokens the prompts of its open requests have grown.
     local known, grown, rooms_at = {}, {}, 0
 
     -- Set the room in the KV caches of all nodes.
@@ -96,7 +96,7 @@ return function(given, randint)
             request.mark_ends[#request.mark_ends + 1] = tonumber(bytes_to_end)
         end
         request.prompt_bytes = settings.affinity == "prefix" and bytes or nil
-        request.bytes = least_work.prompt_bytes(request, bytes)
+        request.bytes, request.tokens_per_byte = least_work.prompt_bytes(request, bytes), tokens.PER_BYTE
         request.cached = affinity:cached(request, pools.pool)
         slow_start.go_on(pools, now, settings.ramp_seconds)
         if now >= rooms_at + settings.refresh_seconds then
@@ -107,13 +107,13 @@ return function(given, randint)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
-            local pending = least_work.cost(request, node)
-            caches:add(node.peer, pending)
+            local pending, count = least_work.cost(request, node), kv_room.tokens(request, node)
+            caches:add(node.peer, count)
             affinity:note(request, node)
-            grown[node.slot] = (grown[node.slot] or 0) + pending
-            kv_room.take(node, pending)
+            grown[node.slot] = (grown[node.slot] or 0) + count
+            kv_room.take(node, count)
             ingress.count(node.slot, pending, 1)
-            return node.slot, pending, pending
+            return node.slot, pending, count
         end
     end
 
@@ -122,10 +122,10 @@ return function(given, randint)
         totals[2 * slot], totals[2 * slot + 1] = totals[2 * slot] + bytes, totals[2 * slot + 1] + streams
     end
 
-    -- A request has ended: its pending bytes, all uncached bytes of its prompt, and the tokens that were streamed.
-    function ingress.finish(slot, pending, cost, streamed)
+    -- A request has ended: its pending bytes, all uncached tokens of its prompt, and the tokens of its answer.
+    function ingress.finish(slot, pending, cost, answered)
         ingress.count(slot, -pending, -1)
-        caches:add(tostring(slot + 1), streamed * tokens.BYTES)
+        caches:add(tostring(slot + 1), answered)
         grown[slot] = grown[slot] - cost
     end
 
@@ -180,7 +180,7 @@ class OutstandingWork(ScriptWeights):
         size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN if self.pending else 0
         usable = [index not in tried for index in range(len(self.nodes))]
         chosen = self.ingress.choose(now, size, self.marks(call), *usable)
-        return (chosen[0], [*chosen, call.output_tokens if call.streamed else 0]) if chosen else None
+        return (chosen[0], [*chosen, call.output_tokens]) if chosen else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
@@ -196,7 +196,7 @@ class OutstandingWork(ScriptWeights):
     def first_token(self, ticket: Any, now: float) -> None:
         """Count the prompt as done.
 
-        A ticket is a node's index, the bytes that are still pending, all of them, and the tokens that are streamed.
+        A ticket is a node's index, the bytes that are still pending, the uncached tokens, and the tokens of the answer.
         """
         del now
         self.ingress.count(ticket[0], -ticket[1], 0)

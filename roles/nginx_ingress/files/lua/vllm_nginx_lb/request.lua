@@ -8,8 +8,8 @@
 -- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
 -- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
+local answer = require "vllm_nginx_lb.answer"
 local least_work = require "vllm_nginx_lb.least_work"
-local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 local stall = require "vllm_nginx_lb.stall"
 
@@ -17,11 +17,13 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field stage string accepted, sent, headers, body (its first output has come), ended
 ---@field number integer|nil of this worker, from its first choice on; in $vllm_nginx_lb_request
 ---@field pool_name string|nil the pool of its model; nil: the pool that nginx has found
+---@field model string|nil that it asks for, if the pool was found by it
 ---@field origin integer|nil what ties it to a node: its session's place on the ring, or a number of its first mark
 ---@field body RequestBody|nil
 ---@field client string|nil who sent it, where prefixes have marks
 ---@field marks string[]|nil the prefix marks of its prompt, with `mark_ends` and `prompt_bytes` (prompt_marks.lua)
 ---@field bytes number that its prompt counts
+---@field tokens_per_byte number of its prompt, about (tokens.lua)
 ---@field cached table<string, number> bytes of its prompt that nodes are likely to have cached, by address
 ---@field tried table<string, boolean> addresses of the nodes that it was sent to
 ---@field is_tried_again boolean|nil true: it was sent to each node, and one of them gets it once more
@@ -32,10 +34,12 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
 ---@field cost number bytes of its prompt that the node has to compute
+---@field cost_tokens integer tokens of its prompt that the node has to compute, about
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
+---@field usage Usage|nil what its answer says of tokens; nil: it cannot be read, or has no headers yet
 ---@field content_type string|nil of its answer
 ---@field head string|nil the first bytes of an answer that is no event stream
 ---@field is_complete boolean|nil true: the node has ended the answer
@@ -81,6 +85,7 @@ end
 ---@param pool table its nodes
 function Requests:begin(it, bytes, pool)
     it.bytes = least_work.prompt_bytes(it, bytes)
+    it.tokens_per_byte = self.parts.tokens:per_byte(pool.name or "", it.model)
     it.cached = self.parts.affinity:cached(it, pool)
     it.tries = 0
     self.latest = self.latest + 1
@@ -144,17 +149,9 @@ end
 ---@param encoding string|nil its Content-Encoding
 function Requests.see_headers(_, it, content_type, encoding)
     if it.stage == "sent" then
-        it.stage, it.output, it.content_type = "headers", output.of(content_type, encoding), content_type
+        it.stage = "headers"
+        answer.begin(it, content_type, encoding)
     end
-end
-
---- Whether there is output in an answer, as of its next piece.
-local function has_output(it, piece)
-    if it.output then
-        return it.output:read(piece)
-    end
-    it.head = output.head(it.head, piece)
-    return true
 end
 
 --- See a piece of an answer's body that is not empty.
@@ -163,7 +160,7 @@ end
 ---@param is_good boolean false: it is an error
 ---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
 function Requests:see_piece(it, piece, is_good)
-    if not has_output(it, piece) or it.stage ~= "sent" and it.stage ~= "headers" then
+    if not answer.see(it, piece, is_good) or it.stage ~= "sent" and it.stage ~= "headers" then
         return false
     end
     it.stage = "body"

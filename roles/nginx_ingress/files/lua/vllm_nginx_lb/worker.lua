@@ -23,6 +23,7 @@ local readings = require "vllm_nginx_lb.readings"
 local request = require "vllm_nginx_lb.request"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local tokens = require "vllm_nginx_lb.tokens"
 local unfit_requests = require "vllm_nginx_lb.unfit_requests"
 local verdict = require "vllm_nginx_lb.verdict"
 local weights_file = require "vllm_nginx_lb.weights_file"
@@ -35,6 +36,7 @@ local semaphore = require "ngx.semaphore"
 ---@field weights WeightsFile
 ---@field readings Readings
 ---@field open OpenPrompts
+---@field tokens Tokens
 ---@field in_flight InFlight
 ---@field ejection Ejection
 ---@field counts NodeCounts
@@ -104,6 +106,7 @@ local function follow_requests(dict)
         dict = dict,
         in_flight = worker.in_flight,
         open = worker.open,
+        tokens = worker.tokens,
         ejection = worker.ejection,
         counts = worker.counts,
         prefill = worker.prefill,
@@ -163,6 +166,7 @@ function worker.start()
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
+    worker.tokens = tokens.new(dict)
     worker.readings = readings.new { settings = wanted, open = worker.open, now = clock.now, log = log_error }
     follow_requests(dict)
     worker.weights = weights_file.new {
