@@ -57,7 +57,7 @@ return function(given, counts_pending, counts_progress, randint)
     }
     ingress.distance, ingress.has_marks = prompt_marks.distance, settings.affinity == "prefix"
 
-    -- By slot: what a node's last reading had, and by how many bytes the prompts of its open requests have grown since.
+    -- By slot: what a node's last reading had, and by how many tokens the prompts of its open requests have grown.
     local known, grown, rooms_at = {}, {}, 0
 
     -- Set the room in the KV caches of all nodes.
@@ -117,7 +117,7 @@ return function(given, counts_pending, counts_progress, randint)
             request.mark_ends[#request.mark_ends + 1] = tonumber(bytes_to_end)
         end
         request.prompt_bytes = settings.affinity == "prefix" and bytes or nil
-        request.bytes = least_work.prompt_bytes(request, bytes)
+        request.bytes, request.tokens_per_byte = least_work.prompt_bytes(request, bytes), tokens.PER_BYTE
         request.cached = affinity:cached(request, pools.pool)
         slow_start.go_on(pools, now, settings.ramp_seconds)
         if now >= rooms_at + settings.refresh_seconds then
@@ -128,15 +128,15 @@ return function(given, counts_pending, counts_progress, randint)
             return usable[candidate.slot + 1]
         end, function(n) return randint(1, n) end)
         if node then
-            local cost = least_work.cost(request, node)
+            local cost, count = least_work.cost(request, node), kv_room.tokens(request, node)
             in_flight:add(node.peer, cost, 1)
-            local it = { slot = node.slot, peer = node.peer, cost = cost, pending = cost, sent_at = now }
+            local it = { slot = node.slot, peer = node.peer, pending = cost, cost_tokens = count, sent_at = now }
             it.ahead, it.predicted = ingress.ahead(node.slot)
             it.output = is_streamed and {} or nil
-            caches:add(node.peer, cost)
+            caches:add(node.peer, count)
             affinity:note(request, node)
-            grown[node.slot] = (grown[node.slot] or 0) + cost
-            kv_room.take(node, cost)
+            grown[node.slot] = (grown[node.slot] or 0) + count
+            kv_room.take(node, count)
             prompts:expect(it, now)
             return it
         end
@@ -148,11 +148,11 @@ return function(given, counts_pending, counts_progress, randint)
         speeds:learn(it.peer, it.ahead, now - it.sent_at)
     end
 
-    -- A request has ended; so many tokens of its answer were streamed.
-    function ingress.finish(it, streamed)
+    -- A request has ended; its answer has so many tokens.
+    function ingress.finish(it, answered)
         in_flight:add(it.peer, -it.pending, -1)
-        caches:add(it.peer, streamed * tokens.BYTES)
-        grown[it.slot] = grown[it.slot] - it.cost
+        caches:add(it.peer, answered)
+        grown[it.slot] = grown[it.slot] - it.cost_tokens
         it.peer, it.pending = nil, 0
     end
 
@@ -215,7 +215,7 @@ class OutstandingWork(ScriptWeights):
         size = call.prompt_tokens * workload.CHARACTERS_PER_TOKEN
         usable = [index not in tried for index in range(len(self.nodes))]
         it = self.ingress.choose(now, size, call.streamed, self.marks(call), *usable)
-        return (it.slot, (it, call.output_tokens if call.streamed else 0)) if it else None
+        return (it.slot, (it, call.output_tokens)) if it else None
 
     def marks(self, call: Call) -> str:
         """Return the prompt's prefix marks, from its beginning on, each "NAME END"; "" without prefixes."""
@@ -229,7 +229,7 @@ class OutstandingWork(ScriptWeights):
         return " ".join(f"{blocks[end // BLOCK_BYTES - 1]} {end}" for end in ends)
 
     def first_token(self, ticket: Any, now: float) -> None:
-        """Count the prompt as computed. A ticket is Lua's record of the request, and the tokens that are streamed."""
+        """Count the prompt as computed. A ticket is Lua's record of the request, and the tokens of its answer."""
         self.ingress.first_output(ticket[0], now)
 
     def ended(self, ticket: Any, now: float, *, failed: bool) -> None:

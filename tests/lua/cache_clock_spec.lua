@@ -13,10 +13,10 @@ describe("cache_clock", function()
         caches = cache_clock.new(dict)
     end)
 
-    it("adds up the bytes of each node", function()
+    it("adds up the tokens of each node", function()
         caches:add(A, 1000)
-        caches:add(A, 500.5)
-        assert.same({ 1500.5, 0 }, { caches:of(A), caches:of(B) })
+        caches:add(A, 500)
+        assert.same({ 1500, 0 }, { caches:of(A), caches:of(B) })
     end)
 
     it("drops the sum of a node that has left the list", function()

@@ -124,7 +124,7 @@ local function reads_of(case, count)
         peers = peers,
     }
     local function take()
-        return places:take({ bytes = 10, cached = {}, tried = {} }, { nodes = nodes })
+        return places:take({ bytes = 10, tokens_per_byte = 0.25, cached = {}, tried = {} }, { nodes = nodes })
     end
     out:out() -- what has changed is read once
     for _, name in ipairs { "get", "ttl", "get_keys" } do

@@ -56,7 +56,7 @@ describe("choice", function()
     end
 
     local function request_of(tried, cached)
-        return { bytes = 0, cached = cached or {}, tried = tried or {} }
+        return { bytes = 0, tokens_per_byte = 0.25, cached = cached or {}, tried = tried or {} }
     end
 
     --- An affinity that prefers a node up to a score.
@@ -82,13 +82,13 @@ describe("choice", function()
     end)
 
     it("passes over a node whose KV cache has no room for the request", function()
-        kv_left = { 99 }
+        kv_left = { 24 } -- tokens; the request has 25
         local request = request_of()
         request.bytes = 100
         local loads = { { 0, 0 }, { 9, 1 }, { 0, 5 } }
         assert.same({ "node-2", "least work, with KV room" }, { pick(request, { 1, 1, 1 }, loads) })
         assert.same({ "node-1" }, passed_over)
-        request.cached["node-1"] = 1 -- this much of it needs no room
+        request.cached["node-1"] = 4 -- this much of it needs no room
         assert.same({ "node-1", "least work, cached prefix" }, { pick(request, { 1, 1, 1 }, loads) })
         assert.same({ "node-1" }, passed_over)
     end)

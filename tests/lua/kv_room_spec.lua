@@ -1,6 +1,6 @@
 local kv_room = require "vllm_nginx_lb.kv_room"
 
-local REQUEST = { bytes = 400, cached = {} }
+local REQUEST = { bytes = 400, tokens_per_byte = 0.25, cached = {} }
 
 describe("kv_room", function()
     --- A node of 1,000 tokens, after `kv_room.set`.
@@ -11,10 +11,10 @@ describe("kv_room", function()
     end
 
     for what, case in pairs {
-        ["what is left of the share"] = { node_of(0.5, 0), 1600 },
-        ["less what its open prompts have grown"] = { node_of(0.5, 1300), 300 },
-        ["and what they have shrunk is room again"] = { node_of(0.9, -500), 500 },
-        ["below nothing when it is fuller"] = { node_of(0.95, 0), -200 },
+        ["what is left of the share"] = { node_of(0.5, 0), 400 },
+        ["less what its open prompts have grown"] = { node_of(0.5, 325), 75 },
+        ["and what they have shrunk is room again"] = { node_of(0.9, -125), 125 },
+        ["below nothing when it is fuller"] = { node_of(0.95, 0), -50 },
         ["any amount without a share"] = { node_of(1, 0, 0), nil },
         ["any amount where the usage is not known"] = { node_of(nil, 0), nil },
     } do
@@ -38,16 +38,23 @@ describe("kv_room", function()
     it("is taken by each request that is sent", function()
         local node = node_of(0.75, 0)
         assert.is_true(kv_room.has(node, REQUEST))
-        kv_room.take(node, 400)
+        kv_room.take(node, 100)
         assert.is_false(kv_room.has(node, REQUEST))
-        assert.is_true(kv_room.has(node, { bytes = 400, cached = { ["node-1"] = 300 } }))
+        assert.is_true(kv_room.has(node, { bytes = 400, tokens_per_byte = 0.25, cached = { ["node-1"] = 300 } }))
+        assert.is_true(kv_room.has(node, { bytes = 400, tokens_per_byte = 0.1, cached = {} }))
+    end)
+
+    it("is counted in whole tokens of what is not cached", function()
+        local request = { bytes = 403, tokens_per_byte = 0.25, cached = { ["node-1"] = 100 } }
+        assert.equal(76, kv_room.tokens(request, node_of(0, 0)))
+        assert.equal(101, kv_room.tokens(request, { peer = "node-2" }))
     end)
 
     for what, case in pairs {
-        ["the one that lacks less"] = { lefts = { -5000, -200 }, works = { 0, 10000 }, best = 2 },
-        ["the one with less work, if they lack as much"] = { lefts = { -300, -300 }, works = { 800, 700 }, best = 2 },
-        ["the one with less work, if it lacks little"] = { lefts = { -500, 0 }, works = { 0, 5000 }, best = 1 },
-        ["the one with room"] = { lefts = { 399, 400 }, works = { 0, 10 ^ 6 }, best = 2, passed_over = 1 },
+        ["the one that lacks less"] = { lefts = { -1250, -50 }, works = { 0, 10000 }, best = 2 },
+        ["the one with less work, if they lack as much"] = { lefts = { -75, -75 }, works = { 800, 700 }, best = 2 },
+        ["the one with less work, if it lacks little"] = { lefts = { -125, 0 }, works = { 0, 5000 }, best = 1 },
+        ["the one with room"] = { lefts = { 99, 100 }, works = { 0, 10 ^ 6 }, best = 2, passed_over = 1 },
         ["the one whose room is not known"] = { lefts = { 0 }, works = { 0, 10 ^ 6 }, best = 2, passed_over = 1 },
     } do
         it("gives a request to " .. what, function()

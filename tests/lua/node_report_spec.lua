@@ -96,11 +96,14 @@ describe("node_report", function()
                 answers = { ["2xx"] = 3, ["404"] = 1 },
                 ejections = { silent = 2 },
             },
-        }, { { dict = "vllm_nginx_lb", full = 2 } })
+        }, { { dict = "vllm_nginx_lb", full = 2 } }, {
+            { pool = "llm_cluster", model = [[odd "name" \]], bytes_per_token = 2.5 },
+        })
         for _, line in ipairs {
             "# TYPE vllm_nginx_lb_work_picks_total counter",
             "# TYPE vllm_nginx_lb_work_dict_full_total counter",
             'vllm_nginx_lb_work_dict_full_total{dict="vllm_nginx_lb"} 2',
+            [[vllm_nginx_lb_work_bytes_per_token{pool="llm_cluster",model="odd \"name\" \\"} 2.5]],
             'vllm_nginx_lb_work_picks_total{pool="llm_cluster",node="node-b"} 7',
             'vllm_nginx_lb_work_first_output_seconds_total{pool="llm_cluster",node="node-a"} 2.5',
             'vllm_nginx_lb_work_weight{pool="llm_cluster",node="node-b"} 0',

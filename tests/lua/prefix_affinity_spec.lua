@@ -6,6 +6,7 @@ local shared_dict = require "vllm_nginx_lb.shared_dict"
 local tokens = require "vllm_nginx_lb.tokens"
 
 local KIB = 1024
+local PER_BYTE = 1 / 8 -- tokens of a prompt
 local KV_BYTES = 100 * KIB
 
 local function open_dict(dict)
@@ -26,12 +27,23 @@ describe("prefix affinity", function()
 
     local function request_of(letters, client)
         local marks, ends = marks_of(letters)
-        return { marks = marks, mark_ends = ends, origin = letters:byte(), client = client or "somebody" }
+        return {
+            marks = marks,
+            mark_ends = ends,
+            origin = letters:byte(),
+            client = client or "somebody",
+            tokens_per_byte = PER_BYTE,
+        }
+    end
+
+    --- A node computes so many bytes.
+    local function compute(peer, bytes)
+        caches:add(peer, bytes * PER_BYTE)
     end
 
     --- Send a prompt to a node that has to compute so many bytes for it.
     local function send(letters, peer, bytes)
-        caches:add(peer, bytes or #letters * KIB)
+        compute(peer, bytes or #letters * KIB)
         affinity:note(request_of(letters), { peer = peer })
     end
 
@@ -51,7 +63,7 @@ describe("prefix affinity", function()
         }
         pool = { nodes = {} }
         for i = 1, 20 do
-            pool.nodes[i] = { peer = "node-" .. i, kv_tokens = KV_BYTES / tokens.BYTES }
+            pool.nodes[i] = { peer = "node-" .. i, kv_tokens = KV_BYTES * PER_BYTE }
         end
         affinity:on_nodes(pool)
     end)
@@ -136,7 +148,7 @@ describe("prefix affinity", function()
             local cost = least_work.cost(request, node)
             local slot = 2 * node.slot
             totals[slot], totals[slot + 1] = totals[slot] + cost, totals[slot + 1] + 1
-            caches:add(node.peer, cost)
+            compute(node.peer, cost)
             affinity:note(request, node)
             return node.peer
         end
@@ -194,20 +206,20 @@ describe("prefix affinity", function()
     it("forgets when a node has computed so much since that the prompt has no room in its KV cache", function()
         send("abc", "node-1")
         send("abc", "node-2")
-        caches:add("node-1", KV_BYTES - 3 * KIB)
+        compute("node-1", KV_BYTES - 3 * KIB)
         assert.same({ ["node-1"] = 3 * KIB, ["node-2"] = 3 * KIB }, cached "abc")
         caches:add("node-1", 1)
         assert.same({ ["node-2"] = 3 * KIB }, cached "abc")
-        caches:add("node-2", KV_BYTES)
+        compute("node-2", KV_BYTES)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
-        caches:add("node-1", KV_BYTES)
+        compute("node-1", KV_BYTES)
         assert.same({}, cached "abc")
     end)
 
     it("forgets the end of a prompt first", function()
         send("abc", "node-1")
         for _, bytes in ipairs { 3 * KIB, 2 * KIB, KIB } do
-            caches:add("node-1", KV_BYTES - bytes - caches:of "node-1" + 3 * KIB)
+            compute("node-1", KV_BYTES - bytes - caches:of "node-1" / PER_BYTE + 3 * KIB)
             assert.same({ ["node-1"] = bytes }, cached "abc")
         end
     end)
@@ -220,7 +232,7 @@ describe("prefix affinity", function()
 
     it("remembers longer what a node is sent again", function()
         send("abc", "node-1")
-        caches:add("node-1", KV_BYTES - 3 * KIB)
+        compute("node-1", KV_BYTES - 3 * KIB)
         send("abd", "node-1", KIB)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
     end)
@@ -228,7 +240,7 @@ describe("prefix affinity", function()
     it("takes a node whose KV cache has an unknown size for one of the usual size", function()
         send("abc", "node-1")
         pool.nodes[1].kv_tokens = nil
-        caches:add("node-1", tokens.KV_TOKENS * tokens.BYTES - 3 * KIB)
+        caches:add("node-1", tokens.KV_TOKENS - 3 * KIB * PER_BYTE)
         assert.same({ ["node-1"] = 3 * KIB }, cached "abc")
         caches:add("node-1", 1)
         assert.same({ ["node-1"] = 2 * KIB }, cached "abc")
@@ -244,7 +256,7 @@ describe("prefix affinity", function()
 
     it("forgets what a node was sent that has left the list and returned", function()
         send("abc", "node-1")
-        caches:add("node-1", -3 * KIB) -- its clock begins anew
+        compute("node-1", -3 * KIB) -- its clock begins anew
         assert.same({}, cached "abc")
     end)
 
@@ -260,7 +272,7 @@ describe("prefix affinity", function()
 
         --- The marks of a prompt that begins as no other one: so many, of 16 bytes each.
         local function request_number(number, count, client)
-            local request = { marks = {}, mark_ends = {}, origin = number, client = client }
+            local request = { marks = {}, mark_ends = {}, origin = number, client = client, tokens_per_byte = PER_BYTE }
             for i = 1, count or 1 do
                 request.marks[i], request.mark_ends[i] = ("%08d%08d"):format(number, i - 1), i * KIB
             end

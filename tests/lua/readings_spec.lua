@@ -57,13 +57,13 @@ describe("readings", function()
     it("tell how much room each node has, less what is sent since", function()
         open:add(A, 5000) -- before the reading
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.5 } }
-        assert.same({ 1000, 0.5, 1000 }, refreshed())
-        open:add(A, 300)
-        assert.same({ 1000, 0.5, 700 }, refreshed())
-        open:add(A, -2300)
-        assert.same({ 1000, 0.5, 3000 }, refreshed())
+        assert.same({ 1000, 0.5, 250 }, refreshed())
+        open:add(A, 75)
+        assert.same({ 1000, 0.5, 175 }, refreshed())
+        open:add(A, -575)
+        assert.same({ 1000, 0.5, 750 }, refreshed())
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.25 } }
-        assert.same({ 1000, 0.25, 2000 }, refreshed())
+        assert.same({ 1000, 0.25, 500 }, refreshed())
         assert.is_nil(pools.llm_cluster.nodes[2].kv_tokens)
     end)
 
@@ -71,18 +71,18 @@ describe("readings", function()
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.5 } }
         refreshed()
         pools = { llm_cluster = { nodes = { { peer = A } } } }
-        assert.same({ 1000, 0.5, 1000 }, refreshed())
+        assert.same({ 1000, 0.5, 250 }, refreshed())
     end)
 
     it("end after three intervals without a new file; sizes stay", function()
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.5 } }
         refreshed()
         now = 1030
-        assert.same({ 1000, 0.5, 1000 }, refreshed())
+        assert.same({ 1000, 0.5, 250 }, refreshed())
         now = 1030.1
         assert.same({ 1000, "unknown", "any" }, refreshed())
         publish { [A] = { kv_usage = 0.5 } } -- new, though what it has is the same
-        assert.same({ 1000, 0.5, 1000 }, refreshed())
+        assert.same({ 1000, 0.5, 250 }, refreshed())
         assert.same({}, said)
     end)
 
@@ -90,7 +90,7 @@ describe("readings", function()
         local age, seconds = unpack(case)
         it(("hold for %d s where their file is %d s old at first sight; sizes stay"):format(seconds, age), function()
             publish({ [A] = { kv_tokens = 1000, kv_usage = 0.5 } }, age)
-            assert.same({ 1000, seconds > 0 and 0.5 or "unknown", seconds > 0 and 1000 or "any" }, refreshed())
+            assert.same({ 1000, seconds > 0 and 0.5 or "unknown", seconds > 0 and 250 or "any" }, refreshed())
             now = now + seconds + 0.1
             assert.same({ 1000, "unknown", "any" }, refreshed())
         end)
@@ -100,7 +100,7 @@ describe("readings", function()
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.5 } }
         for _, seconds in ipairs { 0, 3600, -3600 } do
             clock_step = seconds
-            assert.same({ 1000, 0.5, 1000 }, refreshed())
+            assert.same({ 1000, 0.5, 250 }, refreshed())
         end
     end)
 
@@ -112,7 +112,7 @@ describe("readings", function()
         os.remove(path)
         assert.same({ 1000, "unknown", "any" }, refreshed())
         publish { [A] = { kv_tokens = 1000, kv_usage = 0.5 } }
-        assert.same({ 1000, 0.5, 1000 }, refreshed())
+        assert.same({ 1000, 0.5, 250 }, refreshed())
         assert.same({}, said)
     end)
 

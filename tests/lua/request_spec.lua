@@ -37,10 +37,15 @@ local function answer(status)
     return { status = status, was_sent = true, has_answer = true }
 end
 
+--- The end of an answer that says how many tokens prompt and answer have.
+local function usage_of(prompt, output)
+    return ('"usage":{"prompt_tokens":%d,"completion_tokens":%d}}'):format(prompt, output)
+end
+
 local STREAM, TOKEN = "text/event-stream", 'data: {"choices": []}\n\n'
 
 describe("request", function()
-    local fake, work, affinity, caches, speeds, waiting, nodes_out, counts, prompts, held
+    local fake, work, affinity, caches, rates, speeds, waiting, nodes_out, counts, prompts, held
     local requests, pool, refused, more_tries, said, noted, meanwhile
 
     --- Nodes node-0, node-1, … of weight 1.
@@ -98,7 +103,7 @@ describe("request", function()
         counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
-        caches = cache_clock.new(dict)
+        caches, rates = cache_clock.new(dict), tokens.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, progress.new(work, speeds))
         affinity = off.new()
@@ -110,6 +115,7 @@ describe("request", function()
             dict = dict,
             in_flight = work,
             open = prompts,
+            tokens = rates,
             pending = waiting,
             prefill = speeds,
             ejection = nodes_out,
@@ -258,9 +264,9 @@ describe("request", function()
         requests:begin(it, 1000000, pool)
         requests:send(it, pool)
         assert.same({ { 0, 0 }, { 50000, 1 } }, counted())
-        assert.same({ 0, 50000 }, { caches:of "node-0:80", caches:of "node-1:80" })
+        assert.same({ 0, 12500 }, { caches:of "node-0:80", caches:of "node-1:80" })
         requests:send(it, pool, BROKEN)
-        assert.same({ 200000, 50000 }, { caches:of "node-0:80", caches:of "node-1:80" })
+        assert.same({ 50000, 12500 }, { caches:of "node-0:80", caches:of "node-1:80" })
     end)
 
     it("ages what its node has cached by what was streamed, however it ends", function()
@@ -271,10 +277,67 @@ describe("request", function()
         requests:see_headers(it, STREAM)
         requests:see_piece(it, TOKEN:rep(2), true)
         requests:see_piece(it, TOKEN, true)
-        assert.equal(1000, caches:of(peer))
+        assert.equal(250, caches:of(peer))
         requests:finish(it.number, LEFT)
-        assert.equal(1000 + 3 * tokens.BYTES, caches:of(peer))
+        assert.equal(250 + 3, caches:of(peer))
     end)
+
+    for name, case in pairs {
+        ["is not streamed"] = { { "application/json" }, { '{"text":"word",', usage_of(300, 70) }, 70 },
+        ["is cut"] = { { "application/json" }, { '{"text":"word","us', usage_of(300, 70):sub(4) }, 70 },
+        ["has more tokens than events"] = { { STREAM }, { TOKEN, 'data: {' .. usage_of(300, 70) .. "\n\n" }, 70 },
+        ["has fewer"] = { { STREAM }, { TOKEN:rep(5), 'data: {' .. usage_of(300, 2) .. "\n\n" }, 6 },
+        ["does not say it"] = { { "application/json" }, { '{"text":"word"}' }, 0 },
+        ["is compressed"] = { { "application/json", "gzip" }, { usage_of(300, 70) }, 0 },
+    } do
+        it("ages what its node has cached by what its answer says of tokens: it " .. name, function()
+            local it = requests.accept()
+            requests:begin(it, 1000, pool)
+            requests:send(it, pool)
+            local peer = it.peer
+            requests:see_headers(it, unpack(case[1]))
+            for _, piece in ipairs(case[2]) do
+                requests:see_piece(it, piece, true)
+            end
+            requests:finish(it.number, answer(200))
+            assert.equal(250 + case[3], caches:of(peer))
+        end)
+    end
+
+    --- Send a request, and let its answer say how many tokens the prompt has.
+    local function taught(it, count, is_good)
+        requests:begin(it, 1000, pool)
+        requests:send(it, pool)
+        requests:see_headers(it, "application/json")
+        requests:see_piece(it, usage_of(count, 1), is_good ~= false)
+        requests:finish(it.number, answer(200))
+    end
+
+    it("teaches how many tokens the prompts of its model have", function()
+        local it = requests.accept()
+        it.prompt_bytes, it.model = 16384, "some-model"
+        taught(it, 8192)
+        local rate = rates:per_byte("test", "some-model")
+        assert.is_true(rate > tokens.PER_BYTE)
+        assert.equal(tokens.PER_BYTE, rates:per_byte("test"))
+        it = requests.accept()
+        it.model = "some-model"
+        requests:begin(it, 100000, pool)
+        requests:send(it, pool)
+        assert.same({ rate, math.ceil(65536 * rate) }, { it.tokens_per_byte, it.cost_tokens })
+    end)
+
+    for name, case in pairs {
+        ["was not looked into"] = { nil, true },
+        ["was answered with an error"] = { 16384, false },
+    } do
+        it("teaches nothing of prompts when its body " .. name, function()
+            local it = requests.accept()
+            it.prompt_bytes = case[1]
+            taught(it, 8192, case[2])
+            assert.equal(tokens.PER_BYTE, rates:per_byte "test")
+        end)
+    end
 
     it("is kept by nobody before it is sent to a node", function()
         requests.accept()

@@ -2,9 +2,9 @@
 
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes" },
-    { "processes", "prompt_payload", "readings_format", "request_record", "tokens" },
+    { "processes", "prompt_payload", "readings_format", "request_record", "tokens", "usage" },
     { "former_key", "json_string", "meter", "model", "nginx_hash", "node_keys", "outcome", "output", "work_row" },
-    { "ejection_limit", "ending", "prefill", "prompt_cells", "settings", "shared_dict", "slow_start" },
+    { "answer", "ejection_limit", "ending", "prefill", "prompt_cells", "settings", "shared_dict", "slow_start" },
     { "weights_format", "least_work", "in_flight", "ejection_records", "json_walk", "mark_shares", "node_counts" },
     { "cache_clock", "open_prompts", "progress" },
     { "kv_room", "large_bodies", "pending", "prompt_marks", "request_body", "router" },

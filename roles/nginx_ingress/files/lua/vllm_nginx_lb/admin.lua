@@ -32,15 +32,16 @@ function admin.ejected()
     say_nodes(node_report.ejected(worker.weights:pools(), worker.ejection))
 end
 
---- /work/metrics: the state of each node for Prometheus, the writes that did not fit into shared memory, and requests
--- that lack a key, TLS or a known name.
+--- /work/metrics: the state of each node for Prometheus, the writes that did not fit into shared memory, the bytes of a
+-- token, and requests that lack a key, TLS or a known name.
 function admin.metrics()
     local dicts = {}
     for i, dict in ipairs(worker.dicts) do
         dicts[i] = { dict = dict.name, full = dict:count_full() }
     end
     ngx.header["Content-Type"] = "text/plain; version=0.0.4"
-    ngx.print(node_report.prometheus(rows(), dicts), worker.unfit:prometheus())
+    local rates = worker.tokens:rows(worker.weights:pools(), worker.weights:models())
+    ngx.print(node_report.prometheus(rows(), dicts, rates), worker.unfit:prometheus())
 end
 
 return admin

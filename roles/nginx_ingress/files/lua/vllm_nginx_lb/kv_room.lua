@@ -1,42 +1,49 @@
 --- Whether the KV cache of a node has room for a request. Pure.
 -- A node may have a share of its cache filled. What is filled is its usage at the last reading, and by how many
--- uncached bytes the prompts of its open requests have grown since. A node whose figures are not known always has room.
+-- uncached tokens the prompts of its open requests have grown since. A node whose figures are not known has room.
 -- docs/decisions.md has the measurements.
 
 local least_work = require "vllm_nginx_lb.least_work"
-local tokens = require "vllm_nginx_lb.tokens"
 
 local kv_room = {}
 
--- Where no node has room, a byte that a node lacks counts as so many pending ones: it is there for a whole answer.
+-- Where no node has room, what a node lacks counts as so many times the pending work: it is there for a whole answer.
 local LACKING = 4
 
---- Set how much a node may still get until the next reading, as `kv_left`, in bytes of prompt; nil: any amount.
+--- Set how much a node may still get until the next reading, as `kv_left`, in tokens; nil: any amount.
 ---@param node table with `kv_tokens`, > 0, and `kv_usage`, 0 to 1; nil where it is not known
----@param more number by how many bytes its open prompts have grown since the reading; < 0: they have shrunk
+---@param more number by how many tokens its open prompts have grown since the reading; < 0: they have shrunk
 ---@param share number of the cache that may be filled, 0 to 1; 0: any amount may be sent
 function kv_room.set(node, more, share)
     node.kv_left = nil
     if share > 0 and node.kv_tokens and node.kv_usage then
-        node.kv_left = (share - node.kv_usage) * node.kv_tokens * tokens.BYTES - more
+        node.kv_left = (share - node.kv_usage) * node.kv_tokens - more
     end
 end
 
 --- Take the room of a request that is sent to a node.
 ---@param node table see kv_room.set
----@param bytes number of its prompt that the node has probably not cached, >= 0
-function kv_room.take(node, bytes)
+---@param count integer see kv_room.tokens
+function kv_room.take(node, count)
     if node.kv_left then
-        node.kv_left = node.kv_left - bytes
+        node.kv_left = node.kv_left - count
     end
+end
+
+--- How many tokens of a request's prompt a node would have to compute.
+---@param request table see least_work.cost; `tokens_per_byte` of its prompt (tokens.lua)
+---@param node table see least_work.cost
+---@return integer tokens whole, so that sums return to exactly zero
+function kv_room.tokens(request, node)
+    return math.ceil(least_work.cost(request, node) * request.tokens_per_byte)
 end
 
 --- Whether a node has room for a request.
 ---@param node table see kv_room.set
----@param request table see least_work.cost
+---@param request table see kv_room.tokens
 ---@return boolean
 function kv_room.has(node, request)
-    return not node.kv_left or least_work.cost(request, node) <= node.kv_left
+    return not node.kv_left or kv_room.tokens(request, node) <= node.kv_left
 end
 
 --- The totals, with what nodes lack in room for a request as pending bytes.
@@ -46,7 +53,7 @@ local function with_lack(nodes, totals, request, settings)
     for i = 1, #nodes do
         local node = nodes[i]
         local slot, left = 2 * node.slot, node.kv_left or math.huge
-        local lack = math.max(0, least_work.cost(request, node) - left)
+        local lack = math.max(0, kv_room.tokens(request, node) - left) / request.tokens_per_byte
         found[slot] = totals[slot] + LACKING * lack / settings.ingresses
         found[slot + 1] = totals[slot + 1]
     end

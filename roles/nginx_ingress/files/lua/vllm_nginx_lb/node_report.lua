@@ -31,6 +31,10 @@ local LABELLED_METRICS = {
 local DICT_METRICS = {
     { "full", "dict_full_total", "counter", "Writes that failed or dropped something else for lack of shared memory." },
 }
+-- The metrics of the prompts of a pool and a model, in the same columns.
+local PROMPT_METRICS = {
+    { "bytes_per_token", "bytes_per_token", "gauge", "Bytes of a prompt for each of its tokens, as learned." },
+}
 
 --- The numbers of a node by label, without those that are 0.
 local function by_label(labels, number_of)
@@ -136,8 +140,9 @@ end
 --- The text of /work/metrics.
 ---@param rows table[] see node_report.rows
 ---@param dicts table[] of the shared dictionaries: `dict`, the name, and `full`, how many writes did not fit
+---@param rates table[] see Tokens:rows
 ---@return string
-function node_report.prometheus(rows, dicts)
+function node_report.prometheus(rows, dicts, rates)
     local lines = {}
     local function labels_of_node(row)
         return ('pool="%s",node="%s"'):format(row.pool, row.node)
@@ -146,6 +151,9 @@ function node_report.prometheus(rows, dicts)
     add_metrics(lines, LABELLED_METRICS, rows, labels_of_node)
     add_metrics(lines, DICT_METRICS, dicts, function(row)
         return ('dict="%s"'):format(row.dict)
+    end)
+    add_metrics(lines, PROMPT_METRICS, rates, function(row)
+        return ('pool="%s",model="%s"'):format(row.pool, (row.model:gsub('[\\"]', "\\%0")))
     end)
     return table.concat(lines, "\n") .. "\n"
 end

@@ -1,10 +1,10 @@
---- How many uncached bytes the prompts of the open requests of each node have, over all workers.
+--- How many uncached tokens the prompts of the open requests of each node have, over all workers.
 -- Only how far this has changed since a reading counts (readings.lua), so what a worker that dies leaves behind counts
 -- no longer than until the next reading.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 
-local OPEN = "open bytes" -- of node_keys
+local OPEN = "open tokens" -- of node_keys; former releases count bytes, under another key
 
 ---@class OpenPrompts
 local OpenPrompts = {}
@@ -21,14 +21,14 @@ end
 
 --- Count a prompt at a node, or take it off.
 ---@param peer string the node's address
----@param bytes number of the prompt that the node has probably not cached; < 0: its request has ended
-function OpenPrompts:add(peer, bytes)
-    self.dict:incr(node_keys.of(OPEN, peer), bytes)
+---@param count integer tokens of the prompt that the node has probably not cached; < 0: its request has ended
+function OpenPrompts:add(peer, count)
+    self.dict:incr(node_keys.of(OPEN, peer), count)
 end
 
---- The bytes at a node; any number, as only its changes count.
+--- The tokens at a node; any number, as only its changes count.
 ---@param peer string the node's address
----@return number bytes
+---@return integer tokens
 function OpenPrompts:at(peer)
     return self.dict:get(node_keys.of(OPEN, peer)) or 0
 end

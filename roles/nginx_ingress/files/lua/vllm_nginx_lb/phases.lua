@@ -78,7 +78,9 @@ local function read(request)
     if search and not done then
         return router.too_many_bodies()
     elseif search and is_whole then
-        request.pool_name, answer = router.pool_of(models, search:name())
+        local name = search:name()
+        request.pool_name, answer = router.pool_of(models, name)
+        request.model = request.pool_name and name
     end
     worker.affinity:prepare(request, header, is_whole, client)
     return answer

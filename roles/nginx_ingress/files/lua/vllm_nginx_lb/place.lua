@@ -1,8 +1,8 @@
 --- A request's place at a node: nginx will send the request there, and its work is counted there.
 
+local answer = require "vllm_nginx_lb.answer"
 local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
-local tokens = require "vllm_nginx_lb.tokens"
 
 -- How many lost races for the last place of a node end the search. Few requests lose two.
 local MOST_RACES = 20
@@ -17,6 +17,7 @@ local place = {}
 ---@field cache_clock CacheClock
 ---@field in_flight InFlight
 ---@field open OpenPrompts
+---@field tokens Tokens
 ---@field choice Choice
 ---@field peers table `set_current_peer`, as of ngx.balancer
 ---@field log fun(text: string)
@@ -50,6 +51,7 @@ end
 function Places:occupy(it, node, totals)
     local work, bytes = self.parts.in_flight, least_work.cost(it, node)
     it.cost, it.pending, it.ahead = bytes, bytes, totals[2 * node.slot] + bytes
+    it.cost_tokens = kv_room.tokens(it, node)
     work:add(node.peer, bytes, 1)
     if node.max_conns > 0 and work:streams_at(node.slot) > node.max_conns then
         work:add(node.peer, -bytes, -1)
@@ -57,15 +59,16 @@ function Places:occupy(it, node, totals)
         return false
     end
     it.peer = node.peer
-    self.parts.cache_clock:add(node.peer, bytes)
-    self.parts.open:add(node.peer, bytes)
-    kv_room.take(node, bytes)
+    self.parts.cache_clock:add(node.peer, it.cost_tokens)
+    self.parts.open:add(node.peer, it.cost_tokens)
+    kv_room.take(node, it.cost_tokens)
     return true
 end
 
 --- Take a place for a request. After a lost race, choose again: both requests may have given back the one place that
 -- was left.
----@param it Request with `bytes`, `cached` and `tried`; gets `peer`, `cost`, `pending` and `ahead`
+---@param it Request with `bytes`, `tokens_per_byte`, `cached` and `tried`; gets `peer`, `cost`, `cost_tokens`,
+--- `pending` and `ahead`
 ---@param pool table its `nodes`
 ---@return table|nil node nil if there is none
 ---@return string|nil why as $vllm_nginx_lb_choice has it
@@ -82,17 +85,24 @@ function Places:take(it, pool)
     return nil
 end
 
---- Give a request's place back, if it has one. How long an answer was is known only where it is streamed.
+--- Learn how many tokens a prompt has. Only a body that was looked into whole shows what of it is the prompt.
+function Places:learn(it)
+    local count = answer.prompt_tokens(it)
+    if count and it.prompt_bytes then
+        self.parts.tokens:learn(it.pool.name or "", it.model, it.prompt_bytes, count)
+    end
+end
+
+--- Give a request's place back, if it has one.
 ---@param it Request
 function Places:release(it)
     if it.peer then
         self.parts.in_flight:add(it.peer, -it.pending, -1)
-        self.parts.open:add(it.peer, -it.cost)
-        if it.output then
-            self.parts.cache_clock:add(it.peer, it.output.events * tokens.BYTES)
-        end
-        it.peer, it.output, it.pending, it.stage = nil, nil, 0, "accepted"
-        it.content_type, it.head, it.is_complete, it.flushes = nil, nil, nil, nil
+        self.parts.open:add(it.peer, -it.cost_tokens)
+        self.parts.cache_clock:add(it.peer, answer.tokens(it))
+        self:learn(it)
+        it.peer, it.pending, it.stage = nil, 0, "accepted"
+        answer.forget(it)
     end
 end
 

@@ -8,8 +8,8 @@
 -- Until the request ends or the try fails, it also counts as a stream of the node. vLLM sends the headers of a stream
 -- before it has computed the prompt, and some events too, so the prompt is done with the first output (output.lua).
 
+local answer = require "vllm_nginx_lb.answer"
 local least_work = require "vllm_nginx_lb.least_work"
-local output = require "vllm_nginx_lb.output"
 local place = require "vllm_nginx_lb.place"
 local request_record = require "vllm_nginx_lb.request_record"
 local stall = require "vllm_nginx_lb.stall"
@@ -53,6 +53,7 @@ end
 ---@param pool table its nodes
 function Requests:begin(it, bytes, pool)
     it.bytes = least_work.prompt_bytes(it, bytes)
+    it.tokens_per_byte = self.parts.tokens:per_byte(pool.name or "", it.model)
     it.cached = self.parts.affinity:cached(it, pool)
     it.tries = 0
     self.latest = self.latest + 1
@@ -117,17 +118,9 @@ end
 ---@param encoding string|nil its Content-Encoding
 function Requests.see_headers(_, it, content_type, encoding)
     if it.stage == "sent" then
-        it.stage, it.output, it.content_type = "headers", output.of(content_type, encoding), content_type
+        it.stage = "headers"
+        answer.begin(it, content_type, encoding)
     end
-end
-
---- Whether there is output in an answer, as of its next piece.
-local function has_output(it, piece)
-    if it.output then
-        return it.output:read(piece)
-    end
-    it.head = output.head(it.head, piece)
-    return true
 end
 
 --- See a piece of an answer's body that is not empty.
@@ -136,7 +129,7 @@ end
 ---@param is_good boolean false: it is an error
 ---@return boolean is_first true: the answer's first output is in this piece, so the prompt is computed
 function Requests:see_piece(it, piece, is_good)
-    if not has_output(it, piece) or it.stage ~= "sent" and it.stage ~= "headers" then
+    if not answer.see(it, piece, is_good) or it.stage ~= "sent" and it.stage ~= "headers" then
         return false
     end
     it.stage = "body"

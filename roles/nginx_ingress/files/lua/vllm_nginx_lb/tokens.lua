@@ -1,6 +1,71 @@
---- What bytes of prompts are in tokens.
+--- How many tokens a prompt has. The rate is learned for each pool and model from the `usage` of answers (usage.lua),
+-- and all workers share it. It depends on the tokenizer, the language and the escapes: a token of English or code has
+-- 3.6 to 3.9 bytes, of JSON 2.4, of Russian 7.4, or 21 where it is escaped.
+-- The rate is a mean over the last prompts, by bytes. No answer moves it by more than a 64th of the way.
 
-return {
-    BYTES = 4, -- of a prompt for each token, about; English and code have 3.6 to 3.9
+local RATE = "tokens per byte:" -- in the dictionary, of a pool and a model
+local KEPT_SECONDS = 7 * 24 * 3600 -- without a sample, as the pool or the model may be gone
+local MEMORY = 2 ^ 20 -- bytes of prompts after which a former rate counts by a third
+local MOST_BYTES = MEMORY / 64 -- that one prompt counts
+local LEAST, MOST = 1 / 32, 1 -- tokens per byte
+
+---@class Tokens
+local Tokens = {}
+Tokens.__index = Tokens
+
+local tokens = {
+    PER_BYTE = 1 / 4, -- of a prompt, as long as nothing is learned
     KV_TOKENS = 131072, -- of a node's KV cache, as long as its size is unknown
 }
+
+--- Keep the rates in a dictionary.
+---@param dict SharedDict
+---@return Tokens
+function tokens.new(dict)
+    return setmetatable({ dict = dict }, Tokens)
+end
+
+--- The key of a rate. The names of pools have no colon. The number of keys is bounded: by weights.json.
+local function key_of(pool, model)
+    return RATE .. pool .. ":" .. (model or "")
+end
+
+--- The rate of a pool and a model.
+---@param pool string its name
+---@param model string|nil one that the pool names; nil: it names none, or nginx has found the pool itself
+---@return number tokens_per_byte from 1/32 to 1
+function Tokens:per_byte(pool, model)
+    return self.dict:get(key_of(pool, model)) or tokens.PER_BYTE
+end
+
+--- Learn from a prompt. Two workers that learn at once may lose a sample.
+---@param pool string see Tokens:per_byte
+---@param model string|nil see Tokens:per_byte
+---@param bytes number of the prompt, > 0
+---@param count integer how many tokens the node says that it has
+function Tokens:learn(pool, model, bytes, count)
+    local rate, seen = self:per_byte(pool, model), math.max(LEAST, math.min(MOST, count / bytes))
+    rate = rate + math.min(bytes, MOST_BYTES) / MEMORY * (seen - rate)
+    self.dict:set(key_of(pool, model), rate, KEPT_SECONDS)
+end
+
+--- What is learned.
+---@param pools table by name
+---@param models table<string, string> the pool of each model
+---@return table[] rows `pool`, `model` ("" for requests without one), and `bytes_per_token`
+function Tokens:rows(pools, models)
+    local rows = {}
+    local function add(pool, model)
+        local rate = self.dict:get(key_of(pool, model))
+        rows[#rows + 1] = rate and { pool = pool, model = model, bytes_per_token = 1 / rate }
+    end
+    for pool in pairs(pools) do
+        add(pool, "")
+    end
+    for model, pool in pairs(models) do
+        add(pool, model)
+    end
+    return rows
+end
+
+return tokens

@@ -24,6 +24,7 @@ local readings = require "vllm_nginx_lb.readings"
 local request = require "vllm_nginx_lb.request"
 local settings = require "vllm_nginx_lb.settings"
 local shared_dict = require "vllm_nginx_lb.shared_dict"
+local tokens = require "vllm_nginx_lb.tokens"
 local unfit_requests = require "vllm_nginx_lb.unfit_requests"
 local verdict = require "vllm_nginx_lb.verdict"
 local weights_file = require "vllm_nginx_lb.weights_file"
@@ -36,6 +37,7 @@ local semaphore = require "ngx.semaphore"
 ---@field weights WeightsFile
 ---@field readings Readings
 ---@field open OpenPrompts
+---@field tokens Tokens
 ---@field in_flight InFlight
 ---@field ejection Ejection
 ---@field counts NodeCounts
@@ -105,6 +107,7 @@ local function follow_requests(dict)
         dict = dict,
         in_flight = worker.in_flight,
         open = worker.open,
+        tokens = worker.tokens,
         ejection = worker.ejection,
         counts = worker.counts,
         prefill = worker.prefill,
@@ -164,6 +167,7 @@ function worker.start()
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
+    worker.tokens = tokens.new(dict)
     worker.readings = readings.new {
         settings = wanted,
         open = worker.open,

@@ -26,7 +26,7 @@ function Off.join() end
 function Off.prepare() end
 
 --- How many bytes of a request's prompt each node has probably cached.
----@param request Request
+---@param request Request with `tokens_per_byte`
 ---@param pool table of nodes
 ---@return table<string, number> bytes by the node's address
 function Off.cached()

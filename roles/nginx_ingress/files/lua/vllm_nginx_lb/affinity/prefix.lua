@@ -1,6 +1,6 @@
 --- Affinity by prompt prefixes: which node was sent which beginning of a prompt, and how much it computed since. A node
 -- probably has such a beginning in its prefix cache until newer prompts need the room.
--- Time is counted in bytes for that: the clock of a node is the bytes of prompts and answers that it had to compute
+-- Time is counted in tokens for that: the clock of a node is the tokens of prompts and answers that it had to compute
 -- (cache_clock.lua). A mark counts at a node as long as the prompt up to the mark and what the node has computed since
 -- would fit its KV cache together. So a long prompt is forgotten from its end, as vLLM evicts it.
 -- Cached bytes count as work that the node saves. No node is preferred by more than that. A node that has refused a
@@ -58,17 +58,18 @@ end
 
 --- Whether a node probably still has a beginning of a prompt. A node that has left the list and returned has a new
 -- clock.
----@param bytes integer of that beginning
----@param age number by how many bytes the node's clock has gone on since
-local function is_kept(node, bytes, age)
-    return age >= 0 and age + bytes <= (node.kv_tokens or tokens.KV_TOKENS) * tokens.BYTES
+---@param count number tokens of that beginning
+---@param age integer by how many tokens the node's clock has gone on since
+local function is_kept(node, count, age)
+    return age >= 0 and age + count <= (node.kv_tokens or tokens.KV_TOKENS)
 end
 
 --- The nodes of a pool that probably have the prompt up to a mark: bytes by address, or nil if there are none.
-function Prefix:holders(mark, bytes, nodes, origin)
+function Prefix:holders(mark, bytes, nodes, request)
     local value, found, has_holders = self.dict:get(mark), {}, false
+    local count, origin = bytes * request.tokens_per_byte, request.origin
     for peer, stamp in (value or ""):gmatch "(%S+)=(%d+)" do
-        if nodes[peer] and is_kept(nodes[peer], bytes, self.parts.cache_clock:of(peer) - tonumber(stamp)) then
+        if nodes[peer] and is_kept(nodes[peer], count, self.parts.cache_clock:of(peer) - tonumber(stamp)) then
             has_holders = true
             found[peer] = not self.parts.has_refused(peer, origin) and bytes or nil
         end
@@ -81,7 +82,7 @@ end
 function Prefix:cached(request, pool)
     local marks = request.marks or {}
     for i = #marks, 1, -1 do
-        local found = self:holders(marks[i], request.mark_ends[i], pool.by_peer, request.origin)
+        local found = self:holders(marks[i], request.mark_ends[i], pool.by_peer, request)
         if found then
             return found
         end

@@ -1,0 +1,75 @@
+local new_dict = require "fake_dict"
+local shared_dict = require "vllm_nginx_lb.shared_dict"
+local tokens = require "vllm_nginx_lb.tokens"
+
+local KIB, DAY = 1024, 24 * 3600
+
+describe("tokens", function()
+    local fake, rates
+
+    before_each(function()
+        fake = new_dict()
+        rates = tokens.new(shared_dict.open(fake, { name = "test" }))
+    end)
+
+    --- Bytes per token after some prompts.
+    local function learned(times, bytes, count)
+        for _ = 1, times do
+            rates:learn("pool", "model", bytes, count)
+        end
+        return 1 / rates:per_byte("pool", "model")
+    end
+
+    it("have four bytes before anything is learned", function()
+        assert.equal(0.25, rates:per_byte("pool", "model"))
+        assert.same({}, rates:rows({ pool = {} }, { model = "pool" }))
+    end)
+
+    for bytes_per_token, count in pairs { [2] = 8192, [5.6] = 16384 / 5.6, [21] = 16384 / 21 } do
+        it(("are learned within 400 prompts of 16 KiB: %g bytes each"):format(bytes_per_token), function()
+            assert.near(bytes_per_token, learned(400, 16 * KIB, count), bytes_per_token / 50)
+        end)
+    end
+
+    for name, case in pairs {
+        ["short prompts, which count little"] = { 100, 8, 8, 0.25 + 0.75 * 800 / 2 ^ 20 },
+        ["long prompts, of which none counts for more than 16 KiB"] = { 1, 2 ^ 30, 2 ^ 30, 0.25 + 0.75 / 64 },
+        ["a node that says there are more tokens than bytes"] = { 1, 16 * KIB, 2 ^ 24, 0.25 + 0.75 / 64 },
+        ["a node that says there is hardly any token"] = { 1, 16 * KIB, 1, 0.25 - (1 / 4 - 1 / 32) / 64 },
+    } do
+        it("move little by " .. name, function()
+            assert.near(1 / case[4], learned(case[1], case[2], case[3]), 0.003)
+        end)
+    end
+
+    it("stay within what is possible, whatever nodes say", function()
+        assert.near(1, learned(2000, 16 * KIB, 2 ^ 24), 1e-3)
+        assert.near(32, learned(2000, 16 * KIB, 1), 0.1)
+    end)
+
+    it("belong to a pool and a model", function()
+        rates:learn("a", "model", 16 * KIB, 16 * KIB)
+        rates:learn("a", nil, 16 * KIB, 512)
+        local of_model, without = rates:per_byte("a", "model"), rates:per_byte "a"
+        assert.is_true(of_model > 0.25 and without < 0.25)
+        assert.same({ 0.25, 0.25 }, { rates:per_byte("b", "model"), rates:per_byte("a", "other") })
+        local rows = rates:rows({ a = {}, b = {} }, { model = "a", other = "b" })
+        table.sort(rows, function(one, other)
+            return one.model < other.model
+        end)
+        assert.same({
+            { pool = "a", model = "", bytes_per_token = 1 / without },
+            { pool = "a", model = "model", bytes_per_token = 1 / of_model },
+        }, rows)
+    end)
+
+    it("are forgotten a week after the last prompt, as the model may be gone", function()
+        local before = learned(1, 16 * KIB, 16 * KIB)
+        fake.now = 6 * DAY
+        assert.is_true(learned(1, 16 * KIB, 16 * KIB) < before)
+        fake.now = 12 * DAY
+        assert.is_true(rates:per_byte("pool", "model") > 0.25)
+        fake.now = 14 * DAY
+        assert.equal(0.25, rates:per_byte("pool", "model"))
+    end)
+end)
