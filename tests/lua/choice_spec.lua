@@ -99,12 +99,14 @@ describe("choice", function()
         assert.same({}, passed_over)
     end)
 
-    it("is as ever when no KV cache has room", function()
-        kv_left = { -1, -9 }
+    it("is where the least work is when no KV cache has room, and what a node lacks is work", function()
+        kv_left = { -1, -1 }
         affinity = preferring("node-1", math.huge)
         assert.same({ "node-1", "affinity" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
         affinity = off.new()
         assert.same({ "node-2", "least work" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
+        kv_left = { -1, -99 }
+        assert.same({ "node-1", "least work" }, { pick(request_of(), { 1, 1 }, { { 9, 1 }, { 0, 0 } }) })
         assert.same({}, passed_over)
     end)
 
