@@ -180,13 +180,13 @@ def test_a_stream_is_pending_until_its_first_output(counted: CountedStack, line_
 
 
 def test_a_long_prompt_counts_less_while_its_node_computes_it(counted: CountedStack) -> None:
-    counted.start_with(prefill_bytes_per_second=60_000)
+    counted.start_with(prefill_bytes_per_second=30_000)
     counted.publish({"node-2": 100})
     node = counted.node("node-2")
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(counted.ask, "stream", 80_000)
-        wait_for(lambda: 10_000 < counted.totals()["node-2"][0] < 80_000)
-        wait_for(lambda: counted.totals() == {"node-2": (10_000, 1)})  # the last part waits for the first output
+        asked = pool.submit(counted.ask, "stream", 40_000)
+        wait_for(lambda: 5_000 < counted.totals()["node-2"][0] < 40_000)
+        wait_for(lambda: counted.totals() == {"node-2": (5_000, 1)})  # the last part waits for the first output
         node.pieces.put(TOKEN)
         wait_for(lambda: counted.totals() == {"node-2": (0, 1)})
         node.pieces.put(END)
