@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from benchmarks.results import Results
 
 DOTS_PER_INCH = 80
-WIDTH, ROW_HEIGHT, FRAME_HEIGHT, LEGEND_HEIGHT = 10.0, 0.27, 0.7, 0.6  # inches
+WIDTH, ROW_HEIGHT, FRAME_HEIGHT, LEGEND_HEIGHT = 11.0, 0.27, 0.7, 0.6  # inches
 GAP = 2.0  # rows from the last scenario of a group to the first of the next one
-LEAST, MOST = 0.1, 8.0  # ratios at the ends of the axis; a mark beyond stands at the end
-TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8)
-# Shapes, and colours that people with any kind of colour vision can tell apart; those of peers in turn.
-OURS_STYLE = {"marker": "o", "color": "#009E73", "s": 80, "zorder": 5, "edgecolors": "black"}
+# Ratios at the ends of the axis. It begins below 0.2 where a mark does. A mark beyond 5 stands at the end.
+LEAST, MOST = 0.2, 5.0
+TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+# Shapes, and colours that people with any kind of colour vision can tell apart; those of peers in turn. Ours is a ring
+# that hides no mark.
+OURS_STYLE = {"marker": "o", "facecolors": "none", "edgecolors": "#009E73", "s": 130, "zorder": 5, "linewidths": 2.5}
 EXACT_STYLE = {"marker": "|", "color": "black", "s": 150, "zorder": 4, "linewidths": 2.5}
 PEER_SHAPES = "XsDv^P<*>"
 PEER_COLOURS = ("#888888", "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#CC79A7", "#B8A300")
@@ -43,10 +45,11 @@ def plot_ratios(results: Results, path: Path) -> None:
     places = places_of(ratios)
     height = LEGEND_HEIGHT + FRAME_HEIGHT + ROW_HEIGHT * (max(places.values(), default=0) + GAP)
     picture, axis = plt.subplots(figsize=(WIDTH, height))
-    draw_frame(axis, places)
+    least = min([LEAST, *(0.85 * ratio for found in ratios.values() for ratio in found.values())])
+    draw_frame(axis, places, least)
     for name, style in styles_of(ratios).items():
         shown = {scenario: found[name] for scenario, found in ratios.items() if name in found}
-        at = [min(MOST, max(LEAST, ratio)) for ratio in shown.values()]
+        at = [min(MOST, ratio) for ratio in shown.values()]
         axis.scatter(at, [places[scenario] for scenario in shown], label=name, clip_on=False, **style)
     if ratios:
         picture.legend(loc="upper center", ncols=5, fontsize=9, frameon=False)
@@ -86,20 +89,21 @@ def styles_of(ratios: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, 
     return {name: style for name, style in styles.items() if name in names}
 
 
-def draw_frame(axis: Axes, places: Mapping[str, float]) -> None:
-    """Draw the axes, a line for each scenario, and the name of each group above its scenarios."""
+def draw_frame(axis: Axes, places: Mapping[str, float], least: float) -> None:
+    """Draw the axes from the ratio `least` on, a line for each scenario, and the name of each group above its own."""
     axis.set_xscale("log")
-    axis.set_xlim(LEAST, MOST)
-    axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize=9)
+    axis.set_xlim(least, MOST)
+    ticks = [tick for tick in TICKS if tick >= least]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
     axis.set_xticks([], minor=True)
-    axis.set_xlabel(f"p99 time to first token / that of {BASELINE}; marks beyond the axis stand at its end", fontsize=9)
+    axis.set_xlabel(f"p99 time to first token / that of {BASELINE}; those beyond {MOST:g} stand at the end", fontsize=9)
     axis.set_yticks(list(places.values()), list(places), fontsize=9)
     axis.set_ylim(max(places.values(), default=0) + 0.7, -1.5)
-    axis.hlines(list(places.values()), LEAST, MOST, color="#dddddd", linewidth=0.8, zorder=0)
+    axis.hlines(list(places.values()), least, MOST, color="#dddddd", linewidth=0.8, zorder=0)
     axis.axvline(1, color="#666666", linewidth=1, zorder=1)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "left", "right"]].set_visible(False)
     for group, names in GROUPS.items():
         first = next((places[name] for name in names if name in places), None)
         if first is not None:
-            axis.text(LEAST, first - 0.6, f"{group} ", ha="right", va="bottom", fontsize=9, fontweight="bold")
+            axis.text(least, first - 0.6, f"{group} ", ha="right", va="bottom", fontsize=9, fontweight="bold")
