@@ -72,7 +72,7 @@ local parts = {}
 for name, part in pairs(worker.requests.parts) do
     parts[name] = part
 end
-parts.in_flight, parts.pending = own, pending.new(own, parts.prefill)
+parts.in_flight, parts.pending = own, pending.new(own)
 local times = { first = 3600, longest = 3600, memory = 7200, probe = 10, most_percent = 100 }
 parts.ejection = ejection.new(dict, times, clock.now, node_counts.new(dict), function() end)
 parts.ejection:use_nodes(addresses)

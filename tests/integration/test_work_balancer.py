@@ -412,6 +412,9 @@ def test_what_nginx_knows_of_its_nodes_can_be_read(work: WorkStack) -> None:
         "vllm_nginx_lb_work_backoff_seconds": 0,
         "vllm_nginx_lb_work_picks_total": 3,
         "vllm_nginx_lb_work_kv_full_total": 0,
+        "vllm_nginx_lb_work_first_outputs_total": 0,  # no answer was streamed
+        "vllm_nginx_lb_work_first_output_predicted_seconds_total": 0,
+        "vllm_nginx_lb_work_first_output_seconds_total": 0,
     }
     assert work.full() == {"vllm_nginx_lb": 0, "vllm_nginx_lb_prefixes": 0}
 

@@ -25,6 +25,14 @@ describe("node_counts", function()
         assert.equal(1000.5, counts:last_output(A))
     end)
 
+    it("adds up how long first outputs took, as predicted and as seen", function()
+        assert.same({ 0, 0, 0 }, { counts:first_outputs(A) })
+        counts:first_output(A, 2, 0.5)
+        counts:first_output(A, 1, 0.75)
+        assert.same({ 2, 3, 1.25 }, { counts:first_outputs(A) })
+        assert.same({ 0, 0, 0 }, { counts:first_outputs(B) })
+    end)
+
     it("counts answers and ejections, and how many were bad", function()
         counts:answered(A, "2xx")
         counts:answered(A, "left")
@@ -59,16 +67,18 @@ describe("node_counts", function()
         for _, peer in ipairs { A, B } do
             counts:chosen(peer)
             counts:note_output(peer, 1)
+            counts:first_output(peer, 1, 1)
             counts:answered(peer, "2xx")
             counts:ejected(peer, "broken")
         end
         counts:keep_only { B }
-        assert.same({ 0, 2, 0, 2 }, {
+        assert.same({ 0, 0, 2, 0, 2 }, {
+            (counts:first_outputs(A)),
             counts:times_chosen(A),
             counts:times_chosen(B),
             counts:times_answered(A, "2xx"),
             counts:times_answered(B, "2xx"),
         })
-        assert.equal(keys + 2, #dict:get_keys())
+        assert.equal(keys + 5, #dict:get_keys())
     end)
 end)

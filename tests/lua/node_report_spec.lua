@@ -26,11 +26,19 @@ describe("node_report", function()
                 times_passed_over = function()
                     return 4
                 end,
+                first_outputs = function()
+                    return 6, 1.5, 2.5
+                end,
                 times_answered = function(_, _, label)
                     return label == "500" and 5 or label == "2xx" and 2 or 0
                 end,
                 times_ejected = function(_, _, cause)
                     return cause == "errors" and 1 or 0
+                end,
+            },
+            prefill = {
+                speed = function(_, peer)
+                    return peer == node.peer and 40000 or nil
                 end,
             },
         }
@@ -48,10 +56,15 @@ describe("node_report", function()
             ejected_for = "errors",
             picks = 7,
             passed_over = 4,
+            prefill_speed = 40000,
+            first_outputs = 6,
+            predicted_seconds = 1.5,
+            seen_seconds = 2.5,
             answers = { ["500"] = 5, ["2xx"] = 2 },
             ejections = { errors = 1 },
         }, rows[1])
         assert.is_nil(rows[2].score)
+        assert.is_nil(rows[2].prefill_speed)
         assert.is_nil(rows[2].ejected_for)
         assert.same({ "node-b", 0, 0 }, { rows[2].node, rows[2].weight, rows[2].streams })
     end)
@@ -73,13 +86,13 @@ describe("node_report", function()
 
     it("is what Prometheus reads", function()
         local text = node_report.prometheus({
-            { pool = "llm_cluster", node = "node-a", weight = 100, streams = 2, picks = 7, score = 0.5 },
+            { pool = "llm_cluster", node = "node-a", weight = 100, streams = 2, seen_seconds = 2.5, score = 0.5 },
             {
                 pool = "llm_cluster",
                 node = "node-b",
                 weight = 0,
                 streams = 0,
-                picks = 0,
+                picks = 7,
                 answers = { ["2xx"] = 3, ["404"] = 1 },
                 ejections = { silent = 2 },
             },
@@ -88,7 +101,8 @@ describe("node_report", function()
             "# TYPE vllm_nginx_lb_work_picks_total counter",
             "# TYPE vllm_nginx_lb_work_dict_full_total counter",
             'vllm_nginx_lb_work_dict_full_total{dict="vllm_nginx_lb"} 2',
-            'vllm_nginx_lb_work_picks_total{pool="llm_cluster",node="node-a"} 7',
+            'vllm_nginx_lb_work_picks_total{pool="llm_cluster",node="node-b"} 7',
+            'vllm_nginx_lb_work_first_output_seconds_total{pool="llm_cluster",node="node-a"} 2.5',
             'vllm_nginx_lb_work_weight{pool="llm_cluster",node="node-b"} 0',
             'vllm_nginx_lb_work_score{pool="llm_cluster",node="node-a"} 0.5',
             "# TYPE vllm_nginx_lb_work_answers_total counter",

@@ -5,7 +5,7 @@ describe("pending", function()
 
     --- A request with so many bytes at a node that needs a second for each.
     local function sent(bytes, now)
-        local it = { peer = "node", pending = bytes, ahead = bytes }
+        local it = { peer = "node", pending = bytes, predicted = bytes }
         counted = counted + bytes
         waiting:expect(it, now)
         return it
@@ -13,15 +13,11 @@ describe("pending", function()
 
     before_each(function()
         counted = 0
-        waiting = pending.new({
+        waiting = pending.new {
             add = function(_, _, bytes)
                 counted = counted + bytes
             end,
-        }, {
-            seconds = function(_, _, bytes)
-                return bytes
-            end,
-        })
+        }
     end)
 
     it("ends when the node has probably computed the prompt", function()
@@ -55,7 +51,7 @@ describe("pending", function()
 
     it("of a request that was sent again ends at its latest time", function()
         local it = sent(3, 100)
-        it.ahead = 10
+        it.predicted = 10
         waiting:expect(it, 101)
         waiting:finish_due(105)
         assert.equal(3, counted)

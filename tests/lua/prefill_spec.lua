@@ -44,6 +44,13 @@ describe("prefill", function()
         end)
     end
 
+    it("knows the speed of a node once there is a sample", function()
+        assert.is_nil(speeds:speed(A))
+        learn(300, 0.1, 40000, 60000)
+        assert.is_true(math.abs(speeds:speed(A) - 40000) < 2000)
+        assert.is_nil(speeds:speed(B))
+    end)
+
     it("learns anew when a node becomes slower", function()
         learn(300, 0.1, 40000, 60000)
         learn(300, 0.1, 8000, 60000)

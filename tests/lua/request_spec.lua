@@ -99,7 +99,7 @@ describe("request", function()
         speeds = prefill.new(dict, 1000)
         caches = cache_clock.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
-        waiting = pending.new(work, speeds)
+        waiting = pending.new(work)
         affinity = off.new()
         affinity.note = function(_, _, node)
             noted[#noted + 1] = node.peer
@@ -216,6 +216,24 @@ describe("request", function()
             assert.equal(i == 1, speeds:seconds("node-0:80", 4000) == default)
         end
     end)
+
+    for what, case in pairs {
+        ["counts how long its first output took, and was predicted to take when it was sent"] = { STREAM, true, 1 },
+        ["counts no time to an answer that is not streamed"] = { "application/json", true, 0 },
+        ["counts no time to an error"] = { STREAM, false, 0 },
+    } do
+        it(what, function()
+            local content_type, is_good, count = unpack(case)
+            pool = pool_of(1)
+            local it = sent(4000) -- at a node of a thousand bytes per second
+            speeds:learn("node-0:80", 4000, 60) -- does not change what was predicted
+            requests:see_headers(it, content_type)
+            fake.now = fake.now + 0.5
+            requests:see_piece(it, TOKEN, is_good)
+            requests:see_piece(it, TOKEN, is_good)
+            assert.same({ count, 4 * count, 0.5 * count }, { counts:first_outputs "node-0:80" })
+        end)
+    end
 
     it("of a worker that ends counts no longer as pending, unless it is streamed", function()
         local it = sent(3000)

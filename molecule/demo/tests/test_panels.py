@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
 from typing import TYPE_CHECKING, Any
 
 import prometheus
 import pytest
 import stack
+from clients import keep_asking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,23 +36,9 @@ def filled(expression: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _load() -> Iterator[None]:
-    """Send requests for as long as the tests run."""
-    over, failed = threading.Event(), []
-
-    def send() -> None:
-        while not over.is_set():
-            try:
-                stack.shares(16)
-            except Exception as fault:  # noqa: BLE001 - raised below
-                failed.append(fault)
-                return
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    yield
-    over.set()
-    sender.join(120)
-    assert failed == []
+    """Send requests, short ones and streams, for as long as the tests run."""
+    with keep_asking(streams=8):
+        yield
 
 
 @pytest.mark.parametrize("name", QUERIES)

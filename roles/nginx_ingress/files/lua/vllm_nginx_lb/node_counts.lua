@@ -1,11 +1,13 @@
---- Facts about each node, shared by all workers: how often it was chosen, what became of these tries, and when it last
--- sent the first output of a good answer.
+--- Facts about each node, shared by all workers: how often it was chosen, what became of these tries, when it last sent
+-- the first output of a good answer, and how long that took in all.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 local outcome = require "vllm_nginx_lb.outcome"
 
 local CHOSEN, LAST_OUTPUT, ANSWERED, EJECTED = "picks", "last output", "answered ", "ejected " -- see node_keys
 local PASSED_OVER = "passed over" -- see node_keys
+-- Of streams with good first outputs: how many, and seconds in all from sending a request to its first output.
+local FIRST_OUTPUTS, PREDICTED, SEEN_SECONDS = "first outputs", "predicted seconds", "seen seconds" -- see node_keys
 local BAD = "bad answers" -- of all nodes
 local GAVE = "gave " -- when it last gave an answer of a label that shows something about the engine
 -- The origin (request.lua) of a request that it has refused, and when. There are KINDS entries for each node, and an
@@ -64,6 +66,28 @@ end
 ---@return number at seconds of clock.lua; 0 if it never has
 function NodeCounts:last_output(peer)
     return self.dict:get(node_keys.of(LAST_OUTPUT, peer)) or 0
+end
+
+--- Count a stream that has begun with good output.
+---@param peer string the node's address
+---@param predicted number seconds from sending the request to its first output, as predicted then
+---@param seen number these seconds as they were
+function NodeCounts:first_output(peer, predicted, seen)
+    self.dict:incr(node_keys.of(FIRST_OUTPUTS, peer), 1)
+    self.dict:incr(node_keys.of(PREDICTED, peer), predicted)
+    self.dict:incr(node_keys.of(SEEN_SECONDS, peer), seen)
+end
+
+--- The streams that have begun with good output.
+---@param peer string the node's address
+---@return integer count
+---@return number predicted seconds, see first_output, in all
+---@return number seen seconds, in all
+function NodeCounts:first_outputs(peer)
+    local function sum(fact)
+        return self.dict:get(node_keys.of(fact, peer)) or 0
+    end
+    return sum(FIRST_OUTPUTS), sum(PREDICTED), sum(SEEN_SECONDS)
 end
 
 --- Count what became of a try.

@@ -17,6 +17,10 @@ local METRICS = {
     { "backoff_seconds", "backoff_seconds", "gauge", "Seconds for which it is still ejected because it failed." },
     { "picks", "picks_total", "counter", "Requests it was chosen for." },
     { "passed_over", "kv_full_total", "counter", "Requests that it did not get because its KV cache had no room." },
+    { "prefill_speed", "prefill_bytes_per_second", "gauge", "Bytes of prompts it computes in a second, learned." },
+    { "first_outputs", "first_outputs_total", "counter", "Streams that have begun with good output." },
+    { "predicted_seconds", "first_output_predicted_seconds_total", "counter", "Predicted seconds until these began." },
+    { "seen_seconds", "first_output_seconds_total", "counter", "Seconds until these began." },
 }
 -- The metrics of a node that have one value for each of some labels, in the same columns, with the label's name.
 local LABELLED_METRICS = {
@@ -51,15 +55,17 @@ end
 
 --- The rows of all nodes, pool by pool in the order of the file.
 ---@param pools table by name, each with `nodes`
----@param parts table `settings`, `in_flight`, `ejection`, `counts`
----@return table[] rows `pool`, `node`, `address`, and the keys in METRICS; no `score` for a node without weight;
---- `answers` and `ejections` by label; `ejected_for`, the cause, until an answer has shown that the node is well
+---@param parts table `settings`, `in_flight`, `ejection`, `counts`, `prefill`
+---@return table[] rows `pool`, `node`, `address`, and the keys in METRICS; no `score` for a node without weight, and no
+--- `prefill_speed` before a stream has begun; `answers` and `ejections` by label; `ejected_for`, the cause, until an
+--- answer has shown that the node is well
 function node_report.rows(pools, parts)
     local rows, totals = {}, parts.in_flight:totals()
     for name, pool in pairs(pools) do
         for _, node in ipairs(pool.nodes) do
             local serves = node.effective_weight > 0
             local answers, ejections = history(node.peer, parts.counts)
+            local first_outputs, predicted, seen = parts.counts:first_outputs(node.peer)
             rows[#rows + 1] = {
                 pool = name,
                 node = node.name,
@@ -73,6 +79,10 @@ function node_report.rows(pools, parts)
                 ejected_for = parts.ejection:cause(node.peer),
                 picks = parts.counts:times_chosen(node.peer),
                 passed_over = parts.counts:times_passed_over(node.peer),
+                prefill_speed = parts.prefill:speed(node.peer),
+                first_outputs = first_outputs,
+                predicted_seconds = predicted,
+                seen_seconds = seen,
                 answers = answers,
                 ejections = ejections,
             }

@@ -1,7 +1,7 @@
 --- Pending work: the prompts of this worker's requests that their nodes have not computed yet.
 --
 -- A prompt is pending until the first output of its answer. An answer that is not streamed shows nothing until it is
--- complete, maybe minutes later. So its prompt is pending for as long as the node probably needs for it (prefill.lua).
+-- complete, maybe minutes later. So its prompt is pending for as long as prefill.lua predicted when it was sent.
 -- The headers show whether an answer is streamed. If it is, only its output ends the pending work. So a node that hangs
 -- keeps the pending work of its streams.
 -- Requests are kept by the slot of time in which their prompts probably end. So `finish_due` looks only at these.
@@ -17,26 +17,24 @@ local pending = {}
 
 --- Nothing is pending.
 ---@param in_flight InFlight
----@param prefill Prefill
 ---@return Pending
-function pending.new(in_flight, prefill)
+function pending.new(in_flight)
     return setmetatable({
         in_flight = in_flight,
-        prefill = prefill,
         slots = {},
         has_ended = false, -- true: nothing will call `finish_due` again
     }, Pending)
 end
 
 --- Expect a prompt to be computed. Its bytes are counted already.
----@param it Request with `peer`; `pending`, its bytes that are counted, and `ahead`, all bytes pending at its node
+---@param it Request with `peer`; `pending`, its bytes that are counted, and `predicted`
 ---@param now number seconds of clock.lua
 function Pending:expect(it, now)
     if it.pending == 0 or self.has_ended then
         self:finish(it)
         return
     end
-    local slot = math.ceil((now + self.prefill:seconds(it.peer, it.ahead)) / STEP)
+    local slot = math.ceil((now + it.predicted) / STEP)
     self.next_slot = self.next_slot or math.floor(now / STEP)
     slot = math.max(slot, self.next_slot)
     it.due_slot = slot

@@ -79,6 +79,14 @@ function Prefill:line(peer)
     return math.max(0, seconds - slope * bytes), slope
 end
 
+--- How fast a node computes prompts.
+---@param peer string its address
+---@return number|nil bytes_per_second nil before there is a sample
+function Prefill:speed(peer)
+    local _, seconds_per_byte = self:line(peer)
+    return sums[0] > 0 and 1 / seconds_per_byte or nil
+end
+
 --- How long a request will probably take until its first output.
 ---@param peer string address of the node
 ---@param bytes number pending at the node, the request's own included

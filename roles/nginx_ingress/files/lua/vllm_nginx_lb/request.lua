@@ -34,6 +34,7 @@ local stall = require "vllm_nginx_lb.stall"
 ---@field cost number bytes of its prompt that the node has to compute
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
+---@field predicted number seconds from then until its first output, as prefill.lua predicted
 ---@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
 ---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
 ---@field content_type string|nil of its answer
@@ -131,6 +132,7 @@ function Requests:send(it, pool, try)
     it.tries, it.pool = it.tries + 1, pool
     self:allow_another_try(it, pool)
     it.stage, it.sent_at = "sent", parts.now()
+    it.predicted = parts.prefill:seconds(node.peer, it.ahead)
     parts.pending:expect(it, it.sent_at)
     it.is_trial = not it.is_light and parts.ejection:chosen(node.peer)
     parts.affinity:note(it, node)

@@ -41,7 +41,9 @@ end
 ---@param it Request at its node
 function Verdicts:begun(it)
     local parts = self.parts
-    parts.prefill:learn(it.peer, it.ahead, parts.now() - it.sent_at)
+    local seconds = parts.now() - it.sent_at
+    parts.counts:first_output(it.peer, it.predicted, seconds)
+    parts.prefill:learn(it.peer, it.ahead, seconds)
     parts.outlier:good(it.peer)
     self:shows_well(it)
 end

@@ -115,7 +115,7 @@ local function follow_requests(dict)
         now = clock.now,
         log = log_error,
     }
-    worker.pending = pending.new(worker.in_flight, parts.prefill)
+    worker.pending = pending.new(worker.in_flight)
     parts.pending = worker.pending
     worker.error_share = error_share.new(parts)
     parts.full = full_nodes.new(clock.now)
