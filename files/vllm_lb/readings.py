@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from vllm_lb.addresses import bracketed
+from vllm_lb.text import seconds_of
 
 if TYPE_CHECKING:
     from vllm_lb.plan import NodePlan, Plan
@@ -22,7 +23,7 @@ def readings(config: Config, plan: Plan) -> str:
                 nodes[f"{bracketed(at.address)}:{node.port}"] = known
     content = {
         "version": 1,
-        "decided_at": plan.decided_at,
+        "decided_at_seconds": seconds_of(plan.decided_at),
         "interval_seconds": config.interval_seconds,
         "nodes": nodes,
     }

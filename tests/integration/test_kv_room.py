@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,13 +40,14 @@ def readings_file(it: WorkStack) -> Path:
     return it.directory / "state" / "readings.json"
 
 
-def read(it: WorkStack, interval_seconds: float = 3600, **usages: float) -> None:
-    """Write the readings of nodes with 100,000 tokens, as the script would."""
+def read(it: WorkStack, interval_seconds: float = 3600, age_seconds: float = 0, **usages: float) -> None:
+    """Write the readings of nodes with 100,000 tokens, as the script would have done some time ago."""
     nodes = {
         f"{node.address}:{node.port}": {"kv_tokens": 100_000, "kv_usage": usages[node.name.replace("-", "_")]}
         for node in it.nodes
     }
-    content = {"version": 1, "decided_at": "now", "interval_seconds": interval_seconds, "nodes": nodes}
+    times = {"decided_at_seconds": time.time() - age_seconds, "interval_seconds": interval_seconds}
+    content = {"version": 1, "nodes": nodes} | times
     staged = readings_file(it).with_name("staged")
     staged.write_text(json.dumps(content))
     staged.replace(readings_file(it))
@@ -96,6 +98,23 @@ def test_readings_that_end_count_no_more(entry: WorkStack, what: str) -> None:
         readings_file(entry).unlink()
     wait_for(lambda: served(entry) == {"node-2"}, seconds=30)
     assert "no KV cache counts as full" not in entry.log()
+
+
+@pytest.mark.fault(
+    10,
+    "nginx starts again, and readings.json is hours old or from the future",
+    sees='vllm_nginx_lb_work_kv_full_total{pool="llm_cluster",node="node-2"} 0',
+    keeps="everything: the fullness of KV caches plays no part until a tick writes a new one",
+)
+@pytest.mark.parametrize("age_seconds", [4 * 3600, -4 * 3600], ids=["old", "from-the-future"])
+def test_an_old_file_is_not_new_again_because_nginx_starts(
+    entry: WorkStack, heard: list[str], age_seconds: float
+) -> None:
+    entry.stop()
+    read(entry, age_seconds=age_seconds, node_2=FULL, node_3=HALF, node_4=HALF)  # of ticks of an hour
+    entry.start()
+    assert served(entry) == {"node-2"}
+    heard.append(fetch(entry.status_port, "/work/metrics"))
 
 
 @pytest.mark.fault(

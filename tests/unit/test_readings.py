@@ -20,10 +20,10 @@ CONFIG = config(pool={"nodes": NODES}, interval_seconds=7)
 def told(**samples: Sample) -> dict[str, Any]:
     """Return the nodes in the file after one tick with these samples."""
     pools, _ = decide(CONFIG, samples, {}, set(), 100.0)
-    text = readings(CONFIG, Plan(version=1, decided_at="2026-01-01T00:00:00.000+00:00", pools=pools))
+    text = readings(CONFIG, Plan(version=1, decided_at="2026-01-01T00:00:00.250+00:00", pools=pools))
     content = json.loads(text)
     nodes: dict[str, Any] = content.pop("nodes")
-    assert content == {"version": 1, "decided_at": "2026-01-01T00:00:00.000+00:00", "interval_seconds": 7}
+    assert content == {"version": 1, "decided_at_seconds": 1767225600.25, "interval_seconds": 7}
     return nodes
 
 

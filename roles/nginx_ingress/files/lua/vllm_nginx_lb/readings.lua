@@ -1,5 +1,8 @@
 --- What is known of the nodes' KV caches: readings.json, which vllm-nginx-lb writes at each tick.
 -- A file that is absent, faulty, or older than some intervals says nothing. Then no node is full as far as is known.
+-- The file has the time of its tick, so a worker that starts knows how old it is. From then on, a clock that nobody
+-- sets counts. A file from the future counts as that much older: somebody has set the wall clock, and the next tick
+-- will write a new file.
 -- How many tokens a node's cache holds does not change, so that is kept when a later file does not have it.
 
 local cjson = require "cjson.safe"
@@ -20,6 +23,7 @@ local readings = {}
 ---@field settings table `readings_file`, and `kv_share`: of a KV cache, that may be filled (kv_room.lua)
 ---@field open OpenPrompts
 ---@field now fun(): number seconds of clock.lua
+---@field wall_now fun(): number Unix seconds
 ---@field log fun(text: string)
 
 --- Start without readings; `refresh` reads the file.
@@ -29,10 +33,11 @@ function readings.new(parts)
     return setmetatable({ parts = parts, nodes = {}, sizes = {}, open_at = {}, ends = 0 }, Readings)
 end
 
---- Take in new readings. They hold for some intervals, counted from now.
+--- Take in new readings. They hold for some intervals, counted from their tick.
 function Readings:take(found)
     self.nodes, self.open_at = found.nodes, {}
-    self.ends = self.parts.now() + MOST_INTERVALS * found.interval_seconds
+    local age = math.abs(self.parts.wall_now() - found.decided_at_seconds)
+    self.ends = self.parts.now() + MOST_INTERVALS * found.interval_seconds - age
     for peer, node in pairs(found.nodes) do
         self.open_at[peer] = self.parts.open:at(peer)
         self.sizes[peer] = node.kv_tokens or self.sizes[peer]

@@ -5,6 +5,7 @@
 local readings_format = { VERSION = 1 }
 
 local MAX_TOKENS = 2 ^ 53
+local MAX_SECONDS = 2 ^ 53 -- since 1970
 local SHORTEST, LONGEST = 0.1, 86400 -- s, of an interval
 
 local function is_number(value, low, high)
@@ -24,6 +25,7 @@ local function node_problem(peer, node)
 end
 
 ---@class ReadingsContent
+---@field decided_at_seconds number Unix seconds, of the tick
 ---@field interval_seconds number after which the next file is due
 ---@field nodes table<string, table> by address: `kv_tokens`, >= 1, how many tokens the KV cache holds, and `kv_usage`,
 --- 0 to 1; nil where it is not known
@@ -37,10 +39,13 @@ function readings_format.read(content)
         return nil, "version: expected " .. readings_format.VERSION
     elseif not is_number(content.interval_seconds, SHORTEST, LONGEST) then
         return nil, ("interval_seconds: expected %s to %s"):format(SHORTEST, LONGEST)
+    elseif not is_number(content.decided_at_seconds, 0, MAX_SECONDS) then
+        return nil, "decided_at_seconds: expected 0 to 2^53"
     elseif type(content.nodes) ~= "table" then
         return nil, "nodes: expected an object"
     end
-    local found = { interval_seconds = content.interval_seconds, nodes = {} }
+    local found = { nodes = {} }
+    found.decided_at_seconds, found.interval_seconds = content.decided_at_seconds, content.interval_seconds
     for peer, node in pairs(content.nodes) do
         local problem = node_problem(peer, node)
         if problem then

@@ -163,7 +163,13 @@ function worker.start()
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
-    worker.readings = readings.new { settings = wanted, open = worker.open, now = clock.now, log = log_error }
+    worker.readings = readings.new {
+        settings = wanted,
+        open = worker.open,
+        now = clock.now,
+        wall_now = ngx.now,
+        log = log_error,
+    }
     follow_requests(dict)
     worker.weights = weights_file.new {
         path = wanted.file,
