@@ -256,6 +256,12 @@ class Stack:
             self.master.send_signal(signal.SIGTERM)
             self.master.wait(10)
 
+    def restart(self, extra: str = "") -> None:
+        """Write nginx.conf, and start nginx anew; `extra` as in write_nginx."""
+        self.write_nginx(extra)
+        self.stop()
+        self.start()
+
     @contextlib.contextmanager
     def holding(self, lock: Path) -> Iterator[None]:
         """Hold a lock file of the script."""

@@ -35,12 +35,6 @@ def is_refused(it: Stack, nginx: str, config: str, *commands: str) -> None:
     assert (status["outcome"], status["error_cause"]) == ("failed", "other_balancer")
 
 
-def restart(it: Stack) -> None:
-    """Start nginx anew with its present configuration."""
-    it.stop()
-    it.start()
-
-
 @pytest.mark.fault(
     3,
     "nginx has the balancer `upstream` already, and config.yml still has `work`",
@@ -60,11 +54,11 @@ def test_from_work_to_upstream(work: WorkStack) -> None:
                 include {ROLE_FILE}; add_header X-Vllm-Nginx-Lb-Balancer upstream;
             }}
         }}""")
-    restart(work)
+    work.stop()
+    work.start()
     is_refused(work, "upstream", "work", "run", "run", "rollback")
     assert work.status()["live_weights"] is None
-    work.write_nginx()
-    restart(work)
+    work.restart()
     work.run()
     assert (work.status()["outcome"], work.status()["error"]) == ("unchanged", None)
 
@@ -76,12 +70,12 @@ def test_from_upstream_to_work(stack: Stack, tmp_path: Path) -> None:
     lua.workers = 1
     lua.settings = {"file": str(tmp_path / "weights.json")}
     lua.write_nginx()
-    restart(stack)
+    stack.stop()
+    stack.start()
     stack.run()
     assert stack.status()["outcome"] == "unchanged", "the Lua serves the nodes of upstream.conf"
     stack.nodes[0].load["kv"] = 0.95
     is_refused(stack, "work", "upstream", "run", "rollback")
-    stack.write_nginx()
-    restart(stack)
+    stack.restart()
     stack.run()
     assert stack.weights()["node-a"] == 10

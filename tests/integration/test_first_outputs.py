@@ -60,9 +60,7 @@ def is_predicted(it: WorkStack) -> bool:
 
 def test_nginx_learns_to_predict_first_outputs(work: WorkStack, tmp_path: Path) -> None:
     work.settings = {"prefill_bytes_per_second": DEFAULT_SPEED}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     with start_node("node-a", "127.0.0.5", ENGINE, tmp_path / "node-a.log") as node:
         nodes = [{"name": node.name, "address": node.host, "port": node.port, "weight": 100}]
         work.write(json.dumps({"version": 1, "generation": "0a", "pools": [{"name": POOL, "nodes": nodes}]}))

@@ -35,8 +35,7 @@ def former(stack: Stack) -> Stack:
         text = former_file(stack, generation, weight)
         stack.upstream.with_name(f".upstream.conf.{number:06d}.{generation}.bak").write_text(text)
     stack.upstream.write_text(text)
-    stack.stop()
-    stack.start()
+    stack.restart()
     return stack
 
 

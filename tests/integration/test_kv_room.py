@@ -28,9 +28,7 @@ def entry(work: WorkStack) -> WorkStack:
     """Start nginx anew; node-2 has by far the largest weight, so each request goes there, as long as it may."""
     work.settings = {"readings_file": str(readings_file(work))}
     readings_file(work).parent.mkdir()
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 1, "node-4": 1})
     return work
 

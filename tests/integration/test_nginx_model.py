@@ -39,8 +39,7 @@ def test_the_model_chooses_as_nginx_does(stack: Stack, method: str, weights: tup
         f'map "" $vllm_nginx_lb_generation {{ default "model"; }}\n'
         f"upstream llm_cluster {{ zone llm_cluster 1m; {METHODS[method]} {servers} }}\n"
     )
-    stack.stop()
-    stack.start()
+    stack.restart()
 
     chance = random.Random(f"{method} {weights}")  # noqa: S311 - to be repeated
     model = Nginx(weights, method=method, chance=chance)

@@ -40,9 +40,7 @@ def fault(what: str, sees: str, keeps: str = "the other nodes answer") -> pytest
 def restart(it: WorkStack, extra: str = "", **settings: Any) -> None:
     """Start nginx again with other settings, with all nodes, and with further lines for its configuration."""
     it.settings = settings
-    it.write_nginx(extra)
-    it.stop()
-    it.start()
+    it.restart(extra)
     it.publish(EVERYBODY)
 
 

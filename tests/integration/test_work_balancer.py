@@ -287,8 +287,7 @@ def test_a_host_that_had_nginxs_own_balancer_serves_on(work: WorkStack) -> None:
         'map "" $vllm_nginx_lb_generation { default "0c"; }\n'
         f"upstream {POOL} {{\n    server {node.address}:{node.port} weight=60 max_fails=0; # {node.name}\n}}\n"
     )
-    work.stop()
-    work.start()
+    work.restart()
     assert work.generation() == "0c"
     assert work.post().node == "node-3"
     work.run()
@@ -328,8 +327,7 @@ def test_a_node_has_no_more_requests_than_it_may(work: WorkStack) -> None:
 
 def test_after_a_restart_the_last_weights_are_there_before_the_first_request(work: WorkStack) -> None:
     work.run()
-    work.stop()
-    work.start()
+    work.restart()
     assert work.generation() == work.status()["generation"]
     assert work.post().node
 
@@ -363,9 +361,7 @@ def test_weights_that_nginx_does_not_take_are_rolled_back(work: WorkStack) -> No
     good = work.upstream.read_text()
     work.settings = {"file": str(work.directory / "elsewhere.json")}
     (work.directory / "elsewhere.json").write_text(good)  # nginx reads another file than the script writes
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.config["pools"][0]["nodes"][1]["drain"] = True
     said = work.run(expect=1)
     assert "the new file did not take" in said
@@ -421,9 +417,7 @@ def test_what_nginx_knows_of_its_nodes_can_be_read(work: WorkStack) -> None:
 
 def test_what_does_not_fit_into_shared_memory_is_counted_and_said_once(work: WorkStack) -> None:
     work.dict_size = "64k"
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     content = file_of(work, {"node-2": 100}, "0a")
     for number in range(2000):
         address = f"127.1.{number // 250}.{1 + number % 250}"
@@ -459,9 +453,7 @@ def test_the_next_prompt_goes_where_the_least_work_is(work: WorkStack) -> None:
 @pytest.mark.slow
 def test_a_thousand_changes_while_streams_run_cut_none_and_leave_nothing_behind(work: WorkStack) -> None:
     work.settings = {"refresh_seconds": 0.005}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 100})
     for node in work.nodes:
         assert isinstance(node, StreamingNode)
@@ -531,9 +523,7 @@ def test_a_request_that_an_error_page_sends_to_a_node_again_is_counted_out_twice
 def test_counts_return_to_zero_whatever_becomes_of_requests(work: WorkStack) -> None:
     # A node that dies is soon tried again, so that it cuts off many requests.
     work.settings = {"backoff": {"first": 0.02, "longest": 0.02}}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 60, "node-4": 30})
     chance = random.Random(1)  # noqa: S311 - to be repeated, not to be secret
     met: Counter[str] = Counter()
@@ -582,9 +572,7 @@ def test_what_a_killed_worker_had_is_forgotten(work: WorkStack) -> None:
 
 def test_a_session_stays_with_its_node_until_that_has_too_much_work(work: WorkStack) -> None:
     work.settings = {"affinity": "session"}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
     homes = {session: work.post(session=session) for session in map(str, range(30))}
     assert {answer.choice for answer in homes.values()} == {"affinity"}
@@ -605,9 +593,7 @@ def test_a_session_stays_with_its_node_until_that_has_too_much_work(work: WorkSt
 
 def test_without_affinity_any_node_gets_a_session(work: WorkStack) -> None:
     work.settings = {"affinity": "off"}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
     answers = [work.post(session="one", body=prompt("the same" * 1000)) for _ in range(40)]
     assert {answer.choice for answer in answers} == {"least work"}
@@ -619,9 +605,7 @@ def test_a_long_prompt_counts_in_full_only_if_its_body_is_looked_into(
     work: WorkStack, affinity: str, counted: int
 ) -> None:
     work.settings = {"affinity": affinity}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100})
     node = streaming(work, "node-2")
     node.begin.clear()
@@ -664,9 +648,7 @@ def prompt(text: str) -> bytes:
 
 def test_a_next_turn_finds_its_beginning_whatever_is_around_the_prompt(work: WorkStack) -> None:
     work.settings = {"affinity": "prefix"}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     weights = {"node-2": 100, "node-3": 100, "node-4": 100}
     work.publish(weights)
 
@@ -699,9 +681,7 @@ def test_a_next_turn_finds_its_beginning_whatever_is_around_the_prompt(work: Wor
 
 def test_what_a_node_has_cached_counts_as_work_that_it_saves(work: WorkStack) -> None:
     work.settings = {"affinity": "prefix"}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
     chats = {f"chat {i} ".ljust(2048, "."): "" for i in range(20)}
     for chat in chats:
@@ -732,9 +712,7 @@ def test_what_a_node_has_cached_counts_as_work_that_it_saves(work: WorkStack) ->
 
 def test_a_client_that_sends_noise_loses_its_own_oldest_prefix_marks(work: WorkStack) -> None:
     work.settings = {"affinity": "prefix"}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.publish({"node-2": 100, "node-3": 100, "node-4": 100})
 
     def ask(client: str, text: str) -> Answer:
@@ -764,9 +742,7 @@ def test_a_client_that_sends_noise_loses_its_own_oldest_prefix_marks(work: WorkS
 
 def test_status_shows_which_nodes_nginx_has_ejected(work: WorkStack) -> None:
     work.settings = {"backoff": {"first": 600, "longest": 600}}
-    work.write_nginx()
-    work.stop()
-    work.start()
+    work.restart()
     work.run()
     assert json.loads(fetch(work.status_port, "/work/ejected"))["nodes"] == []
     assert "3 nodes: 3 up;" in work.script("status").stdout

@@ -102,9 +102,7 @@ class CountedStack(WorkStack):
     def start_with(self, **settings: object) -> None:
         """Start again with other settings of the Lua code."""
         self.settings = settings
-        self.write_nginx()
-        self.stop()
-        self.start()
+        self.restart()
 
 
 @pytest.fixture
