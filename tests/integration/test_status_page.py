@@ -156,6 +156,7 @@ def test_each_node_of_each_pool_has_its_state_its_numbers_and_why(site: Site) ->
     expect(card(page, "node-b").locator("dd b")).to_have_text(["60", "82 %", "9", "3"])
     expect(card(page, "node-b").locator(".reason")).to_have_text("kv 0.82 >= 0.75")
     expect(card(page, "node-a")).to_have_attribute("data-state", "down")
+    expect(card(page, "node-a")).to_have_attribute("data-cause", "unreachable")
     expect(card(page, "node-a").locator("dd b")).to_have_text(["0", *["\u2013"] * 3])
     expect(card(page, "node-a").locator(".reason")).to_have_text("connection refused, 3 in a row")
     expect(page.locator("#outcome")).to_have_text("published")

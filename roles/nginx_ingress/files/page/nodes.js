@@ -95,6 +95,7 @@ function drawNode(card, row, move) {
     node.scrape_seconds === null ? "" : `read in ${Math.round(1000 * node.scrape_seconds)} ms`,
   ];
   card.dataset.state = row.isStillLive ? "live" : row.state;
+  card.dataset.cause = node.cause ?? "";
   const texts = {
     h3: node.name,
     ".state": row.shown,
