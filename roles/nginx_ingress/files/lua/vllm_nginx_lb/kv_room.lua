@@ -40,7 +40,7 @@ end
 ---@param request table see kv_room.tokens
 ---@return boolean
 function kv_room.has(node, request)
-    return not node.kv_left or kv_room.tokens(request, node) <= node.kv_left
+    return not node.kv_left or least_work.cost(request, node) * request.tokens_per_byte <= node.kv_left
 end
 
 --- The node with the least work of those that have room; if none has, the node with the least work.
