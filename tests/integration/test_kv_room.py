@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.conftest import fetch, wait_for
+from tests.integration.conftest import fetch, respond, wait_for
 from tests.integration.test_work_balancer import work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
     from tests.integration.test_work_balancer import WorkStack
@@ -161,9 +163,29 @@ def test_readings_that_cannot_be_written_hold_no_weights_up(entry: WorkStack) ->
 
 
 def test_a_request_larger_than_what_is_left_goes_elsewhere(entry: WorkStack) -> None:
-    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # of 400,000 bytes, 8,000 are left up to nine tenths
+    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
     wait_for(lambda: entry.post(size=9000).choice == WITH_ROOM, seconds=30)
     assert entry.post(size=100).node == "node-2"
+
+
+def say_usage(handler: BaseHTTPRequestHandler) -> None:
+    """Answer that the prompt has a token for each 30 bytes."""
+    body = json.dumps({"usage": {"prompt_tokens": int(handler.headers["Content-Length"]) // 30}}).encode()
+    respond(handler, body, content_type="application/json")
+
+
+def test_a_request_has_room_once_nginx_has_learned_how_few_tokens_it_has(entry: WorkStack) -> None:
+    numbers = itertools.count()
+
+    def choice() -> str | None:
+        prompt = f"{next(numbers):08} ".ljust(9000, "x")  # no two begin alike
+        return entry.post(body=json.dumps({"prompt": prompt}).encode()).choice
+
+    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
+    wait_for(lambda: {choice() for _ in range(10)} == {WITH_ROOM}, seconds=30)
+    for node in entry.nodes:
+        node.posted = say_usage
+    wait_for(lambda: {choice() for _ in range(10)} == {"least work"}, seconds=30)
 
 
 def test_the_script_tells_nginx_which_kv_cache_is_full(entry: WorkStack) -> None:

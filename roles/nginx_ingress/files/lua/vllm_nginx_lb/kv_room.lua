@@ -43,7 +43,7 @@ end
 ---@param request table see kv_room.tokens
 ---@return boolean
 function kv_room.has(node, request)
-    return not node.kv_left or kv_room.tokens(request, node) <= node.kv_left
+    return not node.kv_left or least_work.cost(request, node) * request.tokens_per_byte <= node.kv_left
 end
 
 --- The totals, with what nodes lack in room for a request as pending bytes.
