@@ -41,7 +41,7 @@ def plot_ratios(results: Results, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - the back end is chosen first
 
-    ratios = ratios_of(results)
+    ratios = ratios_of(results.of_common_seeds())
     places = places_of(ratios)
     height = LEGEND_HEIGHT + FRAME_HEIGHT + ROW_HEIGHT * (max(places.values(), default=0) + GAP)
     picture, axis = plt.subplots(figsize=(WIDTH, height))

@@ -120,6 +120,10 @@ ROWS: dict[str, tuple[dict[str, Summary], str]] = {
         },
         "**100** 200 500 1000 llm-d 90 300 800 400 0.50 0.62 1.25 98.8%",
     ),
+    "ours is far better": (
+        LEAST_CONN | {"ours-work": times(1, 2, 4)},
+        "1 2 4 1000 nginx-least-conn 200 400 1000 - 0.004 0.004 - -",
+    ),
     "a peer is better": (
         LEAST_CONN | {"ours-work": times(102, 207, 900), "jsq": times(100, 200, 870), "llm-d": times(1, 1, 880)},
         "102 **207** 900 1000 jsq 100 200 870 - 0.90 **1.03** - -",
@@ -152,6 +156,20 @@ def test_compact_tables_are_made_of_each_group_with_runs_of_ours() -> None:
         *("scenario", "---", "agents", "rag"),
         *("scenario", "---", "fleet-2"),
     ]
+
+
+def test_a_series_that_was_ended_compares_seeds_that_all_have_run_with() -> None:
+    results = virtual_results({"agents": LEAST_CONN | {"ours-work": times(100, 200, 500)}, "rag": LEAST_CONN})
+    results.add("ours-work", "agents", 1, times(100, 200, 9000))
+    results.add("nginx-least-conn", "rag", 1, times(100, 200, 300))
+    kept = results.of_common_seeds()
+    assert [(row["scenario"], row["contestant"], row["seed"]) for row in kept.rows] == [
+        ("agents", "nginx-least-conn", 0),
+        ("agents", "ours-work", 0),
+        ("rag", "nginx-least-conn", 0),
+        ("rag", "nginx-least-conn", 1),
+    ]
+    assert "| agents | 100 | 200 | 500 |" in compact_report(results)
 
 
 def test_a_picture_has_a_row_for_each_scenario_and_a_mark_for_each_rival(tmp_path: Path) -> None:
