@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.__main__ import show
 from benchmarks.command_line import parse_arguments
 from benchmarks.compact import HEAD, compact_report, compact_rows
 from benchmarks.plot import plot
@@ -185,6 +186,19 @@ def test_a_picture_has_a_row_for_each_scenario_and_a_mark_for_each_rival(tmp_pat
     assert list(styles_of(ratios)) == ["ours-work", "limit-exact", "jsq"]
     plot_ratios(results, tmp_path / "plot.png")
     assert 5000 < (tmp_path / "plot.png").stat().st_size < 120_000
+
+
+@pytest.mark.parametrize("mode", ["virtual", "full"])
+def test_a_kept_file_can_be_shown_in_compact_tables_and_drawn(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = virtual_results({"agents": LEAST_CONN | {"ours-work": times(100, 200, 500)}})
+    results.conditions["mode"] = mode
+    results.save(tmp_path / "kept.json")
+    words = ["show", "--results", str(tmp_path / "kept.json"), "--compact", "--picture", str(tmp_path / "kept.png")]
+    show(parse_arguments(words))
+    assert "| agents | 100 | 200 | 500 | 1000 |" in capsys.readouterr().out
+    assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_nothing_can_be_drawn(tmp_path: Path) -> None:
