@@ -17,6 +17,7 @@ from benchmarks.virtual.series import find_knee, play_all
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
 
 def finish(results: Results, options: argparse.Namespace) -> None:
@@ -24,9 +25,21 @@ def finish(results: Results, options: argparse.Namespace) -> None:
     path = options.results
     results.save(path)
     path.with_suffix(".md").write_text(markdown_report(results), encoding="utf-8")
-    draw = plot_ratios if options.mode == "virtual" else plot
     draw(results, path.with_suffix(".png"))
     print("\n" + text_report(results) + f"\n\n{path}, {path.with_suffix('.md').name}, {path.with_suffix('.png').name}")
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the tables of a result file in Markdown, and draw its picture if one is wanted."""
+    results = Results.load(options.results)
+    if options.picture:
+        draw(results, options.picture)
+    print(compact_report(results) if options.compact else markdown_report(results))
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw the picture of results, as fits their number of scenarios."""
+    (plot_ratios if results.conditions["mode"] == "virtual" else plot)(results, path)
 
 
 def main() -> int:
@@ -39,8 +52,7 @@ def main() -> int:
         case "knee":
             find_knee(options.seeds)
         case "show":
-            report = compact_report if options.compact else markdown_report
-            print(report(Results.load(options.results)))
+            show(options)
         case _:
             finish(run_all(options), options)
     return 0

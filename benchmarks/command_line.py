@@ -56,6 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compact", action="store_true", help="of show: one table a group, with a row for each scenario"
     )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="of show: draw the picture into this PNG file")
     parser.add_argument("--results", type=Path, metavar="FILE", help="result file (MODE.json; of show: full.json)")
     options = parser.parse_args(arguments)
     quick = options.mode == "quick"

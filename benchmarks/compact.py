@@ -25,7 +25,8 @@ HEAD = (
 
 
 def compact_report(results: Results) -> str:
-    """Return, in Markdown, the table of each group of scenarios in which OURS ran."""
+    """Return, in Markdown, the table of each group of scenarios in which OURS ran, of seeds that all ran with."""
+    results = results.of_common_seeds()
     tables = {group: compact_rows(results, scenarios) for group, scenarios in GROUPS.items()}
     return "\n".join(f"### {group}\n\n{markdown_table(rows)}\n" for group, rows in tables.items() if len(rows) > 1)
 
@@ -86,4 +87,6 @@ def milliseconds(time: float) -> str:
 
 def ratio(own: float, others: float) -> str:
     """Return a ratio as a cell."""
-    return f"{own / others:.2f}" if others else "-"
+    if not others:
+        return "-"
+    return f"{own / others:.2f}" if own > others / 10 else f"{own / others:.3f}"

@@ -9,6 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from PIL import Image
 
 from benchmarks.compact import EXACT, OURS
 from benchmarks.scenario import GROUPS
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from benchmarks.results import Results
 
-DOTS_PER_INCH = 80
+DOTS_PER_INCH, COLOURS = 80, 128
 WIDTH, ROW_HEIGHT, FRAME_HEIGHT, LEGEND_HEIGHT = 11.0, 0.27, 0.7, 0.6  # inches
 GAP = 2.0  # rows from the last scenario of a group to the first of the next one
 # Ratios at the ends of the axis. It begins below 0.2 where a mark does. A mark beyond 5 stands at the end.
@@ -41,7 +42,7 @@ def plot_ratios(results: Results, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - the back end is chosen first
 
-    ratios = ratios_of(results)
+    ratios = ratios_of(results.of_common_seeds())
     places = places_of(ratios)
     height = LEGEND_HEIGHT + FRAME_HEIGHT + ROW_HEIGHT * (max(places.values(), default=0) + GAP)
     picture, axis = plt.subplots(figsize=(WIDTH, height))
@@ -57,6 +58,9 @@ def plot_ratios(results: Results, path: Path) -> None:
     # Without date and version, so that the same results make the same file.
     picture.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
     plt.close(picture)
+    with Image.open(path) as many_colours:
+        few_colours = many_colours.convert("RGB").quantize(COLOURS)  # a third of the size
+    few_colours.save(path, optimize=True)
 
 
 def ratios_of(results: Results) -> dict[str, dict[str, float]]:

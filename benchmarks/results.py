@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,6 +42,19 @@ class Results:
     def has(self, contestant: str, scenario: str, seed: int) -> bool:
         """Tell whether a run is there."""
         return any((r["contestant"], r["scenario"], r["seed"]) == (contestant, scenario, seed) for r in self.rows)
+
+    def of_common_seeds(self) -> Self:
+        """Return the results without the runs of seeds that not every contestant of the scenario has run with.
+
+        So a series that was ended early compares equal requests.
+        """
+        contestants: dict[str, set[str]] = {}
+        runs: dict[tuple[str, int], set[str]] = {}
+        for row in self.rows:
+            contestants.setdefault(row["scenario"], set()).add(row["contestant"])
+            runs.setdefault((row["scenario"], row["seed"]), set()).add(row["contestant"])
+        rows = [r for r in self.rows if runs[r["scenario"], r["seed"]] == contestants[r["scenario"]]]
+        return replace(self, rows=rows)
 
     def sort(self, contestants: Sequence[str]) -> None:
         """Sort the runs by scenario, by contestant as given here (unknown ones last), and by seed."""

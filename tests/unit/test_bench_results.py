@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.__main__ import show
 from benchmarks.command_line import parse_arguments
 from benchmarks.compact import HEAD, compact_report, compact_rows
 from benchmarks.plot import plot
@@ -120,6 +121,10 @@ ROWS: dict[str, tuple[dict[str, Summary], str]] = {
         },
         "**100** 200 500 1000 llm-d 90 300 800 400 0.50 0.62 1.25 98.8%",
     ),
+    "ours is far better": (
+        LEAST_CONN | {"ours-work": times(1, 2, 4)},
+        "1 2 4 1000 nginx-least-conn 200 400 1000 - 0.004 0.004 - -",
+    ),
     "a peer is better": (
         LEAST_CONN | {"ours-work": times(102, 207, 900), "jsq": times(100, 200, 870), "llm-d": times(1, 1, 880)},
         "102 **207** 900 1000 jsq 100 200 870 - 0.90 **1.03** - -",
@@ -154,6 +159,20 @@ def test_compact_tables_are_made_of_each_group_with_runs_of_ours() -> None:
     ]
 
 
+def test_a_series_that_was_ended_compares_seeds_that_all_have_run_with() -> None:
+    results = virtual_results({"agents": LEAST_CONN | {"ours-work": times(100, 200, 500)}, "rag": LEAST_CONN})
+    results.add("ours-work", "agents", 1, times(100, 200, 9000))
+    results.add("nginx-least-conn", "rag", 1, times(100, 200, 300))
+    kept = results.of_common_seeds()
+    assert [(row["scenario"], row["contestant"], row["seed"]) for row in kept.rows] == [
+        ("agents", "nginx-least-conn", 0),
+        ("agents", "ours-work", 0),
+        ("rag", "nginx-least-conn", 0),
+        ("rag", "nginx-least-conn", 1),
+    ]
+    assert "| agents | 100 | 200 | 500 |" in compact_report(results)
+
+
 def test_a_picture_has_a_row_for_each_scenario_and_a_mark_for_each_rival(tmp_path: Path) -> None:
     runs = LEAST_CONN | {"ours-work": times(1, 2, 600), "ours-work-no-prefix": times(1, 2, 3), "jsq": times(1, 2, 9e4)}
     limit = {"limit-exact": times(1, 2, 500), "limit-jsq": times(1, 2, 3)}
@@ -167,6 +186,19 @@ def test_a_picture_has_a_row_for_each_scenario_and_a_mark_for_each_rival(tmp_pat
     assert list(styles_of(ratios)) == ["ours-work", "limit-exact", "jsq"]
     plot_ratios(results, tmp_path / "plot.png")
     assert 5000 < (tmp_path / "plot.png").stat().st_size < 120_000
+
+
+@pytest.mark.parametrize("mode", ["virtual", "full"])
+def test_a_kept_file_can_be_shown_in_compact_tables_and_drawn(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = virtual_results({"agents": LEAST_CONN | {"ours-work": times(100, 200, 500)}})
+    results.conditions["mode"] = mode
+    results.save(tmp_path / "kept.json")
+    words = ["show", "--results", str(tmp_path / "kept.json"), "--compact", "--picture", str(tmp_path / "kept.png")]
+    show(parse_arguments(words))
+    assert "| agents | 100 | 200 | 500 | 1000 |" in capsys.readouterr().out
+    assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_nothing_can_be_drawn(tmp_path: Path) -> None:
