@@ -49,7 +49,7 @@ end
 
 return function(given, counts_pending, counts_progress, randint)
     local settings = assert(require("vllm_nginx_lb.settings").of(given))
-    local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict())
+    local pools, totals, ingress, caches = nil, {}, {}, cache_clock.new(endless_dict(), function() return 0 end)
     local affinity = require("vllm_nginx_lb.affinity." .. settings.affinity).new {
         dict = endless_dict(),
         cache_clock = caches,

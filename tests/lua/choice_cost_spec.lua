@@ -119,7 +119,9 @@ local function reads_of(case, count)
     local places = place.new {
         in_flight = work,
         open = prompts,
-        cache_clock = cache_clock.new(dict),
+        cache_clock = cache_clock.new(dict, function()
+            return 0
+        end),
         choice = choice.new(parts),
         peers = peers,
     }

@@ -53,7 +53,9 @@ describe("prefix affinity", function()
 
     before_each(function()
         dict, refusers = new_dict(), {}
-        caches = cache_clock.new(open_dict(new_dict()))
+        caches = cache_clock.new(open_dict(new_dict()), function()
+            return 0
+        end)
         affinity = prefix.new {
             dict = open_dict(dict),
             cache_clock = caches,

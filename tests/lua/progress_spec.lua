@@ -112,6 +112,29 @@ describe("progress", function()
         assert.equal(40000, it.pending) -- when the node has begun it is not known
         pass(10 ^ 6, 10 ^ 6 + 5)
         assert.equal(5000, it.pending)
+        finish(it)
+        pass(10 ^ 6 + 5, 10 ^ 6 + 6)
+        assert.same({}, steps.slots)
+        assert.same({}, steps.queues)
+    end)
+
+    it("keeps nothing of prompts that have ended behind one that has not", function()
+        local first = sent(40000, 100)
+        for i = 1, 50 do
+            finish(sent(40000, 100 + i / 10))
+        end
+        pass(100, 300)
+        local queue = steps.queues[NODE]
+        assert.equal(first, queue.first.it)
+        assert.equal(queue.first, queue.last)
+        local last = sent(8192, 300)
+        assert.equal(last, queue.last.it)
+        finish(first)
+        pass(300, 310)
+        assert.equal(1024, last.pending)
+        finish(last)
+        pass(310, 320)
+        assert.same({}, steps.queues)
         assert.same({}, steps.slots)
     end)
 

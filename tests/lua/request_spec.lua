@@ -103,7 +103,7 @@ describe("request", function()
         counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
-        caches, rates = cache_clock.new(dict), tokens.new(dict)
+        caches, rates = cache_clock.new(dict, now), tokens.new(dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, progress.new(work, speeds))
         affinity = off.new()
@@ -553,6 +553,56 @@ describe("request", function()
             assert.equal(is_well and 2 or 0, counts:last_output "node-0:80")
         end)
     end
+
+    it("counts nothing after a lost race for the last place of the last node", function()
+        pool.nodes[2].max_conns = 1
+        for _, bytes in ipairs { 3000, 50000 } do
+            local it = sent(bytes)
+            assert.equal("node-0:80", it.peer)
+            fake.now = fake.now + 0.01
+            meanwhile = function(host)
+                if host == "node-1" then
+                    meanwhile = nil
+                    work:add("node-1:80", 10, 1) -- of another worker
+                end
+            end
+            assert.is_nil(requests:send(it, pool, UNREACHABLE))
+            assert.is_nil(it.peer)
+            requests:finish(it.number, UNREACHABLE)
+            for _ = 1, 20 do
+                fake.now = fake.now + 5
+                waiting:finish_due(fake.now)
+            end
+            assert.same({ { 0, 0 }, { 10, 1 } }, counted())
+            work:add("node-1:80", -10, -1)
+            nodes_out:succeeded("node-0:80")
+        end
+    end)
+
+    it("that its node refuses takes no room there, and computes nothing", function()
+        for _, node in ipairs(pool.nodes) do
+            node.kv_left = 1000
+        end
+        local it = sent(2000)
+        local node = pool.nodes[1].peer == it.peer and pool.nodes[1] or pool.nodes[2]
+        assert.equal(500, node.kv_left)
+        local before = caches:of(node.peer)
+        requests:finish(it.number, answer(400))
+        assert.equal(1000, node.kv_left)
+        assert.equal(before - 500, caches:of(node.peer))
+    end)
+
+    it("counts no more of a prompt than the KV cache of its node holds", function()
+        pool = pool_of(1)
+        pool.nodes[1].kv_tokens = 1000
+        local it = sent(60000)
+        assert.same({ { 4000, 1 } }, counted())
+        assert.same({ 4000, 4000, 1000 }, { it.cost, it.ahead, it.cost_tokens })
+        requests:finish(it.number, answer(400))
+        fake.now = fake.now + 11
+        held:release()
+        assert.same({ { 0, 0 } }, counted())
+    end)
 
     for name, try in pairs { ["client leaves"] = LEFT, ["request is bad"] = answer(404), ["node is full"] = FULL } do
         it("lets the next one be the trial when it is one and shows nothing, because the " .. name, function()

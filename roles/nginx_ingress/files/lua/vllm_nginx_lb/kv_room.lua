@@ -7,7 +7,8 @@ local least_work = require "vllm_nginx_lb.least_work"
 
 local kv_room = {}
 
--- Where no node has room, what a node lacks counts as so many times the pending work: it is there for a whole answer.
+-- Where no node has room, each byte that a node lacks counts as so many pending bytes: it is taken until the answer
+-- ends, a pending byte only until the first output.
 local LACKING = 4
 
 --- Set how much a node may still get until the next reading, as `kv_left`, in tokens; nil: any amount.

@@ -1,6 +1,6 @@
 --- How many uncached tokens the prompts of the open requests of each node have, over all workers.
--- Only how far this has changed since a reading counts (readings.lua), so what a worker that dies leaves behind counts
--- no longer than until the next reading.
+-- Only the change since a reading counts (readings.lua), so what a worker that dies has left here stops to count at the
+-- next reading.
 
 local node_keys = require "vllm_nginx_lb.node_keys"
 

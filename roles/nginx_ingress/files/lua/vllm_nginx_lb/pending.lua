@@ -24,7 +24,7 @@ function pending.new(in_flight, progress)
         in_flight = in_flight,
         progress = progress,
         slots = {},
-        has_ended = false, -- true: nothing will call `finish_due` again
+        has_ended = false, -- true: the worker shuts down, and its timer calls `finish_due` no more
     }, Pending)
 end
 
@@ -63,15 +63,16 @@ function Pending:finish_due(now)
     if not first or last < first then
         return
     end
+    self.next_slot = last + 1
     for slot = first, math.min(last, first + MOST_SLOTS) do
-        for _, it in ipairs(self.slots[slot] or {}) do
+        local due = self.slots[slot] or {}
+        self.slots[slot] = nil
+        for _, it in ipairs(due) do
             if it.due_slot == slot and not it.output then -- not sent again since, and not a stream
                 self:finish(it)
             end
         end
-        self.slots[slot] = nil
     end
-    self.next_slot = last + 1
 end
 
 --- Count all prompts as computed, except those of streams, and all later prompts at once. The worker shuts down, and

@@ -3,6 +3,7 @@
 local answer = require "vllm_nginx_lb.answer"
 local kv_room = require "vllm_nginx_lb.kv_room"
 local least_work = require "vllm_nginx_lb.least_work"
+local tokens = require "vllm_nginx_lb.tokens"
 
 -- How many lost races for the last place of a node end the search. Few requests lose two.
 local MOST_RACES = 20
@@ -45,20 +46,22 @@ function Places:choose(it, pool, totals)
     end
 end
 
---- Count a request at a node. Another worker may have taken the node's last place since the totals were added up. Then
--- the request gives its place back. Each worker counts first and looks afterwards, so two never keep one place.
+--- Count a request at a node, and not more of its prompt than the node's KV cache holds: a node refuses a longer one.
+-- Another worker may have taken the node's last place since the totals were added up. Then the request gives its place
+-- back. Each worker counts first and looks afterwards, so two never keep one place.
 ---@return boolean done false: the node has as many requests as it may
 function Places:occupy(it, node, totals)
-    local work, bytes = self.parts.in_flight, least_work.cost(it, node)
-    it.cost, it.pending, it.ahead = bytes, bytes, totals[2 * node.slot] + bytes
-    it.cost_tokens = kv_room.tokens(it, node)
-    work:add(node.peer, bytes, 1)
+    local work = self.parts.in_flight
+    it.cost_tokens = math.min(kv_room.tokens(it, node), node.kv_tokens or tokens.KV_TOKENS)
+    it.cost = math.min(least_work.cost(it, node), math.ceil(it.cost_tokens / it.tokens_per_byte))
+    work:add(node.peer, it.cost, 1)
     if node.max_conns > 0 and work:streams_at(node.slot) > node.max_conns then
-        work:add(node.peer, -bytes, -1)
+        work:add(node.peer, -it.cost, -1)
         it.tried[node.peer] = nil
         return false
     end
-    it.peer = node.peer
+    it.peer, it.node, it.pending = node.peer, node, it.cost
+    it.ahead = totals[2 * node.slot] + it.cost
     self.parts.cache_clock:add(node.peer, it.cost_tokens)
     self.parts.open:add(node.peer, it.cost_tokens)
     kv_room.take(node, it.cost_tokens)
@@ -95,13 +98,15 @@ end
 
 --- Give a request's place back, if it has one.
 ---@param it Request
-function Places:release(it)
+---@param is_refused boolean true: its node has not begun its prompt
+function Places:release(it, is_refused)
     if it.peer then
         self.parts.in_flight:add(it.peer, -it.pending, -1)
         self.parts.open:add(it.peer, -it.cost_tokens)
-        self.parts.cache_clock:add(it.peer, answer.tokens(it))
+        kv_room.take(it.node, -it.cost_tokens)
+        self.parts.cache_clock:add(it.peer, is_refused and -it.cost_tokens or answer.tokens(it))
         self:learn(it)
-        it.peer, it.pending, it.stage = nil, 0, "accepted"
+        it.peer, it.node, it.pending, it.stage = nil, nil, 0, "accepted"
         answer.forget(it)
     end
 end

@@ -2,11 +2,11 @@
 --
 -- A node computes prompts in the order in which they came. So of this worker's long prompts at a node only the oldest
 -- one makes progress, from the time at which the work ahead of it is probably done (prefill.lua). It counts in parts,
--- and the last part is pending until the first output. So a node that hangs keeps all of its pending work but that of
--- one prompt of each worker.
+-- and the last part is pending until the first output. So of a node that hangs, each worker takes off at most seven
+-- eighths of one prompt at a time.
 
 local PARTS = 8 -- of a prompt
--- A prompt that is shorter, or takes less time, is pending as a whole.
+-- A prompt that is shorter, or takes less time, is pending as a whole until its first output.
 local SHORTEST_BYTES, SHORTEST_SECONDS = 8192, 0.4
 local STEP = 0.05 -- s, of a slot of time
 local LONGEST = 60 -- s, until a prompt begins, and of a part
@@ -24,6 +24,9 @@ local progress = {}
 ---@field bytes number that are pending at first
 ---@field part_seconds number that the node takes for a part
 ---@field began_at number|nil when the node has probably begun it, seconds of clock.lua
+---@field before LongPrompt|nil the next older one of its queue
+---@field behind LongPrompt|nil the next younger one
+---@field has_left boolean|nil true: it is in no queue
 
 --- No prompt is pending.
 ---@param in_flight InFlight
@@ -33,7 +36,7 @@ function progress.new(in_flight, prefill)
     return setmetatable({
         in_flight = in_flight,
         prefill = prefill,
-        queues = {}, -- by address: long prompts in the order of sending, from `first` to `last`
+        queues = {}, -- by address: the oldest and the youngest long prompt, `first` and `last`
         slots = {}, -- by the number of a slot of time: the prompts to look at
     }, Progress)
 end
@@ -50,6 +53,49 @@ function Progress:look_at(prompt, at)
     table.insert(self.slots[slot], prompt)
 end
 
+--- Put a prompt at the end of the queue of its node.
+function Progress:append(prompt)
+    local queue = self.queues[prompt.peer]
+    if queue then
+        queue.last.behind, prompt.before = prompt, queue.last
+        queue.last = prompt
+    else
+        self.queues[prompt.peer] = { first = prompt, last = prompt }
+    end
+end
+
+--- Take a prompt out of its queue, if it is still there.
+function Progress:remove(prompt)
+    if prompt.has_left then
+        return
+    end
+    prompt.has_left = true
+    local queue, before, behind = self.queues[prompt.peer], prompt.before, prompt.behind
+    if before then
+        before.behind = behind
+    else
+        queue.first = behind
+    end
+    if behind then
+        behind.before = before
+    else
+        queue.last = before
+    end
+    if not queue.first then
+        self.queues[prompt.peer] = nil
+    end
+end
+
+--- The oldest pending prompt of a queue that has one.
+function Progress:oldest(peer)
+    local prompt = self.queues[peer].first
+    while not is_pending(prompt) do
+        self:remove(prompt)
+        prompt = prompt.behind
+    end
+    return prompt
+end
+
 --- Follow a prompt that has just been sent, if it is long. Its bytes are counted already.
 ---@param it Request with `peer`; `pending`, its bytes that are counted, and `ahead`, all bytes pending at its node
 ---@param now number seconds of clock.lua
@@ -63,33 +109,15 @@ function Progress:follow(it, now)
     if seconds < SHORTEST_SECONDS then
         return
     end
-    local prompt = { it = it, peer = it.peer, bytes = it.pending, part_seconds = math.min(LONGEST, seconds / PARTS) }
-    it.long_prompt = prompt
-    local queue = self.queues[it.peer] or { first = 1, last = 0 }
-    self.queues[it.peer] = queue
-    queue.last = queue.last + 1
-    queue[queue.last] = prompt
+    local part_seconds = math.min(LONGEST, seconds / PARTS)
+    it.long_prompt = { it = it, peer = it.peer, bytes = it.pending, part_seconds = part_seconds }
+    self:append(it.long_prompt)
     self.next_slot = self.next_slot or math.floor(now / STEP)
-    self:look_at(prompt, now + math.min(LONGEST, constant + seconds_per_byte * (it.ahead - it.pending)))
-end
-
---- The oldest prompt that is pending at a node; nil if there is none.
-function Progress:oldest(peer)
-    local queue = self.queues[peer]
-    while queue and queue.first <= queue.last do
-        local prompt = queue[queue.first]
-        if is_pending(prompt) then
-            return prompt
-        end
-        queue[queue.first] = nil
-        queue.first = queue.first + 1
-    end
-    self.queues[peer] = nil
-    return nil
+    local begins_in = math.min(LONGEST, constant + seconds_per_byte * (it.ahead - it.pending))
+    self:look_at(it.long_prompt, now + begins_in)
 end
 
 --- Count as computed what a node has probably computed of its oldest prompt.
----@return boolean is_open true: more of it will count as computed later
 function Progress:go_on(prompt, now)
     prompt.began_at = prompt.began_at or now
     local parts = math.min(PARTS - 1, math.floor((now - prompt.began_at) / prompt.part_seconds))
@@ -99,15 +127,18 @@ function Progress:go_on(prompt, now)
         self.in_flight:add(it.peer, left - it.pending, 0)
         it.pending = left
     end
-    return parts < PARTS - 1
 end
 
 --- Look at a prompt, and say when to look at it again.
 function Progress:look(prompt, now)
-    local is_oldest = self:oldest(prompt.peer) == prompt
-    if is_pending(prompt) and (not is_oldest or self:go_on(prompt, now)) then
-        self:look_at(prompt, now + prompt.part_seconds)
+    if not is_pending(prompt) then
+        self:remove(prompt)
+        return
     end
+    if self:oldest(prompt.peer) == prompt then
+        self:go_on(prompt, now)
+    end
+    self:look_at(prompt, now + prompt.part_seconds)
 end
 
 --- Count as computed what nodes have probably computed by now.

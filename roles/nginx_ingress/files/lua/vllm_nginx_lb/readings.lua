@@ -1,8 +1,8 @@
 --- What is known of the nodes' KV caches: readings.json, which vllm-nginx-lb writes at each tick.
 -- A file that is absent, faulty, or older than some intervals says nothing. Then no node is full as far as is known.
 -- The file has the time of its tick, so a worker that starts knows how old it is. From then on, a clock that nobody
--- sets counts. A file from the future counts as that much older: somebody has set the wall clock, and the next tick
--- will write a new file.
+-- sets counts. A file whose time is some seconds ahead counts as so many seconds old: somebody has set the wall clock,
+-- and the next tick will write a new file.
 -- How many tokens a node's cache holds does not change, so that is kept when a later file does not have it.
 
 local cjson = require "cjson.safe"

@@ -81,7 +81,7 @@ end
 ---@return boolean may_go_on false: no other node may get the request
 function Requests:leave_node(it, try)
     local kind = self.parts.verdicts:judge(it, try)
-    self.places:release(it)
+    self.places:release(it, kind == "refusal")
     return kind ~= "timed_out" -- the node may still work on it
 end
 

@@ -20,13 +20,14 @@
 ---@field broken table|nil the first node whose connection has broken: `peer`, `ejected_at` if it was ejected for that
 ---@field pool table|nil the pool of the node that it is at now, with its `name` and `nodes`
 ---@field peer string|nil the address of the node that it is at now
+---@field node table|nil that node, as it was in the list then
 ---@field cost number bytes of its prompt that the node has to compute
 ---@field cost_tokens integer tokens of its prompt that the node has to compute, about
 ---@field pending number bytes of its prompt that count as pending work of that node
 ---@field ahead number bytes that were pending there when it was sent, its own included
----@field long_prompt LongPrompt|nil how much of its prompt is computed, if it is long (progress.lua)
+---@field long_prompt LongPrompt|nil its record in progress.lua, if its prompt is long
 ---@field predicted number seconds from then until its first output, as prefill.lua predicted
----@field due_slot integer|nil when its prompt is computed, probably (pending.lua)
+---@field due_slot integer|nil the slot of pending.lua in which its prompt is probably computed
 ---@field output Output|nil reads its answer; nil: its answer is no event stream, or has no headers yet
 ---@field usage Usage|nil what its answer says of tokens; nil: it cannot be read, or has no headers yet
 ---@field content_type string|nil of its answer

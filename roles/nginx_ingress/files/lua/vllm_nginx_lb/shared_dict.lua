@@ -59,14 +59,15 @@ function SharedDict:add(key, value, seconds)
     return self:checked(self.dict:add(key, value, seconds))
 end
 
---- Add to a number that begins with 0.
+--- Add to a number.
 ---@param key string
 ---@param by number
 ---@param seconds number|nil for how long a number that begins is kept; nil: for ever
+---@param first number|nil with which it begins; nil: 0
 ---@return number|nil sum nil if there is no room for it
 ---@return string|nil problem
-function SharedDict:incr(key, by, seconds)
-    return self:checked(self.dict:incr(key, by, 0, seconds))
+function SharedDict:incr(key, by, seconds, first)
+    return self:checked(self.dict:incr(key, by, first or 0, seconds))
 end
 
 --- Remove a value.

@@ -147,7 +147,7 @@ function worker.start()
     local prefixes = open_dict(wanted.prefix_dict, "nginx_ingress_work_prefix_memory_mib", true)
     worker.dicts = { dict, prefixes }
     worker.counts = node_counts.new(dict)
-    worker.cache_clock = cache_clock.new(dict)
+    worker.cache_clock = cache_clock.new(dict, clock.now)
     worker.unfit = unfit_requests.new(dict)
     worker.ejection = ejection.new(dict, wanted.backoff, clock.now, worker.counts, log_error)
     worker.in_flight = in_flight.open(dict, ngx.worker.pid(), processes.is_alive, short_name, function(pid)
