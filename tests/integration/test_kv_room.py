@@ -165,7 +165,7 @@ def test_readings_that_cannot_be_written_hold_no_weights_up(entry: WorkStack) ->
 def test_a_request_larger_than_what_is_left_goes_elsewhere(entry: WorkStack) -> None:
     read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
     wait_for(lambda: entry.post(size=9000).choice == WITH_ROOM, seconds=30)
-    assert entry.post(size=100).node == "node-2"
+    wait_for(lambda: entry.post(size=100).node == "node-2")  # the other worker saw a large one there half a second ago
 
 
 def say_usage(handler: BaseHTTPRequestHandler) -> None:
