@@ -103,7 +103,7 @@ describe("request", function()
         counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
-        caches, rates = cache_clock.new(dict), tokens.new(dict)
+        caches, rates = cache_clock.new(dict), tokens.new(dict, dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, progress.new(work, speeds))
         affinity = off.new()
@@ -308,7 +308,7 @@ describe("request", function()
     for events, content_type in pairs { [0] = "application/json", [2] = STREAM } do
         it("believes nothing that an answer says before its end: " .. content_type, function()
             local it = requests.accept()
-            it.prompt_bytes = 16384
+            it.client, it.prompt_bytes = "somebody", 16384
             requests:begin(it, 1000, pool)
             requests:send(it, pool)
             local peer = it.peer
@@ -331,7 +331,7 @@ describe("request", function()
 
     it("teaches how many tokens the prompts of its model have", function()
         local it = requests.accept()
-        it.prompt_bytes, it.model = 16384, "some-model"
+        it.client, it.prompt_bytes, it.model = "somebody", 16384, "some-model"
         taught(it, 8192)
         local rate = rates:per_byte("test", "some-model")
         assert.is_true(rate > tokens.PER_BYTE)
@@ -349,7 +349,7 @@ describe("request", function()
     } do
         it("teaches nothing of prompts when its body " .. name, function()
             local it = requests.accept()
-            it.prompt_bytes = case[1]
+            it.client, it.prompt_bytes = "somebody", case[1]
             taught(it, 8192, case[2])
             assert.equal(tokens.PER_BYTE, rates:per_byte "test")
         end)

@@ -13,7 +13,6 @@ local prompt_cells = require "vllm_nginx_lb.prompt_cells"
 local KEYS = {
     "cache_salt",
     "tools",
-    "functions",
     "system",
     "instructions",
     "query",
