@@ -154,6 +154,22 @@ describe("marks of a prompt", function()
         end
     end)
 
+    for name, value in pairs {
+        ["a sound's key"] = '{"input_audio": {"data": "%s"}}',
+        ["an image's key"] = '{"image_url": {"url": "data:image/png;base64,%s"}}',
+    } do
+        it("are the same wherever a window ends in " .. name, function()
+            local before = '{"messages": [{"content": ['
+            local body = before .. value:format(base64_of(40000)) .. "]}]}"
+            local expected = { read(body) }
+            assert.is_true(expected[3] < 4200)
+            for bytes = #before, #before + #value do
+                assert.same(expected, { read(body, bytes) }, bytes)
+                assert.same(expected, { read((" "):rep(WINDOW - bytes) .. body) }, bytes)
+            end
+        end)
+    end
+
     it("are of token ids and of lists of texts, too", function()
         local ids = {}
         for i = 1, 2000 do

@@ -47,8 +47,9 @@ function PromptPayload:see_string(piece, first, last, is_end)
         counted = length
     end
     self.seen = self.seen + length
-    if is_end then
-        self.before, self.beginning, self.seen = "", "", 0
+    if is_end then -- a short string may be a key that two windows share
+        self.before = self.seen <= BEGINNING and (self.before .. self.beginning):sub(-BEHIND) or ""
+        self.beginning, self.seen = "", 0
     end
     return counted
 end
