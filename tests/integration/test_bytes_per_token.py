@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import fetch, wait_for
@@ -41,11 +41,15 @@ def entry(work: WorkStack) -> Iterator[WorkStack]:
         yield work
 
 
-def ask(it: WorkStack, path: str, **body: object) -> str:
-    """Ask for a few tokens, and read the answer to its end."""
-    answer = requests.post(f"http://127.0.0.1:{it.ingress_port}{path}", json={"model": MODEL, **body}, timeout=30)
-    assert answer.status_code == 200, answer.text
-    return answer.text
+def ask(it: WorkStack, path: str, client: str = "127.0.0.1", **body: object) -> str:
+    """Ask for a few tokens as the client of an address, and read the answer to its end."""
+    connection = http.client.HTTPConnection("127.0.0.1", it.ingress_port, timeout=30, source_address=(client, 0))
+    connection.request("POST", path, json.dumps({"model": MODEL, **body}), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    assert answer.status == 200, text
+    return text
 
 
 def learned(it: WorkStack) -> dict[str, float]:
@@ -79,8 +83,15 @@ def test_each_prompt_teaches_a_little(entry: WorkStack, path: str, body: dict[st
     assert learned(entry) == {}
     prompt = next(body[key] for key in ("messages", "prompt", "input") if key in body)
     for prompts in (1, 2, 3):
-        ask(entry, path, **body)
+        ask(entry, path, f"127.0.0.{prompts}", **body)
         await_learned(entry, prompts, prompt)
+
+
+def test_a_client_that_asks_often_teaches_no_more_than_others(entry: WorkStack) -> None:
+    ask(entry, CHAT, messages=MESSAGES)
+    ask(entry, CHAT, messages=[{"role": "user", "content": "Hello!"}], text_2="x" * 16384)
+    ask(entry, CHAT, "127.0.0.2", messages=MESSAGES)
+    await_learned(entry, 2, MESSAGES)
 
 
 def test_a_stream_without_usage_teaches_nothing(entry: WorkStack) -> None:

@@ -178,8 +178,10 @@ def test_a_request_has_room_once_nginx_has_learned_how_few_tokens_it_has(entry: 
     numbers = itertools.count()
 
     def choice() -> str | None:
-        prompt = f"{next(numbers):08} ".ljust(9000, "x")  # no two begin alike
-        return entry.post(body=json.dumps({"prompt": prompt}).encode()).choice
+        number = next(numbers)
+        prompt = f"{number:08} ".ljust(9000, "x")  # no two begin alike
+        client = f"127.1.{number // 250 % 250}.{number % 250 + 1}"  # each client teaches little
+        return entry.post(body=json.dumps({"prompt": prompt}).encode(), client=client).choice
 
     read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
     wait_for(lambda: {choice() for _ in range(10)} == {WITH_ROOM}, seconds=30)

@@ -184,11 +184,16 @@ class WorkStack(Stack):
         return (self.directory / "error.log").read_text()
 
     def post(
-        self, size: int = 100, session: str | None = None, body: bytes | None = None, path: str = "/v1/completions"
+        self,
+        size: int = 100,
+        session: str | None = None,
+        body: bytes | None = None,
+        path: str = "/v1/completions",
+        client: str = "127.0.0.1",
     ) -> Answer:
-        """Send a prompt and read the answer to its end."""
+        """Send a prompt from an address of this host, and read the answer to its end."""
         headers = {"X-Session-Id": session} if session else {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.ingress_port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.ingress_port, timeout=30, source_address=(client, 0))
         with contextlib.closing(connection):
             connection.request("POST", path, body or b"x" * size, headers)
             answer = connection.getresponse()

@@ -154,6 +154,22 @@ describe("marks of a prompt", function()
         end
     end)
 
+    for name, value in pairs {
+        ["a sound's key"] = '{"input_audio": {"data": "%s"}}',
+        ["an image's key"] = '{"image_url": {"url": "data:image/png;base64,%s"}}',
+    } do
+        it("are the same wherever a window ends in " .. name, function()
+            local before = '{"messages": [{"content": ['
+            local body = before .. value:format(base64_of(40000)) .. "]}]}"
+            local expected = { read(body) }
+            assert.is_true(expected[3] < 4200)
+            for bytes = #before, #before + #value do
+                assert.same(expected, { read(body, bytes) }, bytes)
+                assert.same(expected, { read((" "):rep(WINDOW - bytes) .. body) }, bytes)
+            end
+        end)
+    end
+
     it("are of token ids and of lists of texts, too", function()
         local ids = {}
         for i = 1, 2000 do
@@ -179,6 +195,8 @@ describe("marks of a prompt", function()
                 ["chat, image"] = { type = "image_url", image_url = { url = "data:image/png;base64," .. data } },
                 ["chat, sound"] = { type = "input_audio", input_audio = { data = data, format = "wav" } },
                 ["chat, file"] = { type = "file", file = { file_data = "data:application/pdf;base64," .. data } },
+                ["chat, video, in short"] = { type = "video_url", video_url = "data:video/mp4;base64," .. data },
+                ["chat, sound by URL"] = { type = "audio_url", audio_url = { url = "data:audio/wav;base64," .. data } },
                 ["Responses, image"] = { type = "input_image", image_url = "data:image/png;base64," .. data },
                 ["Anthropic, image"] = { type = "image", source = { type = "base64", data = data } },
             }
@@ -213,6 +231,24 @@ describe("marks of a prompt", function()
             end)
         end
 
+        for name, value in pairs {
+            ["a prompt"] = '"prompt": "data:;base64,%s"',
+            ["a part of a prompt"] = '"prompt": [{"url": "data:;base64,%s"}]',
+            ["a tool"] = '"tools": [{"function": {"parameters": {"data": "%s"}}}]',
+            ["a tool with a URL"] = '"tools": [{"url": "data:;base64,%s"}]',
+            ["instructions"] = '"instructions": "data:;base64,%s"',
+            ["an input"] = '"input": "data:;base64,%s"',
+            ["a list of inputs"] = '"input": ["data:;base64,%s"]',
+            ["a message"] = '"messages": [{"role": "user", "content": "data:;base64,%s"}]',
+            ["a part of a message"] = '"messages": [{"content": [{"type": "text", "text": "data:;base64,%s"}]}]',
+        } do
+            it("count text that begins as a payload: " .. name, function()
+                local words = ("real words of a prompt. "):rep(20000)
+                local _, _, bytes = read("{" .. value:format(words) .. "}")
+                assert.is_true(bytes >= #words)
+            end)
+        end
+
         it("count texts that only look like it", function()
             local data = base64_of(20000)
             for _, text in ipairs { data, "see data:image/png;base64," .. data, "data:text/plain," .. data } do
@@ -222,7 +258,11 @@ describe("marks of a prompt", function()
         end)
 
         it("know it with escapes and blanks", function()
-            for _, value in ipairs { '{"data" :\n"%s"}', '{"url": "data:image\\/png;base64,%s"}' } do
+            for _, value in ipairs {
+                '{"data" :\n"%s"}',
+                '{"url": "data:image\\/png;base64,%s"}',
+                '{"image_url"  :\n    "data:a/b;base64,%s"}',
+            } do
                 local _, _, bytes = read(('{"messages": [%s]}'):format(value:format(base64_of(90000))))
                 assert.is_true(bytes < 4200)
             end

@@ -103,7 +103,7 @@ describe("request", function()
         counts, prompts = node_counts.new(dict), open_prompts.new(dict)
         nodes_out = ejection.new(dict, SETTINGS.backoff, now, counts, function() end)
         speeds = prefill.new(dict, 1000)
-        caches, rates = cache_clock.new(dict, now), tokens.new(dict)
+        caches, rates = cache_clock.new(dict, now), tokens.new(dict, dict)
         held = held_work.new(work, speeds, SETTINGS.stream_bytes, now)
         waiting = pending.new(work, progress.new(work, speeds))
         affinity = off.new()
@@ -283,12 +283,12 @@ describe("request", function()
     end)
 
     for name, case in pairs {
-        ["is not streamed"] = { { "application/json" }, { '{"text":"word",', usage_of(300, 70) }, 70 },
-        ["is cut"] = { { "application/json" }, { '{"text":"word","us', usage_of(300, 70):sub(4) }, 70 },
-        ["has more tokens than events"] = { { STREAM }, { TOKEN, 'data: {' .. usage_of(300, 70) .. "\n\n" }, 70 },
+        ["is not streamed"] = { { "application/json" }, { '{"text":"word",', usage_of(300, 40) }, 40 },
+        ["is cut"] = { { "application/json" }, { '{"text":"word","us', usage_of(300, 40):sub(4) }, 40 },
+        ["has more tokens than events"] = { { STREAM }, { TOKEN, 'data: {' .. usage_of(300, 40) .. "\n\n" }, 40 },
         ["has fewer"] = { { STREAM }, { TOKEN:rep(5), 'data: {' .. usage_of(300, 2) .. "\n\n" }, 6 },
         ["does not say it"] = { { "application/json" }, { '{"text":"word"}' }, 0 },
-        ["is compressed"] = { { "application/json", "gzip" }, { usage_of(300, 70) }, 0 },
+        ["is compressed"] = { { "application/json", "gzip" }, { usage_of(300, 40) }, 0 },
     } do
         it("ages what its node has cached by what its answer says of tokens: it " .. name, function()
             local it = requests.accept()
@@ -299,8 +299,23 @@ describe("request", function()
             for _, piece in ipairs(case[2]) do
                 requests:see_piece(it, piece, true)
             end
+            it.is_complete = true
             requests:finish(it.number, answer(200))
             assert.equal(250 + case[3], caches:of(peer))
+        end)
+    end
+
+    for events, content_type in pairs { [0] = "application/json", [2] = STREAM } do
+        it("believes nothing that an answer says before its end: " .. content_type, function()
+            local it = requests.accept()
+            it.client, it.prompt_bytes = "somebody", 16384
+            requests:begin(it, 1000, pool)
+            requests:send(it, pool)
+            local peer = it.peer
+            requests:see_headers(it, content_type)
+            requests:see_piece(it, TOKEN .. 'data: {"tools":[{' .. usage_of(8192, 40) .. "]}\n\n", true)
+            requests:finish(it.number, answer(200))
+            assert.same({ 4096 + events, tokens.PER_BYTE }, { caches:of(peer), rates:per_byte "test" })
         end)
     end
 
@@ -309,13 +324,14 @@ describe("request", function()
         requests:begin(it, 1000, pool)
         requests:send(it, pool)
         requests:see_headers(it, "application/json")
+        it.is_complete = true
         requests:see_piece(it, usage_of(count, 1), is_good ~= false)
         requests:finish(it.number, answer(200))
     end
 
     it("teaches how many tokens the prompts of its model have", function()
         local it = requests.accept()
-        it.prompt_bytes, it.model = 16384, "some-model"
+        it.client, it.prompt_bytes, it.model = "somebody", 16384, "some-model"
         taught(it, 8192)
         local rate = rates:per_byte("test", "some-model")
         assert.is_true(rate > tokens.PER_BYTE)
@@ -333,7 +349,7 @@ describe("request", function()
     } do
         it("teaches nothing of prompts when its body " .. name, function()
             local it = requests.accept()
-            it.prompt_bytes = case[1]
+            it.client, it.prompt_bytes = "somebody", case[1]
             taught(it, 8192, case[2])
             assert.equal(tokens.PER_BYTE, rates:per_byte "test")
         end)

@@ -5,17 +5,22 @@ local tokens = require "vllm_nginx_lb.tokens"
 local KIB, DAY = 1024, 24 * 3600
 
 describe("tokens", function()
-    local fake, rates
+    local fake, clients, rates
 
     before_each(function()
         fake = new_dict()
-        rates = tokens.new(shared_dict.open(fake, { name = "test" }))
+        clients = new_dict()
+        rates = tokens.new(
+            shared_dict.open(fake, { name = "test" }),
+            shared_dict.open(clients, { name = "clients", advice = "", log = function() end })
+        )
     end)
 
-    --- Bytes per token after some prompts.
+    --- Bytes per token after some prompts, each of a client who has not taught lately.
     local function learned(times, bytes, count)
         for _ = 1, times do
-            rates:learn("pool", "model", bytes, count)
+            clients.now = clients.now + 5
+            rates:learn("somebody", "pool", "model", bytes, count)
         end
         return 1 / rates:per_byte("pool", "model")
     end
@@ -47,9 +52,35 @@ describe("tokens", function()
         assert.near(32, learned(2000, 16 * KIB, 1), 0.1)
     end)
 
+    for name, case in pairs {
+        ["of one client at once"] = { 200, 1, 0, 1 },
+        ["of one client, one a second"] = { 200, 1, 1, 40 },
+        ["of one client, one in five seconds"] = { 200, 1, 5, 200 },
+        ["of four clients at once"] = { 200, 4, 0, 4 },
+    } do
+        it("count as the prompts of one client in five seconds: " .. name, function()
+            local prompts, senders, seconds, taught = unpack(case)
+            for i = 1, prompts do
+                rates:learn("client " .. i % senders, "pool", "model", 16 * KIB, 9)
+                clients.now = clients.now + seconds
+            end
+            local expected = 1 / 32 + (1 / 4 - 1 / 32) * (63 / 64) ^ taught
+            assert.near(expected, rates:per_byte("pool", "model"), 1e-9)
+        end)
+    end
+
+    it("are not learned as long as there is no room to remember a client", function()
+        clients.lacks_memory = "fails"
+        rates:learn("somebody", "pool", "model", 16 * KIB, 9)
+        assert.equal(0.25, rates:per_byte("pool", "model"))
+        clients.lacks_memory = nil
+        rates:learn("somebody", "pool", "model", 16 * KIB, 9)
+        assert.is_true(rates:per_byte("pool", "model") < 0.25)
+    end)
+
     it("belong to a pool and a model", function()
-        rates:learn("a", "model", 16 * KIB, 16 * KIB)
-        rates:learn("a", nil, 16 * KIB, 512)
+        rates:learn("one", "a", "model", 16 * KIB, 16 * KIB)
+        rates:learn("another", "a", nil, 16 * KIB, 512)
         local of_model, without = rates:per_byte("a", "model"), rates:per_byte "a"
         assert.is_true(of_model > 0.25 and without < 0.25)
         assert.same({ 0.25, 0.25 }, { rates:per_byte("b", "model"), rates:per_byte("a", "other") })

@@ -21,6 +21,10 @@ local EVENTS = 'event: response.created\ndata: {"response":{"usage":null}}\n\nev
 local MESSAGE_EVENTS = 'event: message_start\ndata: {"message":{"usage":{"input_tokens":60,"output_tokens":0}}}\n\n'
     .. 'event: message_delta\ndata: {"delta":{},"usage":{"input_tokens":12,"output_tokens":6,'
     .. '"cache_read_input_tokens":48}}\n\n'
+-- A client has chosen the parameters of a tool. vLLM repeats them before its own `usage`.
+local FORGED_USAGE = '"tools":[{"parameters":{"usage":{"input_tokens":16777216,"output_tokens":16777216}}}]'
+local FORGED = 'data: {"type":"response.created","response":{' .. FORGED_USAGE .. ',"usage":null}}\n\n'
+local FORGED_AT_FIRST = FORGED .. 'data: {"response":{"usage":{"input_tokens":40,"output_tokens":1}}}\n\n'
 local HALF = 'event: message_start\ndata: {"message":{"usage":{"input_tokens":60,"output_tokens":0}}}\n\n'
     .. 'event: message_delta\ndata: {"delta":{},"usage":{"output_tokens":6}}\n\n'
 
@@ -44,6 +48,7 @@ describe("usage", function()
         ["the events of a response"] = { EVENTS, 9, 4 },
         ["the events of a message"] = { MESSAGE_EVENTS, 60, 6 },
         ["events that have a half of it each"] = { HALF, 60, 6 },
+        ["a response whose client chose a key of that name"] = { FORGED_AT_FIRST, 40, 1 },
         ["an answer with white space"] = { '{"usage": {\n  "prompt_tokens" : 3 ,\n "completion_tokens": 4\n}}', 3, 4 },
     } do
         it("is found, cut at any byte, in " .. name, function()
@@ -81,6 +86,12 @@ describe("usage", function()
             assert.same({ "unknown", 0 }, read(text))
             local cut = math.floor(#text / 2)
             assert.same({ "unknown", 0 }, read(text:sub(1, cut), text:sub(cut + 1)))
+        end)
+    end
+
+    for bytes, expected in pairs { [0] = 51, [1] = 52, [48] = 99, [49] = 100, [999] = 100 } do
+        it("has no more tokens of output than the answer has bytes, before it " .. bytes, function()
+            assert.same({ 7, expected }, read((" "):rep(bytes), '"usage":{"prompt_tokens":7,"completion_tokens":100}'))
         end)
     end
 

@@ -30,18 +30,25 @@ function answer.see(it, piece, is_good)
     return true
 end
 
---- How many tokens the answer has so far. An answer that is not streamed, and does not say it, counts none.
+--- What the answer says of tokens. Before its end, it may be a client's own text (usage.lua).
+local function believed(it)
+    return it.is_complete and it.usage or nil
+end
+
+--- How many tokens the answer has. One that is not streamed counts none before its end, or if it does not say it.
 ---@param it Request
 ---@return integer tokens
 function answer.tokens(it)
-    return math.max(it.output and it.output.events or 0, it.usage and it.usage.output_tokens or 0)
+    local said = believed(it)
+    return math.max(it.output and it.output.events or 0, said and said.output_tokens or 0)
 end
 
 --- How many tokens the answer says that the prompt has.
 ---@param it Request
----@return integer|nil tokens
+---@return integer|nil tokens nil: unknown, or the answer is not complete
 function answer.prompt_tokens(it)
-    return it.usage and it.usage.prompt_tokens
+    local said = believed(it)
+    return said and said.prompt_tokens
 end
 
 --- Forget the answer.

@@ -92,7 +92,7 @@ end
 function Places:learn(it)
     local count = answer.prompt_tokens(it)
     if count and it.prompt_bytes then
-        self.parts.tokens:learn(it.pool.name or "", it.model, it.prompt_bytes, count)
+        self.parts.tokens:learn(it.client, it.pool.name or "", it.model, it.prompt_bytes, count)
     end
 end
 

@@ -23,8 +23,9 @@ PromptCells.__index = PromptCells
 local prompt_cells = {}
 
 ---@param hash fun(text: string, first: integer, last: integer): integer of a part of a text
+---@param has_payloads boolean false: all strings of the value are text
 ---@return PromptCells
-function prompt_cells.new(hash)
+function prompt_cells.new(hash, has_payloads)
     return setmetatable({
         hash = hash,
         hashes = {},
@@ -33,7 +34,7 @@ function prompt_cells.new(hash)
         size = SMALLEST,
         rest = "",
         is_payload = false,
-        payload = prompt_payload.new(),
+        payload = prompt_payload.new(has_payloads),
     }, PromptCells)
 end
 

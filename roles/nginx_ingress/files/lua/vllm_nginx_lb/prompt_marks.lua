@@ -13,7 +13,6 @@ local prompt_cells = require "vllm_nginx_lb.prompt_cells"
 local KEYS = {
     "cache_salt",
     "tools",
-    "functions",
     "system",
     "instructions",
     "query",
@@ -26,6 +25,8 @@ local KEYS = {
     "prompt_embeds",
     "text_2",
 }
+-- Those whose strings are text, whatever they look like.
+local IS_TEXT = { tools = true, instructions = true, prompt = true }
 
 local FIRST_DISTANCE = 1024 -- bytes
 local GROWTH = 16 -- the distance is between a 32nd and a 16th of the way to the mark
@@ -70,7 +71,7 @@ function PromptMarks:join(readers)
 end
 
 function PromptMarks:begin(key)
-    self.present = prompt_cells.new(self.hashes.part)
+    self.present = prompt_cells.new(self.hashes.part, not IS_TEXT[key])
     self.values[key] = self.present
 end
 

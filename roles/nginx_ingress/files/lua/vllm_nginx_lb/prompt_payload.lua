@@ -1,10 +1,13 @@
---- Which strings of a prompt are the payload of an image, a sound or a file, in base64: a whole data URL, or the value
--- of a key `data`. Their bytes are no text, and say little about how many tokens they become.
+--- Which strings of a prompt are the payload of an image, a sound or a file, in base64: a data URL behind a key that
+-- may have one, or the value of a key `data`. Their bytes are no text, and say little about how many tokens they
+-- become. Any text may begin as a data URL does. So behind other keys it counts as text.
 
-local BEHIND = 16 -- bytes before a string that are looked at
+local HAS_URL = { url = true, image_url = true, audio_url = true, video_url = true, file_data = true }
+local BEHIND = 32 -- bytes before a string that are looked at
 local BEGINNING = 128 -- bytes of a string that are looked at
 
 ---@class PromptPayload
+---@field is_possible boolean
 ---@field before string what came before the string, as far as it is looked at
 ---@field beginning string the first bytes of the string, up to BEGINNING
 ---@field seen integer bytes of the string seen
@@ -18,9 +21,10 @@ local prompt_payload = {
 }
 
 --- For the strings of one value.
+---@param is_possible boolean false: none of them is a payload
 ---@return PromptPayload
-function prompt_payload.new()
-    return setmetatable({ before = "", beginning = "", seen = 0 }, PromptPayload)
+function prompt_payload.new(is_possible)
+    return setmetatable({ is_possible = is_possible, before = "", beginning = "", seen = 0 }, PromptPayload)
 end
 
 --- See what stands between two strings, or short strings.
@@ -31,7 +35,8 @@ function PromptPayload:see(piece, first, last)
 end
 
 function PromptPayload:is_payload()
-    return self.before:find '"data"%s*:%s*"$' ~= nil or self.beginning:find "^data:[^,]*;base64," ~= nil
+    local key = self.is_possible and self.before:match '"([%l_]+)"%s*:%s*"$'
+    return key == "data" or HAS_URL[key] and self.beginning:find "^data:[^,]*;base64," ~= nil or false
 end
 
 --- See bytes of a long string.
@@ -47,8 +52,9 @@ function PromptPayload:see_string(piece, first, last, is_end)
         counted = length
     end
     self.seen = self.seen + length
-    if is_end then
-        self.before, self.beginning, self.seen = "", "", 0
+    if is_end then -- a short string may be a key that two windows share
+        self.before = self.seen <= BEGINNING and (self.before .. self.beginning):sub(-BEHIND) or ""
+        self.beginning, self.seen = "", 0
     end
     return counted
 end

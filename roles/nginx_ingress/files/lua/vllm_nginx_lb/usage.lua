@@ -2,9 +2,10 @@
 --
 -- An answer that is not streamed has it near its end. A stream has it in its last events, or in all, if the client asks
 -- for it (`stream_options`), and on /v1/responses and /v1/messages in any case. The newest one counts.
--- A quote inside a JSON string is escaped, so `"usage":` is a key, never a part of generated text. A model may choose
--- keys of its own only in the input of a tool that an answer of /v1/messages shows as an object. vLLM's `usage` comes
--- after it. The text may be cut anywhere between two pieces.
+-- A quote inside a JSON string is escaped, so `"usage":` is a key, never generated text. But clients choose keys too:
+-- /v1/responses repeats `tools`, /v1/messages shows a tool's input as an object. So only the last `usage` of a complete
+-- answer is believed (answer.lua). An answer has no more tokens than bytes. The text may be cut anywhere between two
+-- pieces.
 
 local KEY = '"usage":'
 local LONGEST = 512 -- bytes of the object, with the white space before it; vLLM's have 60 to 270
@@ -22,8 +23,9 @@ local CACHED, CREATED = pattern "cache_read_input_tokens", pattern "cache_creati
 
 ---@class Usage
 ---@field rest string the last bytes, where a key or its object may have begun
+---@field seen integer bytes of the answer
 ---@field prompt_tokens integer|nil from 1 to 2^24; nil: not known so far
----@field output_tokens integer 0: not known so far
+---@field output_tokens integer at most as many as bytes were seen; 0: not known so far
 local Usage = {}
 Usage.__index = Usage
 
@@ -36,7 +38,7 @@ function usage.of(encoding)
     if encoding and encoding ~= "identity" then
         return nil
     end
-    return setmetatable({ rest = "", output_tokens = 0 }, Usage)
+    return setmetatable({ rest = "", seen = 0, output_tokens = 0 }, Usage)
 end
 
 --- A number of an object; nil if there is none that can be.
@@ -54,7 +56,8 @@ function Usage:take(object)
     if prompt and prompt > 0 and prompt <= MOST then
         self.prompt_tokens = prompt
     end
-    self.output_tokens = math.max(self.output_tokens, count(object, COMPLETION) or count(object, OUTPUT) or 0)
+    local output = count(object, COMPLETION) or count(object, OUTPUT)
+    self.output_tokens = output and math.min(output, self.seen) or self.output_tokens
 end
 
 --- Read what comes after a key.
@@ -78,6 +81,7 @@ end
 ---@param piece string
 function Usage:see(piece)
     local text = self.rest .. piece
+    self.seen = self.seen + #piece
     local key, last = text:find(KEY, 1, true)
     while key do
         local from = self:take_value(text, last + 1)

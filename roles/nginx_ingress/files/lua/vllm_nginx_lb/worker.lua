@@ -167,7 +167,7 @@ function worker.start()
     }
     worker.affinity = affinity.new(wanted, worker.counts, prefixes, worker.cache_clock)
     worker.open = open_prompts.new(dict)
-    worker.tokens = tokens.new(dict)
+    worker.tokens = tokens.new(dict, prefixes)
     worker.readings = readings.new {
         settings = wanted,
         open = worker.open,
