@@ -30,7 +30,7 @@ describe("pending", function()
             waiting:finish_due(step[1])
             assert.equal(step[2], counted)
         end
-        assert.same({}, waiting.slots)
+        assert.same({}, waiting.ends.slots)
     end)
 
     it("ends once", function()
@@ -74,6 +74,6 @@ describe("pending", function()
         assert.equal(0, counted)
         sent(3, 3 * 10 ^ 6) -- its body came late
         assert.equal(0, counted)
-        assert.same({}, waiting.slots)
+        assert.same({}, waiting.ends.slots)
     end)
 end)

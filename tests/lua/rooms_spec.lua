@@ -2,7 +2,8 @@
 
 local LAYERS = {
     { "answer_guard", "body_queue", "clock", "declared_settings", "files", "free_places", "full_nodes" },
-    { "processes", "prompt_payload", "readings_format", "request_record", "tokens", "usage" },
+    { "processes", "prompt_payload", "readings_format", "request_record", "time_slots" },
+    { "tokens", "usage" },
     { "former_key", "json_string", "meter", "model", "nginx_hash", "node_keys", "outcome", "output", "work_row" },
     { "answer", "ejection_limit", "ending", "prefill", "prompt_cells", "settings", "shared_dict", "slow_start" },
     { "weights_format", "least_work", "in_flight", "ejection_records", "json_walk", "mark_shares", "node_counts" },

@@ -6,8 +6,7 @@
 -- it is, only its output ends the pending work. So a node that hangs keeps the pending work of its streams.
 -- Requests are kept by the slot of time in which their prompts probably end. So `finish_due` looks only at these.
 
-local STEP = 0.05 -- s, of a slot
-local MOST_SLOTS = 1500 -- more than prefill.lua's longest time has
+local time_slots = require "vllm_nginx_lb.time_slots"
 
 ---@class Pending
 local Pending = {}
@@ -23,7 +22,7 @@ function pending.new(in_flight, progress)
     return setmetatable({
         in_flight = in_flight,
         progress = progress,
-        slots = {},
+        ends = time_slots.new(), -- of requests: when their prompts are probably computed
         has_ended = false, -- true: the worker shuts down, and its timer calls `finish_due` no more
     }, Pending)
 end
@@ -36,13 +35,7 @@ function Pending:expect(it, now)
         self:finish(it)
         return
     end
-    local slot = math.ceil((now + it.predicted) / STEP)
-    self.next_slot = self.next_slot or math.floor(now / STEP)
-    slot = math.max(slot, self.next_slot)
-    it.due_slot = slot
-    local requests = self.slots[slot] or {}
-    self.slots[slot] = requests
-    requests[#requests + 1] = it
+    it.due_slot = self.ends:put(it, now + it.predicted, now)
     self.progress:follow(it, now)
 end
 
@@ -59,33 +52,24 @@ end
 ---@param now number seconds of clock.lua
 function Pending:finish_due(now)
     self.progress:see(now)
-    local first, last = self.next_slot, math.floor(now / STEP)
-    if not first or last < first then
-        return
-    end
-    self.next_slot = last + 1
-    for slot = first, math.min(last, first + MOST_SLOTS) do
-        local due = self.slots[slot] or {}
-        self.slots[slot] = nil
-        for _, it in ipairs(due) do
-            if it.due_slot == slot and not it.output then -- not sent again since, and not a stream
-                self:finish(it)
-            end
+    for _, it in ipairs(self.ends:due(now)) do
+        if self.ends:is_over(it.due_slot) and not it.output then -- not sent again since, and not a stream
+            self:finish(it)
         end
     end
 end
 
 --- Count all prompts as computed, except those of streams, and all later prompts at once. The worker shuts down, and
--- nothing calls `finish_due` again.
+-- its timer calls `finish_due` no more.
 function Pending:finish_all()
     self.has_ended = true
-    for slot, requests in pairs(self.slots) do
+    for slot, requests in pairs(self.ends.slots) do
         for _, it in ipairs(requests) do
             if not it.output then
                 self:finish(it)
             end
         end
-        self.slots[slot] = nil
+        self.ends.slots[slot] = nil
     end
 end
 

@@ -5,12 +5,12 @@
 -- and the last part is pending until the first output. So of a node that hangs, each worker takes off at most seven
 -- eighths of one prompt at a time.
 
+local time_slots = require "vllm_nginx_lb.time_slots"
+
 local PARTS = 8 -- of a prompt
 -- A prompt that is shorter, or takes less time, is pending as a whole until its first output.
 local SHORTEST_BYTES, SHORTEST_SECONDS = 8192, 0.4
-local STEP = 0.05 -- s, of a slot of time
 local LONGEST = 60 -- s, until a prompt begins, and of a part
-local MOST_SLOTS = LONGEST / STEP + 1 -- later ones are empty
 
 ---@class Progress
 local Progress = {}
@@ -37,20 +37,13 @@ function progress.new(in_flight, prefill)
         in_flight = in_flight,
         prefill = prefill,
         queues = {}, -- by address: the oldest and the youngest long prompt, `first` and `last`
-        slots = {}, -- by the number of a slot of time: the prompts to look at
+        looks = time_slots.new(), -- when to look at which prompt
     }, Progress)
 end
 
 --- Whether a prompt is still pending at its node. A request that was sent again has another prompt here.
 local function is_pending(prompt)
     return prompt.it.long_prompt == prompt and prompt.it.pending > 0
-end
-
---- Look at a prompt in the first slot after a time.
-function Progress:look_at(prompt, at)
-    local slot = math.max(math.ceil(at / STEP), self.next_slot)
-    self.slots[slot] = self.slots[slot] or {}
-    table.insert(self.slots[slot], prompt)
 end
 
 --- Put a prompt at the end of the queue of its node.
@@ -112,9 +105,8 @@ function Progress:follow(it, now)
     local part_seconds = math.min(LONGEST, seconds / PARTS)
     it.long_prompt = { it = it, peer = it.peer, bytes = it.pending, part_seconds = part_seconds }
     self:append(it.long_prompt)
-    self.next_slot = self.next_slot or math.floor(now / STEP)
     local begins_in = math.min(LONGEST, constant + seconds_per_byte * (it.ahead - it.pending))
-    self:look_at(it.long_prompt, now + begins_in)
+    self.looks:put(it.long_prompt, now + begins_in, now)
 end
 
 --- Count as computed what a node has probably computed of its oldest prompt.
@@ -138,23 +130,14 @@ function Progress:look(prompt, now)
     if self:oldest(prompt.peer) == prompt then
         self:go_on(prompt, now)
     end
-    self:look_at(prompt, now + prompt.part_seconds)
+    self.looks:put(prompt, now + prompt.part_seconds, now)
 end
 
 --- Count as computed what nodes have probably computed by now.
 ---@param now number seconds of clock.lua
 function Progress:see(now)
-    local first, last = self.next_slot, math.floor(now / STEP)
-    if not first or last < first then
-        return
-    end
-    self.next_slot = last + 1
-    for slot = first, math.min(last, first + MOST_SLOTS) do
-        local due = self.slots[slot]
-        self.slots[slot] = nil
-        for i = 1, due and #due or 0 do
-            self:look(due[i], now)
-        end
+    for _, prompt in ipairs(self.looks:due(now)) do
+        self:look(prompt, now)
     end
 end
 
