@@ -58,6 +58,14 @@ def served(it: WorkStack) -> set[str | None]:
     return {it.post().node for _ in range(20)}
 
 
+def leave_room(it: WorkStack) -> None:
+    """Let node-2 have 2,000 tokens of room; no large request is under way while nginx takes the reading."""
+    read(it, node_2=FULL, node_3=HALF, node_4=HALF)
+    wait_for(lambda: served(it) <= {"node-3", "node-4"}, seconds=30)
+    read(it, node_2=0.88, node_3=HALF, node_4=HALF)  # up to nine tenths
+    wait_for(lambda: served(it) == {"node-2"}, seconds=30)
+
+
 def passed_over(it: WorkStack) -> int:
     """Return how many requests nginx says that node-2 has not got because its KV cache had no room."""
     return int(it.known()["node-2"]["passed_over"])
@@ -163,7 +171,7 @@ def test_readings_that_cannot_be_written_hold_no_weights_up(entry: WorkStack) ->
 
 
 def test_a_request_larger_than_what_is_left_goes_elsewhere(entry: WorkStack) -> None:
-    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
+    leave_room(entry)
     wait_for(lambda: entry.post(size=9000).choice == WITH_ROOM, seconds=30)
     wait_for(lambda: entry.post(size=100).node == "node-2")  # the other worker saw a large one there half a second ago
 
@@ -183,7 +191,7 @@ def test_a_request_has_room_once_nginx_has_learned_how_few_tokens_it_has(entry: 
         client = f"127.1.{number // 250 % 250}.{number % 250 + 1}"  # each client teaches little
         return entry.post(body=json.dumps({"prompt": prompt}).encode(), client=client).choice
 
-    read(entry, node_2=0.88, node_3=HALF, node_4=HALF)  # 2,000 tokens are left up to nine tenths
+    leave_room(entry)
     wait_for(lambda: {choice() for _ in range(10)} == {WITH_ROOM}, seconds=30)
     for node in entry.nodes:
         node.posted = say_usage
